@@ -1,0 +1,57 @@
+"""What the Res-UNet bundle needs beyond MONAI, PyTorch and Ignite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .cases import MODALITIES, find_cases, split_cases, write_datalist
+from .checkpoints import LoadWeights, ResumeRun, SaveCheckpoints
+from .dataset import EpochSeed, PatchDataset
+from .errors import BundleError, Finding, show_clear_errors
+from .inferer import BrainInferer, argmax_labels
+from .loss import RegionDiceLoss
+from .network import ResUNet
+from .progress import Progress, installed
+from .reading import LoadCased
+from .regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
+from .sampling import TumourCentredCropd, TumourVoxelsd
+from .scores import ScoreCases
+from .version import __version__
+from .writing import WriteSegmentations
+
+__all__ = [
+    "MODALITIES",
+    "REGIONS",
+    "BrainInferer",
+    "BundleError",
+    "EpochSeed",
+    "Finding",
+    "LoadCased",
+    "LoadWeights",
+    "PatchDataset",
+    "Progress",
+    "RegionDiceLoss",
+    "RegionProbabilitiesd",
+    "ResUNet",
+    "ResumeRun",
+    "SaveCheckpoints",
+    "ScoreCases",
+    "TumourCentredCropd",
+    "TumourVoxelsd",
+    "WriteSegmentations",
+    "__version__",
+    "argmax_labels",
+    "bundle_root",
+    "find_cases",
+    "installed",
+    "region_output",
+    "regions_of",
+    "show_clear_errors",
+    "split_cases",
+    "write_datalist",
+]
+
+
+def bundle_root() -> str:
+    """Folder of the bundle that this package lies in, whatever the working directory."""
+    return str(Path(__file__).resolve().parents[1])

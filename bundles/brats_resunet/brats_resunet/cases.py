@@ -1,0 +1,419 @@
+"""Find, check and split the cases of a BraTS data set: `dataset_dir` is all a user has to give.
+
+A case is a plain dict, so that it can be hashed, cached and written as JSON:
+
+    case          name of the scan, e.g. "BraTS2021_00006"; unique within the data set
+    patient       name that all scans of one patient share
+    image         files of the modalities in the network's order (T1, T1ce, T2, FLAIR), or one 4-D file
+    channels      which channel of a 4-D file holds each modality, in the same order; [0, 1, 2, 3] otherwise
+    label         file of the manual segmentation, "" where there is none
+    label_values  the data set's own values of background, necrotic core (NCR), oedema (ED), enhancing tumour (ET)
+    subset        "training" or "validation" where a datalist says so, else ""
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from .errors import BundleError, Finding
+from .files import write_whole
+from .reading import read_array
+
+MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
+
+Case = dict[str, Any]
+
+# file suffix -> role, and the value of enhancing tumour that goes with the names
+_NAMES_2018 = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR", "seg": "label"}
+_NAMES_2023 = {"t1n": "T1", "t1c": "T1ce", "t2w": "T2", "t2f": "FLAIR", "seg": "label"}
+_PATTERN_2018 = re.compile(r"^(?P<case>.+)_(?P<role>t1|t1ce|t2|flair|seg)\.nii(\.gz)?$", re.IGNORECASE)
+_PATTERN_2023 = re.compile(r"^(?P<case>.+)-(?P<role>t1n|t1c|t2w|t2f|seg)\.nii(\.gz)?$", re.IGNORECASE)
+_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+
+# Medical Segmentation Decathlon Task01 stores FLAIR, T1w, T1gd, T2w in one 4-D file and numbers ED 1, NCR 2, ET 3
+_MSD_CHANNELS = [1, 2, 3, 0]
+_MSD_LABELS = [0, 2, 1, 3]
+
+# BraTS 2023+ "BraTS-GLI-00001-000" and BraTS 2017-2019 "Brats18_TCIA01_147_1" end on the time point
+_TIME_POINT = re.compile(r"^(BraTS-[A-Za-z]+-\d+)-\d{3}$|^(BraTS1[789]_.+_\d+)_\d+$", re.IGNORECASE)
+
+_NAMES_EXPECTED = (
+    "<case>_{t1,t1ce,t2,flair}.nii[.gz] (BraTS 2018-2021), <case>-{t1n,t1c,t2w,t2f}.nii[.gz] (BraTS 2023+), "
+    "imagesTr/<case>.nii.gz (Medical Segmentation Decathlon Task01) or 4-D NIfTI files"
+)
+
+
+def find_cases(
+    dataset_dir: str | os.PathLike | None,
+    datalist: str | os.PathLike | None = None,
+    labelled: bool = True,
+    et_label: int | None = None,
+    channel_order: Sequence[int] | None = None,
+    patch_size: Sequence[int] | None = None,
+) -> list[Case]:
+    """Cases of a data set in sorted order, after a check of all their headers (seconds for a thousand cases).
+
+    Args:
+        dataset_dir: folder searched to any depth; or one case folder; or one file of a case; or one 4-D NIfTI.
+        datalist: JSON in MONAI's form, used instead of a search: `{"training": [{"image": [T1, T1ce, T2, FLAIR] or one
+            4-D file, "label": file}], "validation": [...]}`, paths relative to `dataset_dir` (to the JSON's own folder
+            if that is not given). Cases under any other key ("testing", ...) are taken when `labelled` is False.
+        labelled: whether every case must have a segmentation.
+        et_label: value of enhancing tumour in the label files, 3 or 4. None looks into the label files until one holds
+            a 3 or a 4; without labels the file names decide (2018-2021: 4, 2023+: 3).
+        channel_order: for 4-D files, the channels that hold T1, T1ce, T2 and FLAIR. None: as in Decathlon Task01 for
+            its folders, [0, 1, 2, 3] for any other file.
+        patch_size: voxels; refused if it is larger than a volume.
+
+    Raises:
+        BundleError: all that is wrong with all cases at once: no cases, missing or doubled files, unreadable headers,
+            images that are not 3-D, grids that differ within a case.
+    """
+    if not dataset_dir and not datalist:
+        raise BundleError("no data set given. Add --dataset_dir DIR with the folder that holds your cases.")
+    if et_label not in (None, 3, 4):
+        raise BundleError(f"et_label is {et_label!r}; expected 3, 4 or null (detect it).")
+    if datalist:
+        cases, findings = _from_datalist(Path(datalist), dataset_dir, labelled)
+    else:
+        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled)
+    for case in cases:
+        if channel_order is not None and len(case["image"]) == 1:
+            case["channels"] = [int(c) for c in channel_order]
+    findings += check_headers(cases, patch_size)
+    if findings:
+        raise BundleError(_count(findings, cases) + "\n" + "\n".join(str(f) for f in findings))
+    if not cases:
+        where = datalist or dataset_dir
+        raise BundleError(Finding(str(where), "no case", _NAMES_EXPECTED, "check the folder given as --dataset_dir"))
+    _set_et_label(cases, et_label)
+    return cases
+
+
+def split_cases(
+    cases: Sequence[Case], train_cases: int = 1000, train_fraction: float = 0.8
+) -> dict[str, list[Case]]:
+    """Upstream's split, in a form that also serves smaller folders: the first `train_cases` train, the rest validate.
+
+    Scans of one patient stay on one side: the patient at the boundary trains. Where a datalist names a validation
+    part, that is the split.
+
+    Args:
+        cases: in sorted order.
+        train_cases: number of cases that train, where there are more than that.
+        train_fraction: the part of the cases that trains where there are not more than `train_cases`, 0 to 1.
+
+    Returns:
+        `{"training": [...], "validation": [...]}`.
+
+    Raises:
+        BundleError: if one side is left without a case.
+    """
+    if any(case["subset"] == "validation" for case in cases):
+        training = [case for case in cases if case["subset"] == "training"]
+        validation = [case for case in cases if case["subset"] == "validation"]
+        both = sorted({c["patient"] for c in training} & {c["patient"] for c in validation})
+        if both:
+            raise BundleError(f"the datalist puts scans of one patient into training and validation: {', '.join(both)}")
+    else:
+        wanted = train_cases if len(cases) > train_cases else round(train_fraction * len(cases))
+        patients: dict[str, list[Case]] = {}
+        for case in cases:
+            patients.setdefault(case["patient"], []).append(case)
+        training, validation = [], []
+        for position, scans in enumerate(patients.values()):
+            last = position == len(patients) - 1 and bool(training)  # small folders: keep somebody to validate on
+            (training if len(training) < max(wanted, 1) and not last else validation).extend(scans)
+    if not training or not validation:
+        raise BundleError(
+            f"{len(cases)} case(s) give {len(training)} for training and {len(validation)} for validation; expected at "
+            "least one each, from different patients. Add cases, or give a datalist with a validation part."
+        )
+    return {"training": training, "validation": validation}
+
+
+def write_datalist(split: Mapping[str, Sequence[Case]], path: str, rank: int = 0) -> None:
+    """Write a split as a datalist that `find_cases` reads back; by rank 0 alone.
+
+    Args:
+        split: as `split_cases` returns it.
+        path: JSON file, replaced as a whole.
+        rank: of this process.
+    """
+    if rank == 0:
+        text = json.dumps({part: [_entry(case) for case in cases] for part, cases in split.items()}, indent=2)
+        write_whole(path, lambda file: file.write(text.encode()))
+
+
+def check_headers(cases: Iterable[Case], patch_size: Sequence[int] | None = None) -> list[Finding]:
+    """What the headers of the cases' files show to be wrong; reads no voxel.
+
+    Args:
+        cases: as described at the top of this file.
+        patch_size: voxels; a finding for each case that is smaller along an axis. None: not checked.
+    """
+    with ThreadPoolExecutor(8) as pool:  # on network drives the latency of opening a file dominates
+        return [f for found in pool.map(lambda case: _check_case(case, patch_size), cases) for f in found]
+
+
+def patient_of(case: str) -> str:
+    """Name that all scans of one patient share, e.g. "BraTS-GLI-00001" for "BraTS-GLI-00001-000"."""
+    match = _TIME_POINT.match(case)
+    return next(filter(None, match.groups())) if match else case
+
+
+def _from_folder(root: Path, labelled: bool) -> tuple[list[Case], list[Finding]]:
+    if not root.exists():
+        raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
+    only = None
+    if root.is_file():
+        named = _role_of(root.name)
+        if named is None:
+            return [_volume_case(root, "", [0, 1, 2, 3], [0, 1, 2, 4])], []
+        only, root = named[0], root.parent
+    named_files: dict[str, dict[str, list[Path]]] = {}
+    other: list[Path] = []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(f for f in files if not f.startswith(".") and _NIFTI.search(f)):
+            named = _role_of(name)
+            if named is None:
+                other.append(Path(folder, name))
+            elif only in (None, named[0]):
+                named_files.setdefault(named[0], {}).setdefault(named[1], []).append(Path(folder, name))
+    if named_files:
+        return _named_cases(named_files, labelled)
+    return _volume_cases(other, labelled)
+
+
+def _role_of(name: str) -> tuple[str, str] | None:
+    """Case and role ("T1" ... "FLAIR", "label", with the names' year) of a BraTS file name."""
+    for pattern, roles in ((_PATTERN_2018, _NAMES_2018), (_PATTERN_2023, _NAMES_2023)):
+        match = pattern.match(name)
+        if match:
+            return match["case"], roles[match["role"].lower()]
+    return None
+
+
+def _named_cases(files: dict[str, dict[str, list[Path]]], labelled: bool) -> tuple[list[Case], list[Finding]]:
+    cases, findings = [], []
+    for name in sorted(files):
+        roles = files[name]
+        any_file = next(iter(roles.values()))[0]
+        new_names = _PATTERN_2023.match(any_file.name) is not None
+        wanted = MODALITIES + (("label",) if labelled else ())
+        missing = [role for role in wanted if role not in roles]
+        doubled = [role for role, found in roles.items() if len(found) > 1]
+        if missing:
+            suffix = {role: key for key, role in (_NAMES_2023 if new_names else _NAMES_2018).items()}
+            separator = "-" if new_names else "_"
+            findings.append(
+                Finding(
+                    str(any_file.parent),
+                    f"case {name} has " + (", ".join(f.name for role in roles.values() for f in role)),
+                    "also " + ", ".join(f"{name}{separator}{suffix[role]}.nii.gz ({role})" for role in missing),
+                    "add the missing file, or take the case out of the folder",
+                )
+            )
+        if doubled:
+            findings.append(
+                Finding(
+                    str(any_file.parent),
+                    f"case {name} has more than one {' and '.join(doubled)}: "
+                    + ", ".join(str(f) for role in doubled for f in roles[role]),
+                    "one file for each modality",
+                    "keep one of them; results of an earlier run belong outside the data set folder",
+                )
+            )
+        if not missing and not doubled:
+            label = roles["label"][0] if "label" in roles else ""
+            values = [0, 1, 2, 3 if new_names else 4]
+            cases.append(_case(name, [roles[m][0] for m in MODALITIES], label, [0, 1, 2, 3], values))
+    return cases, findings
+
+
+def _volume_cases(files: Iterable[Path], labelled: bool) -> tuple[list[Case], list[Finding]]:
+    """4-D files: Decathlon's imagesTr / labelsTr, or any folder of 4-D volumes."""
+    cases, findings = [], []
+    for file in files:
+        decathlon = file.parent.name in ("imagesTr", "imagesTs")
+        if file.parent.name in ("labelsTr", "labelsTs") or (not decathlon and _dimensions(file) == 3):
+            continue
+        label = file.parent.with_name(file.parent.name.replace("images", "labels")) / file.name
+        if decathlon and label.is_file():
+            cases.append(_volume_case(file, label, _MSD_CHANNELS, _MSD_LABELS))
+        elif labelled and file.parent.name != "imagesTs":
+            findings.append(
+                Finding(str(file), f"no {label}", "a segmentation of the same name in labelsTr", "add the label file")
+            )
+        elif not labelled:
+            channels, values = (_MSD_CHANNELS, _MSD_LABELS) if decathlon else ([0, 1, 2, 3], [0, 1, 2, 4])
+            cases.append(_volume_case(file, "", channels, values))
+    return cases, findings
+
+
+def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Case], list[Finding]]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            Finding(str(path), f"cannot be read as JSON ({error})", "a MONAI datalist", "check --datalist")
+        ) from error
+    parts = {"training": "training", "validation": "validation"}
+    if not labelled:
+        parts.update({key: "" for key in content if key.startswith("test")})
+    base = Path(str(dataset_dir)) if dataset_dir else path.parent
+    cases, findings = [], []
+    for key, subset in parts.items():
+        for position, entry in enumerate(content.get(key, [])):
+            where = f"{path} ({key}[{position}])"
+            images = entry.get("image") if isinstance(entry, dict) else None
+            images = [images] if isinstance(images, str) else images
+            if not isinstance(images, list) or len(images) not in (1, 4):
+                findings.append(
+                    Finding(where, f"image: {images!r}", "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it")
+                )
+                continue
+            label = entry.get("label") or ""
+            if labelled and not label:
+                findings.append(Finding(where, "no label", "a segmentation file", "add it to the entry"))
+                continue
+            files = [base / image for image in images]
+            named = _role_of(files[0].name)
+            name = str(entry.get("case") or (named[0] if named else _NIFTI.sub("", files[0].name)))
+            new_names = _PATTERN_2023.match(files[0].name) is not None
+            case = _case(name, files, base / label if label else "", [0, 1, 2, 3], [0, 1, 2, 3 if new_names else 4])
+            if files[0].parent.name in ("imagesTr", "imagesTs"):
+                case.update(channels=_MSD_CHANNELS, label_values=_MSD_LABELS)
+            for key in ("label_values", "channels"):
+                if entry.get(key):
+                    case[key] = [int(value) for value in entry[key]]
+            cases.append({**case, "patient": str(entry.get("patient") or case["patient"]), "subset": subset})
+    names = [case["case"] for case in cases]
+    for name in sorted({n for n in names if names.count(n) > 1}):
+        findings.append(Finding(str(path), f"case {name} more than once", "unique case names", 'add a "case" key'))
+    return sorted(cases, key=lambda case: case["case"]), findings
+
+
+def _case(name: str, image: Sequence[Path], label: Path | str, channels: list[int], values: list[int]) -> Case:
+    return {
+        "case": name,
+        "patient": patient_of(name),
+        "image": [str(file) for file in image],
+        "channels": list(channels),
+        "label": str(label),
+        "label_values": list(values),
+        "subset": "",
+    }
+
+
+def _volume_case(file: Path, label: Path | str, channels: list[int], values: list[int]) -> Case:
+    return _case(_NIFTI.sub("", file.name), [file], label, channels, values)
+
+
+def _entry(case: Case) -> dict[str, Any]:
+    keys = ("case", "patient", "channels", "label_values")
+    return {"image": [str(Path(f).resolve()) for f in case["image"]], "label": str(Path(case["label"]).resolve())} | {
+        key: case[key] for key in keys
+    }
+
+
+def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:
+    findings: list[Finding] = []
+    reference: tuple[str, tuple[int, ...], np.ndarray] | None = None
+    for file in [*case["image"], *([case["label"]] if case["label"] else [])]:
+        try:
+            header = nib.load(file)
+            shape, affine = tuple(int(n) for n in header.shape), np.asarray(header.affine)
+        except Exception as error:  # nibabel raises a dozen types for what is one thing to the user
+            findings.append(
+                Finding(file, f"cannot be read ({error})", "a NIfTI file", "copy or download the file again")
+            )
+            continue
+        volume = len(case["image"]) == 1 and file != case["label"]
+        dimensions = 4 if volume else 3
+        if not volume and len(shape) == 4 and shape[3] == 1:
+            shape = shape[:3]
+        if len(shape) != dimensions or min(shape[:3]) < 2:
+            findings.append(
+                Finding(
+                    file,
+                    f"a {sum(n > 1 for n in shape)}-D image of shape {_by(shape)}",
+                    "one 4-D image with a channel for each modality" if volume else "a 3-D volume",
+                    "give the whole volume; slices cannot be segmented",
+                )
+            )
+            continue
+        if volume and shape[3] <= max(case["channels"]):
+            findings.append(
+                Finding(file, f"{shape[3]} channels", "4 channels: T1, T1ce, T2, FLAIR", "add the missing modalities")
+            )
+            continue
+        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+            findings.append(Finding(file, "an affine that is not invertible", "a spatial grid in mm", "mend the header"))
+            continue
+        if reference is None:
+            reference = (file, shape[:3], affine)
+            if patch_size is not None and any(p > n for p, n in zip(patch_size, shape, strict=False)):
+                findings.append(
+                    Finding(
+                        file,
+                        f"a volume of {_by(shape[:3])} voxels",
+                        f"at least patch_size {_by(patch_size)}",
+                        'give a smaller patch, e.g. --patch_size "[64,64,64]"',
+                    )
+                )
+        elif shape[:3] != reference[1] or not np.allclose(affine, reference[2], rtol=0, atol=1e-2):
+            what = f"grid {_by(shape[:3])}, affine {_rows(affine)}"
+            findings.append(
+                Finding(
+                    file,
+                    what,
+                    f"the grid of {reference[0]}: {_by(reference[1])}, affine {_rows(reference[2])}",
+                    "co-register and resample the modalities of a case to one grid",
+                )
+            )
+    return findings
+
+
+def _set_et_label(cases: list[Case], et_label: int | None) -> None:
+    """Give every case the data set's value of enhancing tumour: forced, else seen in the labels, else by the names."""
+    own = [case for case in cases if case["label_values"] != _MSD_LABELS]
+    if et_label is None:
+        for case in own:
+            if case["label"]:
+                seen = {3, 4} & set(np.unique(read_array(case["label"])).tolist())
+                if len(seen) == 1:  # with both the case is refused, by name, when it is decoded
+                    et_label = seen.pop()
+                    break
+    for case in own:
+        if et_label is not None:
+            case["label_values"] = [*case["label_values"][:3], et_label]
+
+
+def _dimensions(file: Path) -> int:
+    try:
+        return len(nib.load(file).shape)
+    except Exception:
+        return 4  # let the header check name it
+
+
+def _count(findings: list[Finding], cases: list[Case]) -> str:
+    return f"{len(findings)} problem(s) in the data set; nothing was started. {len(cases)} case(s) are complete."
+
+
+def _by(shape: Iterable[int]) -> str:
+    return "x".join(str(int(n)) for n in shape)
+
+
+def _rows(affine: np.ndarray) -> str:
+    return str(np.round(affine[:3], 3).tolist())

@@ -1,0 +1,152 @@
+"""3-D Res-UNet with deep supervision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+
+class ResUNet(nn.Module):
+    """3-D U-Net of residual blocks (two 3x3x3 convolutions, instance norm) with deep supervision.
+
+    The encoder halves the resolution by the stride of a block's first convolution; the decoder doubles it by a
+    transposed convolution, concatenates the encoder's features and passes them through a residual block. With the
+    default widths this is the network of the upstream write-up: encoder 32-64-128-256, bottleneck 512, and 1x1x1 heads
+    at 1/2 and 1/4 resolution beside the one at full resolution. Any spatial size of at least two voxels at the
+    bottleneck works; sizes that do not divide by 2^(levels - 1) are rounded up on the way down and cut back on the way up.
+
+    Residual learning: He et al., 2016, https://arxiv.org/abs/1512.03385. 3-D U-Net: Cicek et al., 2016,
+    https://arxiv.org/abs/1606.06650. Deep supervision: Lee et al., 2015, https://arxiv.org/abs/1409.5185.
+
+    Args:
+        in_channels: image channels; the bundle's order is T1, T1ce, T2, FLAIR.
+        out_channels: classes, background among them.
+        channels: features at each resolution from the finest to the bottleneck; their number is the depth.
+        supervised_levels: how many coarser resolutions (1/2, 1/4, ...) get a head while training; 0 for none.
+
+    Raises:
+        ValueError: if `channels` has fewer than two entries or one below 1, or if `supervised_levels` does not leave
+            the bottleneck without a head.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 4,
+        out_channels: int = 4,
+        channels: Sequence[int] = (32, 64, 128, 256, 512),
+        supervised_levels: int = 2,
+    ) -> None:
+        super().__init__()
+        channels = [int(c) for c in channels]
+        if len(channels) < 2 or min(channels) < 1:
+            raise ValueError(f"channels must be two or more positive widths, got {channels}.")
+        if not 0 <= supervised_levels <= len(channels) - 2:
+            raise ValueError(
+                f"supervised_levels must be from 0 to {len(channels) - 2} for {len(channels)} resolutions, "
+                f"got {supervised_levels}."
+            )
+        self.channels = channels
+        widths = [in_channels, *channels]
+        self.encoder = nn.ModuleList(
+            ResidualBlock(before, after, stride=1 if level == 0 else 2)
+            for level, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+        )
+        # from here on index 0 is the finest resolution, as in the encoder
+        self.upsample = nn.ModuleList(
+            nn.ConvTranspose3d(coarse, fine, kernel_size=2, stride=2, bias=False)
+            for fine, coarse in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.decoder = nn.ModuleList(ResidualBlock(2 * width, width) for width in channels[:-1])
+        self.heads = nn.ModuleList(
+            nn.Conv3d(width, out_channels, kernel_size=1) for width in channels[: supervised_levels + 1]
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """Logits of `x`.
+
+        Args:
+            x: image, B x in_channels x HWD.
+
+        Returns:
+            B x out_channels x HWD in evaluation mode (and with `supervised_levels=0`); while training a list of
+            `supervised_levels + 1` such tensors at full, 1/2, 1/4, ... resolution.
+
+        Raises:
+            ValueError: if `x` has another number of channels or is too small for the depth.
+        """
+        in_channels = self.encoder[0].conv1.in_channels
+        shortest = min(x.shape[2:])
+        if x.shape[1] != in_channels or shortest <= 2 ** (len(self.channels) - 1):
+            raise ValueError(
+                f"the network takes {in_channels} channels and more than {2 ** (len(self.channels) - 1)} voxels along "
+                f"each axis for its {len(self.channels)} resolutions, got an input of shape {tuple(x.shape)}."
+            )
+        skips = []
+        for block in self.encoder:
+            x = block(x)
+            skips.append(x)
+        skips.pop()
+        outputs: list[torch.Tensor] = []
+        for level in range(len(self.decoder) - 1, -1, -1):
+            skip = skips.pop()  # popped, so that its memory can go as soon as the block is done with it
+            x = self.upsample[level](x)
+            if x.shape[2:] != skip.shape[2:]:
+                x = x[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]]
+            x = self.decoder[level](torch.cat((x, skip), dim=1))
+            if level == 0 or (self.training and level < len(self.heads)):
+                outputs.insert(0, self.heads[level](x))
+        return outputs if self.training and len(self.heads) > 1 else outputs[0]
+
+    def inference_bytes(self, shape: Sequence[int]) -> int:
+        """Estimate of the memory that one forward pass without gradients takes, in bytes, in single precision.
+
+        The peak is at the finest decoder block. In units of a full-resolution feature map of the first width: skip
+        and upsampled features (2) and their concatenation (2), the block's input and residual path (1) and two
+        convolution outputs (2), and the working copies of the convolution (2, measured on CPU).
+
+        Args:
+            shape: HWD of the input, in voxels.
+        """
+        voxels = 1
+        for n in shape:
+            voxels *= int(n)
+        return 4 * voxels * (9 * self.channels[0] + 2 * self.encoder[0].conv1.in_channels)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3x3 convolutions with instance norm beside a shortcut: norm(conv(act(norm(conv(x))))) + x, activated.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output; the shortcut is a 1x1x1 convolution where they or the size differ.
+        stride: of the first convolution and the shortcut.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
+        super().__init__()
+        # no biases before a norm that subtracts the mean
+        self.conv1 = nn.Conv3d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.InstanceNorm3d(out_channels, affine=True)
+        self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.InstanceNorm3d(out_channels, affine=True)
+        self.act = nn.LeakyReLU(0.01, inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Conv3d(in_channels, out_channels, 1, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map B x in_channels x HWD to B x out_channels x H'W'D', H' = ceil(H / stride)."""
+        y = self.act(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        y += self.shortcut(x)
+        return self.act(y)
+
+
+def channels_of(state: Mapping[str, torch.Tensor]) -> list[int]:
+    """Widths of the `ResUNet` that a state dict belongs to; empty if it belongs to another network."""
+    widths = []
+    while f"encoder.{len(widths)}.conv1.weight" in state:
+        widths.append(int(state[f"encoder.{len(widths)}.conv1.weight"].shape[0]))
+    return widths
