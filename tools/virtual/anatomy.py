@@ -1,0 +1,171 @@
+"""A different healthy head per case: the ICBM152 tissue maps, warped at random.
+
+Source: the ICBM152 2009a grey- and white-matter probability maps and T1 template that `nilearn` carries in its
+package, so nothing is downloaded. Their notice: Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre,
+Montreal Neurological Institute, McGill University; use, copying, changing and distribution are free for any purpose
+and without fee, provided that this copyright notice appears in all copies; no warranty.
+Fonov et al., NeuroImage 54 (2011) 313-327; Fonov et al., NeuroImage 47 (2009) S102.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from nilearn import datasets
+from scipy import ndimage
+
+from tools.virtual.fields import FIELD_MM, Axes, Push, SmoothField
+
+_CENTRE_MM = np.array([118.5, 128.5, 69.0])  # middle of the brain in BraTS images, mm on their 1 mm grid
+_MNI_CENTRE_MM = np.array([0.0, -17.0, 5.0])  # middle of the ICBM152 brain
+_MNI_PER_BRATS = np.array([-1.06, -1.05, 1.10])  # ICBM152 is larger than the BraTS atlas, and RAS where BraTS is LPS
+_VENTRICLES_MNI_MM = np.array([0.0, -18.0, 12.0])
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A head without tumour on a grid (X, Y, Z).
+
+    `gm`, `wm`, `csf`: float32 fractions 0-1 that sum to 1 inside the brain and are 0 outside it;
+    `brain`: bool, the skull-stripped brain with its fluid;
+    `depth_mm`: float32, distance to the brain's surface, positive inside;
+    `side_mm`: float32, signed distance from the plane between the hemispheres (positive: right);
+    `height_mm`: float32, height above the commissures, to tell cerebrum from brainstem and cerebellum;
+    `detail`: float32, about -0.3 to 0.3, what the T1 template knows beyond the three tissues (1 = white matter).
+    """
+
+    gm: np.ndarray
+    wm: np.ndarray
+    csf: np.ndarray
+    brain: np.ndarray
+    depth_mm: np.ndarray
+    side_mm: np.ndarray
+    height_mm: np.ndarray
+    detail: np.ndarray
+
+
+class Head:
+    """One random head: draw it once, then sample it on any grid, with or without pushes from tumours."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._bend = [SmoothField.draw(rng, 40.0) for _ in range(3)]
+        self._wiggle = [SmoothField.draw(rng, 15.0) for _ in range(3)]
+        self._rough = SmoothField.draw(rng, 8.0)
+        self._folds = [SmoothField.draw(rng, 6.0) for _ in range(2)]
+        self._bend_mm = rng.uniform(1.5, 3.0)
+        self._wiggle_mm = rng.uniform(0.7, 1.2)
+        self._sulci = rng.uniform(0.7, 1.6)  # below 1: tight sulci of the young; above: atrophy
+        angles = rng.normal(0.0, np.deg2rad(3.0), 3)
+        scale = _MNI_PER_BRATS * rng.normal(1.0, 0.03) * rng.normal(1.0, 0.02, 3)
+        self._matrix = _rotation(angles) * scale
+        self._shift = rng.normal(0.0, 2.0, 3)
+        peak = rng.uniform(-1.5, 4.0)
+        self._ventricles = Push(_VENTRICLES_MNI_MM, 22.0, peak, 45.0)
+
+    def sample(self, axes: Axes, spacing_mm: float, pushes: tuple[Push, ...] = ()) -> Anatomy:
+        """The head on the grid spanned by `axes` (mm), `spacing_mm` apart, after `pushes` (in the same mm)."""
+        points = np.stack(np.meshgrid(*(np.asarray(axis, np.float32) for axis in axes), indexing="ij"))
+        if pushes:
+            # Bone does not move: near the surface a push dies out and the tissue is squeezed instead.
+            room = np.clip(self._surface(axes) / 18.0, 0.0, 1.0)
+            points += room * sum(push.sources(points) for push in pushes)
+        mni = self._to_mni(points, axes)
+        gm, wm, t1, depth_mm = _lookup(_templates(round(max(0.0, 0.4 * (spacing_mm - 1.0)), 2)), mni)
+        rough = self._rough.at(axes)
+        brain = depth_mm + 0.7 * rough > 1.0
+        # The template ends in a film of fluid; a stripped skull takes most of it along, here more and there less.
+        film = np.clip(0.5 + 0.35 * rough + 0.25 * (depth_mm - 1), 0, 1)
+        gm, wm, csf = self._individual(gm, wm, film, brain, axes)
+        detail = np.where(brain, t1 - (0.75 * gm + wm + 0.28 * csf), 0).clip(-0.3, 0.3)
+        return Anatomy(gm, wm, csf, brain, depth_mm, mni[0], mni[2], detail)
+
+    def _surface(self, axes: Axes) -> np.ndarray:
+        """Depth below the unpushed surface, on every sixth sample, spread back to the grid: (X, Y, Z), mm."""
+        coarse = tuple(np.linspace(axis[0], axis[-1], max(2, len(axis) // 6)) for axis in axes)
+        points = np.stack(np.meshgrid(*(axis.astype(np.float32) for axis in coarse), indexing="ij"))
+        depth = _lookup(_templates(0.0), self._to_mni(points, (coarse[0], coarse[1], coarse[2])))[3:]
+        size = tuple(len(axis) for axis in axes)
+        grown = torch.nn.functional.interpolate(
+            torch.from_numpy(depth.copy())[None], size=size, mode="trilinear", align_corners=True
+        )
+        return grown[0, 0].numpy()
+
+    def _to_mni(self, points: np.ndarray, axes: Axes) -> np.ndarray:
+        """Template positions (3, ...), mm, of `points` (3, ...), which lie near the grid spanned by `axes`."""
+        moved = points - (_CENTRE_MM + self._shift).astype(np.float32).reshape(3, 1, 1, 1)
+        for axis in range(3):
+            moved[axis] += self._bend_mm * self._bend[axis].at(axes)
+            moved[axis] += self._wiggle_mm * self._wiggle[axis].at(axes)
+        mni = np.empty_like(moved)
+        for row, centre, found in zip(self._matrix.astype(np.float32), _MNI_CENTRE_MM, mni, strict=True):
+            # Written out: the last bit of a matrix product may depend on the number of threads.
+            found[...] = row[0] * moved[0] + row[1] * moved[1] + row[2] * moved[2] + np.float32(centre)
+        mni += self._ventricles.sources(mni)
+        return mni
+
+    def _individual(
+        self, gm: np.ndarray, wm: np.ndarray, film: np.ndarray, brain: np.ndarray, axes: Axes
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Turns averages over many people into one person: shifts the borders at random, then sharpens them."""
+        g, w = gm[brain], wm[brain]
+        c = np.clip(1 - g - w, 0, 1) * film[brain]
+        g = g * np.exp(0.35 * self._folds[0].at(axes)[brain])
+        c = self._sulci * c * np.exp(0.5 * self._folds[1].at(axes)[brain])
+        g, w, c = g**1.5, w**1.5, c**1.5
+        total = g + w + c + 1e-6
+        full = []
+        for part in (g, w, c + 1e-6):
+            volume = np.zeros(brain.shape, np.float32)
+            volume[brain] = part / total
+            full.append(volume)
+        return full[0], full[1], full[2]
+
+
+def grid(shape: tuple[int, int, int]) -> tuple[Axes, tuple[float, float, float]]:
+    """Sample positions (mm) along the three axes and spacings (mm) of a grid `shape` that covers FIELD_MM."""
+    spacing = tuple(length / count for length, count in zip(FIELD_MM, shape, strict=True))
+    axes = tuple((np.arange(n) + 0.5) * step - 0.5 for n, step in zip(shape, spacing, strict=True))
+    return (axes[0], axes[1], axes[2]), (spacing[0], spacing[1], spacing[2])
+
+
+@functools.lru_cache(maxsize=4)
+def _templates(sigma_mm: float) -> torch.Tensor:
+    """(1, 4, X, Y, Z) on a 1 mm grid: grey, white, T1 (1 = white matter), all smoothed by sigma_mm; depth in mm."""
+    if sigma_mm:
+        maps = _templates(0.0).numpy().copy()
+        for volume in maps[0, :3]:
+            ndimage.gaussian_filter(volume, sigma_mm, output=volume, truncate=3)
+        return torch.from_numpy(maps)
+    loaders = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template, datasets.load_mni152_template)
+    gm, wm, t1 = (load(resolution=1).get_fdata(dtype=np.float32) for load in loaders)
+    brain = ndimage.binary_fill_holes(t1 > 0.02)
+    near = tuple(slice(max(0, part.start - 6), part.stop + 6) for part in ndimage.find_objects(brain.astype(int))[0])
+    depth = np.full(brain.shape, -6, np.float32)
+    depth[near] = ndimage.distance_transform_edt(brain[near]) - ndimage.distance_transform_edt(~brain[near])
+    return torch.from_numpy(np.stack([gm, wm, t1 / np.float32(0.875), depth]))[None]  # 0.875: its white matter
+
+
+def _lookup(maps: torch.Tensor, mni: np.ndarray) -> np.ndarray:
+    """Linear interpolation of `maps` (1, C, X, Y, Z) at `mni` (3, ...) mm; the border value outside: (C, ...)."""
+    where = np.empty((*mni.shape[1:], 3), np.float32)
+    for axis, first_mm in enumerate((-98.0, -134.0, -72.0)):  # the position of the templates' first voxel
+        # grid_sample counts the axes from the last, and each from -1 to 1.
+        np.multiply(
+            mni[axis] - np.float32(first_mm), np.float32(2 / (maps.shape[2 + axis] - 1)), out=where[..., 2 - axis]
+        )
+    where -= 1
+    found = torch.nn.functional.grid_sample(
+        maps, torch.from_numpy(where)[None], mode="bilinear", padding_mode="border", align_corners=True
+    )
+    return found[0].numpy()
+
+
+def _rotation(angles: np.ndarray) -> np.ndarray:
+    (sx, sy, sz), (cx, cy, cz) = np.sin(angles), np.cos(angles)
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x

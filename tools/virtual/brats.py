@@ -1,0 +1,154 @@
+"""Virtual BraTS: made-up glioma cases that look like those of BraTS 2021.
+
+A case is a folder `VirtualGlioma_00000` with `VirtualGlioma_00000_{t1,t1ce,t2,flair,seg}.nii.gz`: skull-stripped
+int16 scans with background 0, and a uint8 label map with 0, 1 (necrotic or non-enhancing core), 2 (oedema) and
+4 (enhancing tumour). No patient is behind it: see `anatomy.py` for the source of the heads and its licence notice.
+
+Every grid covers the field of view of BraTS, 240 x 240 x 155 mm in LPS orientation. The full shape has 1 mm voxels; a
+smaller shape keeps the whole head and takes larger voxels, and the affine says so: 96 x 96 x 72 has voxels of
+2.5 x 2.5 x 2.15 mm. The same case at two shapes is the same head and tumour, sampled differently.
+"""
+
+from __future__ import annotations
+
+import gzip
+import operator
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from tools.virtual.acquisition import MODALITIES, scan
+from tools.virtual.anatomy import Head, grid
+from tools.virtual.fields import Axes
+from tools.virtual.tumour import Tumour
+
+SHAPE = (240, 240, 155)
+"""Voxels of a full-size case."""
+
+MIN_VOXELS = 32
+"""Fewest voxels along an axis; below it, small tumours vanish between voxels."""
+
+
+def brats(out: str, cases: int = 4, seed: int = 0, shape: Sequence[int] = SHAPE) -> list[str]:
+    """Writes `cases` virtual cases under folder `out` and returns their folders, in order.
+
+    The same `seed` gives the same bytes, and case k does not depend on how many are asked for. Each file appears
+    whole or not at all; those of an earlier run are replaced, one whole file at a time.
+
+    Args:
+        out: Folder to write to; made if missing.
+        cases: How many, 1 or more.
+        seed: 0 or more.
+        shape: Voxels along x, y and z, each 32 or more; always the field of view of 240 x 240 x 155 mm.
+
+    Raises:
+        ValueError: A bad argument; says what was found, what is expected and what to do.
+    """
+    cases, seed, size = _whole("cases", cases, 1), _whole("seed", seed, 0), _shape(shape)
+    root = Path(out)
+    standing = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not str(out).strip() or not standing.is_dir():
+        found = f"{str(out)!r}, and {standing} is not a folder" if str(out).strip() else "empty"
+        raise ValueError(f"out is {found}; expected a folder, new or not; give a folder to write the cases to.")
+    root.mkdir(parents=True, exist_ok=True)
+    folders = []
+    for index in tqdm(range(cases), desc="virtual BraTS", unit="case"):
+        folders.append(_write(root, f"VirtualGlioma_{index:05d}", make_case(seed, index, size)))
+    return folders
+
+
+def make_case(seed: int, index: int, shape: Sequence[int] = SHAPE) -> dict[str, np.ndarray]:
+    """Case `index` of the cohort `seed`, in memory.
+
+    Returns arrays of `shape` (X, Y, Z), to be read with the affine: `t1`, `t1ce`, `t2`, `flair` (int16, 0 outside the
+    brain, 1 or more inside), `seg` (uint8; 0, 1, 2, 4), `tissue` (uint8, what prevails in the head around and under
+    the tumour: 0 outside, 1 fluid, 2 grey, 3 white matter; not written to disk) and `affine` (4, 4; voxel to mm, as
+    NIfTI has it). The whole tumour has 5 to 150 ml; one in five has no label 4.
+
+    Raises:
+        ValueError: A negative seed or index, or a bad shape.
+    """
+    seed, index, size = _whole("seed", seed, 0), _whole("index", index, 0), _shape(shape)
+    # Separate streams: what is drawn for the head or the tumour does not shift the draws of the others.
+    for_head, for_tumour, for_scan = (np.random.default_rng([seed, index, part]) for part in range(3))
+    head = Head(for_head)
+    tumour = Tumour(for_tumour, head)
+    axes, spacing = grid(size)
+    box, near = _box(head, tumour, axes)
+    anatomy = head.sample(near, max(spacing), tumour.pushes)
+    lesion = tumour.label(anatomy, near)
+    parts = scan(for_scan, anatomy, lesion, near, spacing)
+    tissue = 1 + np.argmax(np.stack([anatomy.csf, anatomy.gm, anatomy.wm]), axis=0)
+    parts |= {"seg": lesion.labels, "tissue": np.where(anatomy.brain, tissue, 0).astype(np.uint8)}
+    case = {name: np.zeros(size, array.dtype) for name, array in parts.items()}
+    for name, array in parts.items():
+        case[name][box] = array
+    return case | {"affine": _affine(spacing)}
+
+
+def _box(head: Head, tumour: Tumour, axes: Axes) -> tuple[tuple[slice, slice, slice], Axes]:
+    """The part of the grid that holds the brain, and its axes; found on every sixth sample, with room to spare."""
+    step = tuple(max(1, round(6.0 / (axis[1] - axis[0]))) for axis in axes)
+    coarse = head.sample((axes[0][:: step[0]], axes[1][:: step[1]], axes[2][:: step[2]]), 1.0, tumour.pushes)
+    slices = []
+    for axis in range(3):
+        found = np.flatnonzero(coarse.brain.any(axis=tuple({0, 1, 2} - {axis}))) * step[axis]
+        slices.append(slice(max(0, found[0] - step[axis] - 1), found[-1] + step[axis] + 2))
+    box = (slices[0], slices[1], slices[2])
+    return box, (axes[0][box[0]], axes[1][box[1]], axes[2][box[2]])
+
+
+def _affine(spacing: tuple[float, float, float]) -> np.ndarray:
+    """Voxel to world (mm) in LPS order, such that the corners of the field of view are those of BraTS."""
+    x, y, z = spacing
+    affine = np.diag([-x, -y, z, 1.0])
+    affine[:3, 3] = (1 - x) / 2, 239.5 - y / 2, (z - 1) / 2
+    return affine
+
+
+def _write(root: Path, name: str, case: dict[str, np.ndarray]) -> str:
+    """Writes the files of one case into a folder beside it, then moves them to `root / name`."""
+    final = root / name
+    with tempfile.TemporaryDirectory(prefix=".virtual_", dir=root) as beside:
+        ready = Path(beside) / name
+        ready.mkdir()
+        for part in (*MODALITIES, "seg"):
+            image = nib.Nifti1Image(case[part], case["affine"])
+            image.set_qform(case["affine"], code=1)
+            image.set_sform(case["affine"], code=1)
+            image.header.set_xyzt_units("mm")
+            packed = gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)  # no name, no time: same bytes
+            (ready / f"{name}_{part}.nii.gz").write_bytes(packed)
+        if final.exists():
+            for file in sorted(ready.iterdir()):
+                os.replace(file, final / file.name)
+        else:
+            os.replace(ready, final)
+    return str(final)
+
+
+def _whole(name: str, value: int, least: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} is {value!r}; expected a whole number of {least} or more; give such a number.")
+    return number
+
+
+def _shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    try:
+        size = tuple(operator.index(n) for n in shape)
+    except TypeError:
+        size = ()
+    if len(size) != 3 or min(size) < MIN_VOXELS:
+        raise ValueError(
+            f"shape is {shape!r}; expected three whole numbers of {MIN_VOXELS} or more; give for example 96,96,72."
+        )
+    return size[0], size[1], size[2]

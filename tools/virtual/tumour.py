@@ -1,0 +1,179 @@
+"""A random glioma: where it sits, what it displaces, and the labels it leaves on a grid.
+
+Labels are those of BraTS 2021: 1 necrotic or non-enhancing core, 2 oedema, 4 enhancing tumour.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from skimage.graph import MCP_Geometric
+
+from tools.virtual.anatomy import Anatomy, Head
+from tools.virtual.fields import FIELD_MM, Axes, Push, SmoothField
+
+NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
+
+VOLUME_ML = (5.0, 150.0)
+"""Range of the whole tumour (all labels), in ml; log-uniform."""
+
+LOW_GRADE_SHARE = 0.2
+"""Probability of a tumour without enhancement (no label 4)."""
+
+TWO_FOCI_SHARE = 0.15
+"""Probability of a second, smaller focus."""
+
+
+@dataclass(frozen=True)
+class Focus:
+    """One ellipsoid-like focus: `centre` (3, mm), `radius_mm` of the sphere of its volume, `shape` (3, 3), det 1."""
+
+    centre: np.ndarray
+    radius_mm: float
+    shape: np.ndarray
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A tumour on a grid (X, Y, Z).
+
+    `labels`: uint8, 0, 1, 2, 4; `oedema`: float32 0-1, how wet the tissue is, soft at its border.
+    """
+
+    labels: np.ndarray
+    oedema: np.ndarray
+
+
+class Tumour:
+    """One random tumour in `head`: draw it once, then put it on any grid.
+
+    `foci`: one or two; `enhancing`: whether label 4 occurs; `volume_ml`: all labels; `core_ml`: labels 1 and 4;
+    `pushes`: the mass effect, for `Head.sample`.
+    """
+
+    def __init__(self, rng: np.random.Generator, head: Head) -> None:
+        self.enhancing = bool(rng.uniform() >= LOW_GRADE_SHARE)
+        self.volume_ml = float(np.exp(rng.uniform(*np.log(VOLUME_ML))))
+        self.core_ml = self.volume_ml * rng.uniform(*((0.15, 0.5) if self.enhancing else (0.3, 0.65)))
+        self.foci = _foci(rng, head, self.core_ml)
+        firmness = rng.uniform(0.2, 0.42)
+        self.pushes = tuple(_push(focus, firmness, self.volume_ml / self.core_ml) for focus in self.foci)
+        self._rim_mm = min(rng.uniform(2.2, 5.0), 0.5 * self.foci[0].radius_mm)
+        self._coarse, self._fine = SmoothField.draw(rng, 14.0), SmoothField.draw(rng, 5.0)
+        self._rim, self._gaps = SmoothField.draw(rng, 7.0), SmoothField.draw(rng, 16.0)
+        self._spread = SmoothField.draw(rng, 9.0)
+
+    def label(self, anatomy: Anatomy, axes: Axes) -> Lesion:
+        """The tumour on the grid spanned by `axes` (mm), where `anatomy` was sampled with `pushes`.
+
+        Only grey and white matter is labelled, so the ventricles and the outside stay free. The volumes are met to
+        the voxel: the core takes the voxels nearest to the foci, the oedema those that fluid reaches first from the
+        core, which is along white matter.
+        """
+        tissue = anatomy.brain & (anatomy.csf < 0.5)
+        voxel_ml = float(np.prod([axis[1] - axis[0] for axis in axes])) / 1000
+        fine = self._fine.at(axes)
+        beyond = self._beyond(anatomy, axes, fine)
+        core, limit = _smallest(beyond, tissue, round(self.core_ml / voxel_ml))
+        wetness = _reach(core, anatomy, axes) + 2.5 * self._spread.at(axes) + 0.8 * fine + 8.0 * anatomy.gm
+        wetness[core] = -1e3
+        wet, edge = _smallest(wetness, tissue, round(self.volume_ml / voxel_ml))
+        labels = np.where(wet, OEDEMA, 0).astype(np.uint8)
+        labels[core] = NECROSIS
+        if self.enhancing:
+            index = np.flatnonzero(core)
+            thick = self._rim_mm * (1 + 0.45 * self._rim.at(axes).ravel()[index])
+            thick = np.where(self._gaps.at(axes).ravel()[index] < -1.4, 0.0, thick)
+            labels.ravel()[index[beyond.ravel()[index] > limit - thick]] = ENHANCING
+        oedema = 1 / (1 + np.exp(np.clip((wetness - edge) / max(1.5, 0.12 * edge), -20, 20)))
+        oedema *= anatomy.brain & (wetness < edge + 6)
+        return Lesion(labels, oedema.astype(np.float32))
+
+    def _beyond(self, anatomy: Anatomy, axes: Axes, fine: np.ndarray) -> np.ndarray:
+        """About how far each voxel lies outside the core, in mm (negative: inside): float32 (X, Y, Z)."""
+        x, y, z = np.meshgrid(*(axis.astype(np.float32) for axis in axes), indexing="ij", sparse=True)
+        size = self.foci[0].radius_mm
+        nearest = np.full(anatomy.gm.shape, np.inf, np.float32)
+        for focus in self.foci:
+            cx, cy, cz = focus.centre.astype(np.float32)
+            square = np.zeros_like(nearest)
+            for row in focus.shape.astype(np.float32):
+                square += (row[0] * (x - cx) + row[1] * (y - cy) + row[2] * (z - cz)) ** 2
+            # The falx stops a focus from growing across the midline; fluid and the surface flatten it.
+            side = np.sign(np.interp(focus.centre[0], *_side_profile(anatomy, axes, focus)))
+            crossed = np.clip(-side * anatomy.side_mm, 0, 15)
+            np.minimum(nearest, np.sqrt(square) - np.float32(focus.radius_mm) + 4.0 * crossed, out=nearest)
+        nearest += 0.16 * size * self._coarse.at(axes) + min(0.06 * size, 1.2) * fine
+        nearest += np.clip(3.0 - anatomy.depth_mm, 0, 6)
+        return nearest.astype(np.float32)
+
+
+def _foci(rng: np.random.Generator, head: Head, core_ml: float) -> tuple[Focus, ...]:
+    axes = tuple(np.arange(2.0, length, 4.0) for length in FIELD_MM)
+    seen = head.sample((axes[0], axes[1], axes[2]), 1.0)
+    deep = (seen.wm > 0.5) & (seen.depth_mm > 10) & (seen.height_mm > -12) & (np.abs(seen.side_mm) > 9)
+    places = np.stack([axis[index] for axis, index in zip(axes, np.nonzero(deep), strict=True)], -1)
+    first = places[rng.integers(len(places))] + rng.uniform(-2, 2, 3)
+    distance = np.linalg.norm(places - first, axis=1)
+    near = places[(distance > 25) & (distance < 55)]
+    second = near[rng.integers(len(near))] + rng.uniform(-2, 2, 3)
+    two, share = rng.uniform() < TWO_FOCI_SHARE, rng.uniform(0.15, 0.4)
+    shapes = [_ellipsoid(rng) for _ in range(2)]
+    if not two:
+        return (Focus(first, _radius_mm(core_ml), shapes[0]),)
+    return (
+        Focus(first, _radius_mm(core_ml * (1 - share)), shapes[0]),
+        Focus(second, _radius_mm(core_ml * share), shapes[1]),
+    )
+
+
+def _push(focus: Focus, firmness: float, wet_per_core: float) -> Push:
+    radius = focus.radius_mm * (1 + 0.25 * (wet_per_core - 1)) ** (1 / 3)  # oedema swells too, but less
+    return Push(focus.centre, radius, firmness * radius)
+
+
+def _radius_mm(volume_ml: float) -> float:
+    return (3000 * volume_ml / (4 * math.pi)) ** (1 / 3)
+
+
+def _ellipsoid(rng: np.random.Generator) -> np.ndarray:
+    turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    stretch = np.exp(rng.normal(0.0, 0.22, 3))
+    return (turn * (stretch / np.cbrt(np.prod(stretch)))) @ turn.T
+
+
+def _side_profile(anatomy: Anatomy, axes: Axes, focus: Focus) -> tuple[np.ndarray, np.ndarray]:
+    j, k = (int(np.argmin(np.abs(axis - place))) for axis, place in zip(axes[1:], focus.centre[1:], strict=True))
+    return axes[0], anatomy.side_mm[:, j, k]
+
+
+def _smallest(score: np.ndarray, allowed: np.ndarray, count: int) -> tuple[np.ndarray, float]:
+    """The `count` allowed voxels of smallest score, as bool like `score`, and the largest score among them."""
+    index = np.flatnonzero(allowed)
+    count = min(max(count, 1), len(index))
+    order = np.argpartition(score.ravel()[index], count - 1)[:count]
+    chosen = np.zeros(score.size, bool)
+    chosen[index[order]] = True
+    return chosen.reshape(score.shape), float(score.ravel()[index[order]].max())
+
+
+def _reach(core: np.ndarray, anatomy: Anatomy, axes: Axes) -> np.ndarray:
+    """Travel cost of fluid from the core, in mm of white matter, found on a 3 mm grid: float32 (X, Y, Z)."""
+    counts = [max(2, min(len(axis), round((axis[-1] - axis[0]) / 3.0))) for axis in axes]
+    picks = np.ix_(*(np.rint(np.linspace(0, n - 1, m)).astype(int) for n, m in zip(core.shape, counts, strict=True)))
+    wm, brain = anatomy.wm[picks], anatomy.brain[picks]
+    cost = 1.0 + 2.5 * anatomy.gm[picks] + 11.0 * anatomy.csf[picks]
+    cost += 14.0 * ((np.abs(anatomy.side_mm[picks]) < 2.5) & (wm < 0.5))  # the falx; only the corpus callosum crosses
+    starts = np.argwhere(core[picks] & brain)
+    if not len(starts):
+        where = np.argwhere(core).mean(axis=0) * (np.array(counts) - 1) / (np.array(core.shape) - 1)
+        inside = np.argwhere(brain)
+        starts = inside[[np.argmin(((inside - where) ** 2).sum(axis=1))]]
+    step = [(axis[-1] - axis[0]) / (n - 1) for axis, n in zip(axes, counts, strict=True)]
+    found, _ = MCP_Geometric(np.where(brain, cost, -1.0), sampling=tuple(step)).find_costs(starts.tolist())
+    found = torch.from_numpy(np.minimum(found, 150.0).astype(np.float32))
+    grown = torch.nn.functional.interpolate(found[None, None], size=core.shape, mode="trilinear", align_corners=True)
+    return grown[0, 0].numpy()
