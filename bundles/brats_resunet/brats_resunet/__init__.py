@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .cases import MODALITIES, find_cases, split_cases, write_datalist
+from .cases import MODALITIES, find_cases, require_cases, scan_cases, split_cases, write_datalist
 from .checkpoints import LoadWeights, ResumeRun, SaveCheckpoints
 from .dataset import EpochSeed, PatchDataset
 from .errors import BundleError, Finding, show_clear_errors
@@ -46,6 +46,8 @@ __all__ = [
     "installed",
     "region_output",
     "regions_of",
+    "require_cases",
+    "scan_cases",
     "show_clear_errors",
     "split_cases",
     "write_datalist",

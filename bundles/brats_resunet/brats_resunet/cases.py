@@ -21,12 +21,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 
 from .errors import BundleError, Finding
 from .files import write_whole
-from .reading import read_array
+from .reading import open_nifti, read_array
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
 
@@ -63,7 +62,8 @@ def find_cases(
     """Cases of a data set in sorted order, after a check of all their headers (seconds for a thousand cases).
 
     Args:
-        dataset_dir: folder searched to any depth; or one case folder; or one file of a case; or one 4-D NIfTI.
+        dataset_dir: folder searched to any depth; or one case folder; or one file of a case; or one 4-D NIfTI. None
+            (and no `datalist`): no case, so that a pipeline can be built and inspected without data.
         datalist: JSON in MONAI's form, used instead of a search: `{"training": [{"image": [T1, T1ce, T2, FLAIR] or one
             4-D file, "label": file}], "validation": [...]}`, paths relative to `dataset_dir` (to the JSON's own folder
             if that is not given). Cases under any other key ("testing", ...) are taken when `labelled` is False.
@@ -78,30 +78,60 @@ def find_cases(
         BundleError: all that is wrong with all cases at once: no cases, missing or doubled files, unreadable headers,
             images that are not 3-D, grids that differ within a case.
     """
+    cases, findings = scan_cases(dataset_dir, datalist, labelled, et_label, channel_order, patch_size)
+    if findings:
+        raise BundleError(
+            f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(str(f) for f in findings)
+        )
+    return cases
+
+
+def scan_cases(
+    dataset_dir: str | os.PathLike | None,
+    datalist: str | os.PathLike | None = None,
+    labelled: bool = True,
+    et_label: int | None = None,
+    channel_order: Sequence[int] | None = None,
+    patch_size: Sequence[int] | None = None,
+) -> tuple[list[Case], list[Finding]]:
+    """As `find_cases`, but with what is wrong beside the complete cases instead of an error.
+
+    Raises:
+        BundleError: if the folder holds no case at all, or an argument is wrong.
+    """
     if not dataset_dir and not datalist:
-        raise BundleError("no data set given. Add --dataset_dir DIR with the folder that holds your cases.")
+        return [], []
     if et_label not in (None, 3, 4):
         raise BundleError(f"et_label is {et_label!r}; expected 3, 4 or null (detect it).")
     if datalist:
         cases, findings = _from_datalist(Path(datalist), dataset_dir, labelled)
     else:
         cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled)
+    if not cases and not findings:
+        raise BundleError(
+            Finding(str(datalist or dataset_dir), "no case", _NAMES_EXPECTED, "check the folder given as --dataset_dir")
+        )
     for case in cases:
         if channel_order is not None and len(case["image"]) == 1:
             case["channels"] = [int(c) for c in channel_order]
-    findings += check_headers(cases, patch_size)
-    if findings:
-        raise BundleError(_count(findings, cases) + "\n" + "\n".join(str(f) for f in findings))
-    if not cases:
-        where = datalist or dataset_dir
-        raise BundleError(Finding(str(where), "no case", _NAMES_EXPECTED, "check the folder given as --dataset_dir"))
+    wrong = check_headers(cases, patch_size)
+    findings += [finding for found in wrong for finding in found]
+    cases = [case for case, found in zip(cases, wrong, strict=True) if not found]
     _set_et_label(cases, et_label)
-    return cases
+    return cases, findings
 
 
-def split_cases(
-    cases: Sequence[Case], train_cases: int = 1000, train_fraction: float = 0.8
-) -> dict[str, list[Case]]:
+def require_cases(cases: Sequence[Case]) -> None:
+    """Refuse to run on nothing.
+
+    Raises:
+        BundleError: if there is no case.
+    """
+    if not cases:
+        raise BundleError("no data set given. Add --dataset_dir DIR with the folder that holds your cases.")
+
+
+def split_cases(cases: Sequence[Case], train_cases: int = 1000, train_fraction: float = 0.8) -> dict[str, list[Case]]:
     """Upstream's split, in a form that also serves smaller folders: the first `train_cases` train, the rest validate.
 
     Scans of one patient stay on one side: the patient at the boundary trains. Where a datalist names a validation
@@ -133,7 +163,7 @@ def split_cases(
         for position, scans in enumerate(patients.values()):
             last = position == len(patients) - 1 and bool(training)  # small folders: keep somebody to validate on
             (training if len(training) < max(wanted, 1) and not last else validation).extend(scans)
-    if not training or not validation:
+    if cases and not (training and validation):
         raise BundleError(
             f"{len(cases)} case(s) give {len(training)} for training and {len(validation)} for validation; expected at "
             "least one each, from different patients. Add cases, or give a datalist with a validation part."
@@ -149,20 +179,20 @@ def write_datalist(split: Mapping[str, Sequence[Case]], path: str, rank: int = 0
         path: JSON file, replaced as a whole.
         rank: of this process.
     """
-    if rank == 0:
+    if rank == 0 and any(split.values()):
         text = json.dumps({part: [_entry(case) for case in cases] for part, cases in split.items()}, indent=2)
         write_whole(path, lambda file: file.write(text.encode()))
 
 
-def check_headers(cases: Iterable[Case], patch_size: Sequence[int] | None = None) -> list[Finding]:
-    """What the headers of the cases' files show to be wrong; reads no voxel.
+def check_headers(cases: Sequence[Case], patch_size: Sequence[int] | None = None) -> list[list[Finding]]:
+    """What the headers of the cases' files show to be wrong, for each case; reads no voxel.
 
     Args:
         cases: as described at the top of this file.
         patch_size: voxels; a finding for each case that is smaller along an axis. None: not checked.
     """
     with ThreadPoolExecutor(8) as pool:  # on network drives the latency of opening a file dominates
-        return [f for found in pool.map(lambda case: _check_case(case, patch_size), cases) for f in found]
+        return list(pool.map(lambda case: _check_case(case, patch_size), cases))
 
 
 def patient_of(case: str) -> str:
@@ -332,7 +362,7 @@ def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:
     reference: tuple[str, tuple[int, ...], np.ndarray] | None = None
     for file in [*case["image"], *([case["label"]] if case["label"] else [])]:
         try:
-            header = nib.load(file)
+            header = open_nifti(file)
             shape, affine = tuple(int(n) for n in header.shape), np.asarray(header.affine)
         except Exception as error:  # nibabel raises a dozen types for what is one thing to the user
             findings.append(
@@ -359,7 +389,9 @@ def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:
             )
             continue
         if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-            findings.append(Finding(file, "an affine that is not invertible", "a spatial grid in mm", "mend the header"))
+            findings.append(
+                Finding(file, "an affine that is not invertible", "a spatial grid in mm", "mend the header")
+            )
             continue
         if reference is None:
             reference = (file, shape[:3], affine)
@@ -391,7 +423,10 @@ def _set_et_label(cases: list[Case], et_label: int | None) -> None:
     if et_label is None:
         for case in own:
             if case["label"]:
-                seen = {3, 4} & set(np.unique(read_array(case["label"])).tolist())
+                try:
+                    seen = {3, 4} & set(np.unique(read_array(case["label"])).tolist())
+                except BundleError:  # named, with everything else, when the case is decoded
+                    continue
                 if len(seen) == 1:  # with both the case is refused, by name, when it is decoded
                     et_label = seen.pop()
                     break
@@ -402,13 +437,9 @@ def _set_et_label(cases: list[Case], et_label: int | None) -> None:
 
 def _dimensions(file: Path) -> int:
     try:
-        return len(nib.load(file).shape)
+        return len(open_nifti(file).shape)
     except Exception:
         return 4  # let the header check name it
-
-
-def _count(findings: list[Finding], cases: list[Case]) -> str:
-    return f"{len(findings)} problem(s) in the data set; nothing was started. {len(cases)} case(s) are complete."
 
 
 def _by(shape: Iterable[int]) -> str:

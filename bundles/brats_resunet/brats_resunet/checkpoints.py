@@ -61,7 +61,7 @@ class SaveCheckpoints:
         """
         if idist.get_rank() != 0:
             return
-        best = self.validator.state if self.validator is not None else None
+        best: Any = self.validator.state if self.validator is not None else None
         if best is None or best.best_metric_epoch in (-1, engine.state.epoch):  # -1: not validated yet
             self._save("model.pt", self.network.state_dict())
         scaler = getattr(engine, "scaler", None)
@@ -169,8 +169,8 @@ class ResumeRun:
         if scaler is not None and saved.get("scaler"):
             scaler.load_state_dict(saved["scaler"])
         if self.validator is not None and saved.get("best"):
-            self.validator.state.best_metric = saved["best"]["metric"]
-            self.validator.state.best_metric_epoch = saved["best"]["epoch"]
+            state: Any = self.validator.state
+            state.best_metric, state.best_metric_epoch = saved["best"]["metric"], saved["best"]["epoch"]
         _log.info("resumed %s after epoch %d of %d", self.path, at["epoch"], engine.state.max_epochs)
 
 

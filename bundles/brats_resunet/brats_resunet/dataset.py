@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
-from monai.data.utils import pickle_hashing
+from monai.data.utils import json_hashing
 from monai.transforms import Compose, Randomizable
 from monai.transforms.traits import RandomizableTrait
 
@@ -81,6 +83,8 @@ class PatchDataset(torch.utils.data.Dataset):
         return len(self.data) * self.patches_per_case
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        if not 0 <= index < len(self):  # ends a `for` loop over the dataset
+            raise IndexError(f"index {index} in a dataset of {len(self)}")
         try:
             case = self.cases[index % len(self.data)]
         except RuntimeError as error:
@@ -110,9 +114,7 @@ class CaseCache(PersistentDataset):
     """
 
     def __init__(self, data: Sequence[dict[str, Any]], transform: Callable, cache_dir: str) -> None:
-        super().__init__(
-            data, transform, cache_dir=cache_dir, hash_func=_case_hash, hash_transform=_transform_hash
-        )
+        super().__init__(data, transform, cache_dir=cache_dir, hash_func=_case_hash, hash_transform=_transform_hash)
 
     def _cachecheck(self, item_transformed: dict[str, Any]) -> dict[str, Any]:
         assert self.cache_dir is not None
@@ -173,11 +175,12 @@ def _is_random(transform: object) -> bool:
 
 def _case_hash(case: dict[str, Any]) -> bytes:
     stats = [os.stat(f) for f in (*case["image"], case["label"]) if f]
-    return pickle_hashing([case, [(s.st_size, s.st_mtime_ns) for s in stats]])
+    # not pickled: that tells equal cases apart by which of their strings are one object
+    return json_hashing([_describe(case), [(s.st_size, s.st_mtime_ns) for s in stats]])
 
 
 def _transform_hash(transforms: Sequence[object]) -> bytes:
-    return pickle_hashing([__version__, [_describe(t) for t in transforms]])
+    return json_hashing([__version__, [_describe(t) for t in transforms]])
 
 
 def _describe(value: object) -> object:
@@ -188,6 +191,16 @@ def _describe(value: object) -> object:
         return [_describe(v) for v in value]
     if isinstance(value, (set, frozenset)):
         return sorted(str(v) for v in value)
+    if torch.is_tensor(value) or isinstance(value, np.ndarray):
+        return [str(value.dtype), repr(value.tolist())]
+    if isinstance(value, partial):
+        return [_describe(part) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, FunctionType):  # with its code: every lambda has the same name
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        parts = (value.__code__, value.__defaults__, value.__kwdefaults__, [v for v in cells if v is not value])
+        return [f"{value.__module__}.{value.__qualname__}", *(_describe(part) for part in parts)]
+    if isinstance(value, CodeType):
+        return [value.co_code.hex(), _describe(value.co_names), _describe(value.co_consts)]
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     if hasattr(value, "__dict__"):

@@ -44,7 +44,7 @@ class BundleError(ValueError):
 
 
 def bundle_error_in(error: BaseException | None) -> str | None:
-    """Message of the `BundleError` that `error` is, was caused by, or carries from a loader's worker; None if there is none.
+    """Message of the `BundleError` that `error` is, was caused by, or carries from a loader's worker, if any.
 
     MONAI wraps what goes wrong in a transform or a config expression in `RuntimeError`s, and PyTorch re-raises
     what goes wrong in a worker process as text. Both hide the one line the user needs.

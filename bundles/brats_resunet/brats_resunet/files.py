@@ -21,7 +21,9 @@ def write_whole(path: str | os.PathLike, write: Callable[[Any], object]) -> None
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False)
+    temporary = NamedTemporaryFile(  # noqa: SIM115 (renamed after it is closed)
+        dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+    )
     try:
         with temporary:
             write(temporary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import psutil
 import torch
@@ -58,26 +59,29 @@ class BrainInferer(SlidingWindowInferer):
         self.flips = flips
         self.whole_brain = whole_brain
 
-    def __call__(
+    def __call__(  # type: ignore[override]
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
     ) -> torch.Tensor:
         """Logits BNHWD of `inputs` (BCHWD)."""
         one_pass = self.whole_brain and self._fits(inputs, network)
+        predict = _without_air(network)
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs  # MetaTensor slows every slice
 
         def logits(x: torch.Tensor) -> torch.Tensor:
             if one_pass:
                 return network(x, *args, **kwargs)
-            return super(BrainInferer, self).__call__(x, _without_air(network), *args, **kwargs)
+            windows = super(BrainInferer, self).__call__(x, predict, *args, **kwargs)
+            return cast("torch.Tensor", windows)
 
         axes = [flip for n in range(4) for flip in itertools.combinations((2, 3, 4), n)] if self.flips else [()]
         total: torch.Tensor | None = None
         for flip in axes:
-            out = logits(plain.flip(flip)).flip(flip) if flip else logits(plain)
+            # flip() copies, even along no axis: adding to the network's own output would not be safe
+            out = logits(plain.flip(flip)).flip(flip) if self.flips else logits(plain)
             total = out if total is None else total.add_(out)
         assert total is not None
         total = total.div_(len(axes)) if len(axes) > 1 else total
-        return MetaTensor(total, meta=inputs.meta) if isinstance(inputs, MetaTensor) else total
+        return MetaTensor(total, meta=dict(inputs.meta)) if isinstance(inputs, MetaTensor) else total
 
     def _fits(self, inputs: torch.Tensor, network: Callable) -> bool:
         estimate = getattr(getattr(network, "module", network), "inference_bytes", None)
@@ -100,7 +104,7 @@ class BrainInferer(SlidingWindowInferer):
 
 
 def argmax_labels(logits: torch.Tensor) -> torch.Tensor:
-    """Index of the largest channel, NHWD (or BNHWD along its second axis) to 1HWD uint8; ties go to the lower class.
+    """Index of the largest channel, NHWD to 1HWD uint8; ties go to the lower class.
 
     On CPU `torch.argmax` over the first axis walks the memory across the channels: this walks along them, eight times
     faster.
@@ -123,12 +127,15 @@ def _without_air(network: Callable[..., torch.Tensor]) -> Callable[..., torch.Te
     def predict(windows: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         nonlocal classes
         tissue = windows.flatten(1).any(dim=1)
-        if bool(tissue.all()) or not (classes or bool(tissue.any())):
+        if bool(tissue.all()):
             out = network(windows, *args, **kwargs)
             classes = out.shape[1]
             return out
         found = network(windows[tissue], *args, **kwargs) if bool(tissue.any()) else None
-        classes = classes if found is None else found.shape[1]
+        if found is not None:
+            classes = found.shape[1]
+        elif not classes:  # air comes first: one window of it, only to learn the number
+            classes = network(windows[:1], *args, **kwargs).shape[1]
         out = windows.new_full((len(windows), classes, *windows.shape[2:]), -_AIR_LOGIT)
         out[:, 0] = _AIR_LOGIT
         if found is not None:

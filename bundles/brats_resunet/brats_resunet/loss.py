@@ -9,6 +9,7 @@ from torch.nn.modules.loss import _Loss
 
 from .regions import REGIONS
 
+
 class RegionDiceLoss(_Loss):
     """Dice loss on nested regions, each region's probability being the sum of its classes' softmax.
 

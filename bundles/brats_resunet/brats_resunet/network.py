@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -15,7 +16,8 @@ class ResUNet(nn.Module):
     transposed convolution, concatenates the encoder's features and passes them through a residual block. With the
     default widths this is the network of the upstream write-up: encoder 32-64-128-256, bottleneck 512, and 1x1x1 heads
     at 1/2 and 1/4 resolution beside the one at full resolution. Any spatial size of at least two voxels at the
-    bottleneck works; sizes that do not divide by 2^(levels - 1) are rounded up on the way down and cut back on the way up.
+    bottleneck works; one that does not divide by 2^(levels - 1) is rounded up on the way down and cut back on the way
+    up.
 
     Residual learning: He et al., 2016, https://arxiv.org/abs/1512.03385. 3-D U-Net: Cicek et al., 2016,
     https://arxiv.org/abs/1606.06650. Deep supervision: Lee et al., 2015, https://arxiv.org/abs/1409.5185.
@@ -47,16 +49,16 @@ class ResUNet(nn.Module):
                 f"supervised_levels must be from 0 to {len(channels) - 2} for {len(channels)} resolutions, "
                 f"got {supervised_levels}."
             )
+        self.in_channels = in_channels
         self.channels = channels
         widths = [in_channels, *channels]
         self.encoder = nn.ModuleList(
             ResidualBlock(before, after, stride=1 if level == 0 else 2)
-            for level, (before, after) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            for level, (before, after) in enumerate(pairwise(widths))
         )
         # from here on index 0 is the finest resolution, as in the encoder
         self.upsample = nn.ModuleList(
-            nn.ConvTranspose3d(coarse, fine, kernel_size=2, stride=2, bias=False)
-            for fine, coarse in zip(channels[:-1], channels[1:], strict=True)
+            nn.ConvTranspose3d(coarse, fine, kernel_size=2, stride=2, bias=False) for fine, coarse in pairwise(channels)
         )
         self.decoder = nn.ModuleList(ResidualBlock(2 * width, width) for width in channels[:-1])
         self.heads = nn.ModuleList(
@@ -74,15 +76,11 @@ class ResUNet(nn.Module):
             `supervised_levels + 1` such tensors at full, 1/2, 1/4, ... resolution.
 
         Raises:
-            ValueError: if `x` has another number of channels or is too small for the depth.
+            ValueError: if `x` has another number of axes or channels, or is too small for the depth.
         """
-        in_channels = self.encoder[0].conv1.in_channels
-        shortest = min(x.shape[2:])
-        if x.shape[1] != in_channels or shortest <= 2 ** (len(self.channels) - 1):
-            raise ValueError(
-                f"the network takes {in_channels} channels and more than {2 ** (len(self.channels) - 1)} voxels along "
-                f"each axis for its {len(self.channels)} resolutions, got an input of shape {tuple(x.shape)}."
-            )
+        tracing = torch.jit.is_tracing()  # sizes are tensors then, and nothing may depend on them in Python
+        if not tracing:
+            self._check(x)
         skips = []
         for block in self.encoder:
             x = block(x)
@@ -92,7 +90,7 @@ class ResUNet(nn.Module):
         for level in range(len(self.decoder) - 1, -1, -1):
             skip = skips.pop()  # popped, so that its memory can go as soon as the block is done with it
             x = self.upsample[level](x)
-            if x.shape[2:] != skip.shape[2:]:
+            if tracing or x.shape[2:] != skip.shape[2:]:
                 x = x[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]]
             x = self.decoder[level](torch.cat((x, skip), dim=1))
             if level == 0 or (self.training and level < len(self.heads)):
@@ -112,7 +110,15 @@ class ResUNet(nn.Module):
         voxels = 1
         for n in shape:
             voxels *= int(n)
-        return 4 * voxels * (9 * self.channels[0] + 2 * self.encoder[0].conv1.in_channels)
+        return 4 * voxels * (9 * self.channels[0] + 2 * self.in_channels)
+
+    def _check(self, x: torch.Tensor) -> None:
+        smallest = 2 ** (len(self.channels) - 1)
+        if x.ndim != 5 or x.shape[1] != self.in_channels or min(x.shape[2:]) <= smallest:
+            raise ValueError(
+                f"the network takes volumes in a batch, of {self.in_channels} channels and more than {smallest} voxels "
+                f"along each axis for its {len(self.channels)} resolutions, got an input of shape {tuple(x.shape)}."
+            )
 
 
 class ResidualBlock(nn.Module):
@@ -146,7 +152,7 @@ class ResidualBlock(nn.Module):
 
 def channels_of(state: Mapping[str, torch.Tensor]) -> list[int]:
     """Widths of the `ResUNet` that a state dict belongs to; empty if it belongs to another network."""
-    widths = []
+    widths: list[int] = []
     while f"encoder.{len(widths)}.conv1.weight" in state:
         widths.append(int(state[f"encoder.{len(widths)}.conv1.weight"].shape[0]))
     return widths

@@ -10,16 +10,16 @@ from ignite.handlers import ProgressBar
 
 
 class Progress(ProgressBar):
-    """Ignite's progress bar as a MONAI handler: one line per epoch, with the loss where the engine has one.
+    """Ignite's progress bar as a MONAI handler: one line per epoch, with the loss where the engine has one; not in log files.
 
     Args:
         desc: what stands before the bar.
     """
 
     def __init__(self, desc: str) -> None:
-        super().__init__(persist=True, desc=desc)
+        super().__init__(persist=True, desc=desc, disable=None)  # None: a bar on a terminal, none in a log file
 
-    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:
+    def attach(self, engine: Engine, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Register with a trainer or an evaluator."""
         super().attach(engine, output_transform=_loss)
 

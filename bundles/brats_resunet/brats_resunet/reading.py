@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
@@ -29,7 +30,7 @@ def read_array(path: str) -> np.ndarray:
         raw = Path(path).read_bytes()
         if raw[:2] == b"\x1f\x8b":
             raw = igzip.decompress(raw)
-        return np.asarray(type(nib.load(path)).from_bytes(raw).dataobj)
+        return np.asarray(type(open_nifti(path)).from_bytes(raw).dataobj)
     except Exception as error:  # nibabel, gzip and the system raise a dozen types for what is one thing to the user
         raise BundleError(
             Finding(
@@ -41,9 +42,21 @@ def read_array(path: str) -> np.ndarray:
         ) from error
 
 
+def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
+    """`nibabel.load` for NIfTI alone: header and affine now, voxels when they are asked for.
+
+    Raises:
+        ValueError: if the file is of another format that nibabel knows.
+    """
+    image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Pair):
+        raise ValueError(f"{path} is {type(image).__name__}, not NIfTI")
+    return cast("nib.Nifti1Image", image)
+
+
 def read_affine(path: str) -> np.ndarray:
     """4x4 voxel-to-world matrix (mm, RAS+) of a NIfTI file, from its header alone."""
-    return np.asarray(nib.load(path).affine, dtype=np.float64)
+    return np.asarray(open_nifti(path).affine, dtype=np.float64)
 
 
 def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +163,9 @@ def _check_voxels(file: str, array: np.ndarray) -> list[Finding]:
         bad = int((~np.isfinite(array)).sum())
         if bad:
             return [
-                Finding(file, f"{bad} voxel(s) that are NaN or infinite", "finite intensities", "mend or remove the case")
+                Finding(
+                    file, f"{bad} voxel(s) that are NaN or infinite", "finite intensities", "mend or remove the case"
+                )
             ]
     low, high = float(array.min()), float(array.max())
     if low == high:

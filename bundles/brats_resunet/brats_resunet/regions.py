@@ -20,9 +20,14 @@ def regions_of(label: torch.Tensor) -> torch.Tensor:
 
 
 def region_output(region: str) -> Callable[[Sequence[Mapping[str, torch.Tensor]]], tuple[list, list]]:
-    """Output transform of an Ignite metric: the one region's channel of `pred` and `label` (each 3HWD) of every item."""
+    """Output transform of an Ignite metric: the region's channel of `pred` and `label` (each 3HWD) of every item."""
     channel = list(REGIONS).index(region)
-    return lambda output: tuple([item[key][channel : channel + 1] for item in output] for key in ("pred", "label"))  # type: ignore[return-value]
+
+    def pick(output: Sequence[Mapping[str, torch.Tensor]]) -> tuple[list, list]:
+        pred, label = ([item[key][channel : channel + 1] for item in output] for key in ("pred", "label"))
+        return pred, label
+
+    return pick
 
 
 class RegionProbabilitiesd(Transform):
@@ -40,4 +45,4 @@ class RegionProbabilitiesd(Transform):
         logits = data[self.key]
         softmax = torch.softmax(torch.as_tensor(logits).float(), dim=0)
         regions = torch.stack([softmax[list(classes)].sum(dim=0) for classes in REGIONS.values()])
-        return {**data, "probabilities": MetaTensor(regions, meta=getattr(logits, "meta", None))}
+        return {**data, "probabilities": MetaTensor(regions, meta=dict(getattr(logits, "meta", {})))}

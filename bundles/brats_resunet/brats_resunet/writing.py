@@ -13,6 +13,7 @@ from isal import igzip
 
 from .errors import BundleError, Finding
 from .files import write_whole
+from .reading import open_nifti
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +42,9 @@ class WriteSegmentations:
         Raises:
             BundleError: if a file cannot be written, or would replace an input.
         """
-        for item, output in zip(engine.state.batch, engine.state.output, strict=True):
+        batch: Any = engine.state.batch  # ignite's annotations know nothing of MONAI's lists of dicts
+        outputs: Any = engine.state.output
+        for item, output in zip(batch, outputs, strict=True):
             values = np.asarray([int(v) for v in item["label_values"]], np.uint8)
             classes = np.asarray(output["pred"])[0].astype(np.uint8)
             self._write(item, "seg", values[classes])
@@ -56,10 +59,10 @@ class WriteSegmentations:
             raise BundleError(
                 Finding(str(path), "an input of the data set", "a new file", "set --output_dir to another folder")
             )
-        original = nib.load(source)
+        original = open_nifti(source)
         if tuple(array.shape[:3]) != tuple(original.shape[:3]):
             raise RuntimeError(f"{item['case']}: output {array.shape} is not on the input's grid {original.shape}")
-        header = original.header.copy() if isinstance(original, nib.Nifti1Image) else nib.Nifti1Header()
+        header = original.header.copy()
         header.set_data_dtype(array.dtype)
         header.set_data_shape(array.shape)
         header.set_slope_inter(1, 0)

@@ -1,0 +1,28 @@
+# Each target makes the environment it needs. Another interpreter: make PYTHON=python3.12 demo
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint clean
+
+demo: .venv/tools  ## virtual cases: train, score, segment, draw; leaves demo/
+	$(BIN)/python -m tools demo
+
+test: .venv/dev lint  ## everything CI checks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+lint: .venv/dev  ## style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## remove the environment and the demo
+	rm -rf .venv demo
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); Python 3.10 to 3.13 is needed: make PYTHON=python3.12 demo"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/tools .venv/dev: .venv/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --upgrade-strategy only-if-needed -e '.[$(@F)]'
+	touch $@

@@ -1,0 +1,269 @@
+"""The bundle as a user runs it: MONAI's command line on a folder of cases."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import BUNDLE, ROOT, SMALL, TRAINING, Run, bundle_run
+
+
+def losses(log: str) -> list[float]:
+    return [float(value) for value in re.findall(r"train_loss: ([0-9.]+) ?$", log, re.MULTILINE)]
+
+
+def train(run: Run, data: Path, out: Path, epochs: int, *more: str, configs: tuple[str, ...] = ("train.yaml",)) -> str:
+    arguments = ["--dataset_dir", data, "--ckpt_dir", out, "--output_dir", out, "--epochs", str(epochs)]
+    return run(*bundle_run("training", *configs), *arguments, *SMALL, *TRAINING, *more).stderr
+
+
+def weights(out: Path, name: str = "last.pt") -> dict[str, torch.Tensor]:
+    saved = torch.load(out / name, weights_only=True)
+    return saved.get("model", saved)
+
+
+def assert_equal_weights(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0, msg=key)
+
+
+def test_train_evaluate_infer(run: Run, cohort: Path, tmp_path: Path) -> None:
+    """The README's three commands, from another working directory, on a read-only kind of data."""
+    out, away = tmp_path / "out", tmp_path / "away"
+    away.mkdir()
+    log = run(
+        *bundle_run("training", "train.yaml"), "--dataset_dir", cohort, "--ckpt_dir", out, "--output_dir", out,
+        "--epochs", "4", "--patches_per_case", "3", *SMALL, *TRAINING, cwd=away,
+    ).stderr  # fmt: skip
+    found = losses(log)
+    assert len(found) == 4
+    assert found[-1] < found[0]
+    split = json.loads((out / "datalist.json").read_text())
+    assert [len(split["training"]), len(split["validation"])] == [4, 1]
+
+    both = bundle_run("evaluating", "inference.yaml", "evaluate.yaml")
+    run(*both, "--dataset_dir", cohort, "--ckpt_dir", out, "--output_dir", out / "scores", *SMALL, cwd=away)
+    with (out / "scores" / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["case"] for row in rows] == ["VirtualGlioma_00004"]
+    assert 0 <= float(rows[0]["dice_WT"]) <= 1
+    summary = json.loads((out / "scores" / "summary.json").read_text())
+    assert summary["n_cases"] == 1
+    assert summary["metrics"]["dice_WT"]["mean"] == pytest.approx(float(rows[0]["dice_WT"]), abs=1e-5)
+
+    one = cohort / "VirtualGlioma_00001"
+    more = ["--save_probabilities", "True", "--output_dir", out / "masks"]
+    run(*bundle_run("inferring", "inference.yaml"), "--dataset_dir", one, "--ckpt_dir", out, *more, *SMALL, cwd=away)
+    assert sorted(p.name for p in (out / "masks").iterdir()) == [
+        "VirtualGlioma_00001_probabilities.nii.gz",
+        "VirtualGlioma_00001_seg.nii.gz",
+    ]
+    mask = nib.load(out / "masks" / "VirtualGlioma_00001_seg.nii.gz")
+    source = nib.load(one / "VirtualGlioma_00001_t1.nii.gz")
+    np.testing.assert_array_equal(mask.affine, source.affine)
+    assert mask.shape == source.shape
+    assert mask.get_data_dtype() == np.uint8
+    assert set(np.unique(mask.dataobj)) <= {0, 1, 2, 4}
+    probabilities = np.asarray(nib.load(out / "masks" / "VirtualGlioma_00001_probabilities.nii.gz").dataobj)
+    assert probabilities.shape == (*source.shape, 3)
+    assert (probabilities[..., 0] >= probabilities[..., 1] - 1e-6).all(), "the core lies in the whole tumour"
+    assert not list(away.iterdir()), "nothing is written to the working directory"
+
+
+def test_killed_run_resumes_as_if_it_had_not_stopped(
+    run: Run, cohort: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train(run, cohort, straight, 4)
+    arguments = ["--dataset_dir", cohort, "--ckpt_dir", killed, "--output_dir", killed, "--epochs", "4"]
+    command = [*bundle_run("training", "train.yaml"), *arguments, *SMALL, *TRAINING]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.time() + 120
+    while not (killed / "last.pt").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    reached = torch.load(killed / "last.pt", weights_only=True)["trainer"]["epoch"]
+    assert 1 <= reached < 4, "killed half-way"
+    log = train(run, cohort, killed, 4, configs=("train.yaml", "resume.yaml"))
+    assert f"after epoch {reached} of 4" in log
+    a, b = (torch.load(folder / "last.pt", weights_only=True) for folder in (straight, killed))
+    assert_equal_weights(a["model"], b["model"])
+    assert a["best"] == b["best"]
+    assert a["trainer"] == b["trainer"]
+    assert a["lr_scheduler"] == b["lr_scheduler"]
+
+
+def test_two_processes_train_like_one(run: Run, cohort: Path, tmp_path: Path) -> None:
+    """Same cases, patches and steps; the sums of gradients differ by rounding alone."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    log_one = train(run, cohort, one, 2)
+    configs = [str(BUNDLE / "configs" / name) for name in ("train.yaml", "multi_gpu.yaml")]
+    log_two = run(
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "-m", "monai.bundle", "run", "training", "--config_file", str(configs),
+        "--dataset_dir", cohort, "--ckpt_dir", two, "--output_dir", two, "--epochs", "2",
+        *SMALL, *TRAINING, "--batch_size", "1",
+    ).stderr  # fmt: skip
+    assert losses(log_one) == pytest.approx(losses(log_two), abs=2e-4)
+    assert len(losses(log_two)) == 2
+    a, b = weights(one), weights(two)
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=2e-2, msg=key)
+
+
+def test_copied_bundle_runs_from_its_own_root(run: Run, cohort: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(BUNDLE, tmp_path / "elsewhere" / "my_bundle", ignore=shutil.ignore_patterns("*.pt")))
+    arguments = ["--dataset_dir", cohort, "--epochs", "1", *SMALL, *TRAINING]
+    run("-m", "monai.bundle", "run", "--config_file", "configs/train.yaml", *arguments, cwd=copy)
+    assert (copy / "models" / "model.pt").is_file(), "paths follow the copy"
+    assert (copy / "eval" / "datalist.json").is_file()
+    run(
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        "configs/inference.yaml",
+        "--dataset_dir",
+        cohort,
+        *SMALL,
+        cwd=copy,
+    )
+    assert len(list((copy / "eval").glob("*_seg.nii.gz"))) == 5
+
+
+def spoil_missing(cases: Path) -> str:
+    (cases / "VirtualGlioma_00001" / "VirtualGlioma_00001_t2.nii.gz").unlink()
+    return "VirtualGlioma_00001_t2.nii.gz"
+
+
+def spoil_grid(cases: Path) -> str:
+    file = cases / "VirtualGlioma_00001" / "VirtualGlioma_00001_flair.nii.gz"
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine), file)
+    return file.name
+
+
+def spoil_label(cases: Path) -> str:
+    file = cases / "VirtualGlioma_00002" / "VirtualGlioma_00002_seg.nii.gz"
+    image = nib.load(file)
+    voxels = np.asarray(image.dataobj).copy()
+    voxels[20:23, 20, 18] = 5
+    nib.save(nib.Nifti1Image(voxels, image.affine), file)
+    return file.name
+
+
+def spoil_nan(cases: Path) -> str:
+    file = cases / "VirtualGlioma_00003" / "VirtualGlioma_00003_t1ce.nii.gz"
+    image = nib.load(file)
+    voxels = np.asarray(image.dataobj).astype(np.float32)
+    voxels[24, 24, 18] = np.nan
+    nib.save(nib.Nifti1Image(voxels, image.affine), file)
+    return file.name
+
+
+def spoil_truncated(cases: Path) -> str:
+    file = cases / "VirtualGlioma_00000" / "VirtualGlioma_00000_t1.nii.gz"
+    file.write_bytes(file.read_bytes()[:-2000])
+    return file.name
+
+
+def spoil_empty(cases: Path) -> str:
+    shutil.rmtree(cases)
+    cases.mkdir()
+    return str(cases)
+
+
+def spoil_2d(cases: Path) -> str:
+    file = cases / "VirtualGlioma_00000" / "VirtualGlioma_00000_t1.nii.gz"
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[..., 10], image.affine), file)
+    return file.name
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_missing, "add the missing file"),
+        (spoil_grid, "resample the modalities of a case to one grid"),
+        (spoil_label, "label value(s) 5 in 3 voxel(s)"),
+        (spoil_nan, "1 voxel(s) that are NaN or infinite"),
+        (spoil_truncated, "cannot be decoded to its end"),
+        (spoil_empty, "no case"),
+        (spoil_2d, "2-D image"),
+    ],
+)
+def test_bad_data_gives_one_clear_message(spoil, message: str, run: Run, cases: Path, tmp_path: Path) -> None:
+    name, out = spoil(cases), tmp_path / "out"
+    arguments = ["--dataset_dir", cases, "--ckpt_dir", out, "--output_dir", out, "--epochs", "1"]
+    done = run(*bundle_run("training", "train.yaml"), *arguments, *SMALL, *TRAINING, status=1)
+    error = done.stderr.partition("\nERROR: ")[2]
+    assert name in error
+    assert message in error
+    assert "Traceback" not in done.stderr
+    assert "expected:" in error
+    assert "fix:" in error
+    written = sorted(p.name for p in out.rglob("*")) if out.exists() else []
+    assert not [n for n in written if n.endswith((".pt", ".part", ".csv", ".nii.gz"))], written
+    checked = run("-m", "tools", "check", "brats_resunet", "--dataset_dir", cases, status=1)
+    assert name in checked.stdout + checked.stderr
+    assert message in checked.stdout + checked.stderr
+
+
+def test_bad_settings_give_one_clear_message(run: Run, cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--dataset_dir", cohort, "--ckpt_dir", out, "--output_dir", out, "--epochs", "1"]
+    done = run(*bundle_run("training", "train.yaml"), *arguments, *TRAINING, "--patch_size", "[64,64,64]", status=1)
+    assert "at least patch_size 64x64x64" in done.stderr
+    assert "Traceback" not in done.stderr
+    train(run, cohort, out, 1)
+    data = ["--dataset_dir", cohort, "--ckpt_dir", out, "--output_dir", out / "masks"]
+    done = run(*bundle_run("inferring", "inference.yaml"), *data, "--channels", "[8,16,32]", status=1)
+    assert '--channels "[4,8,16]"' in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (out / "masks").exists()
+    done = run(*bundle_run("inferring", "inference.yaml"), *data, "--checkpoint", "nowhere.pt", *SMALL, status=1)
+    assert "nowhere.pt" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounts a small file system")
+def test_full_disk_leaves_no_half_file(run: Run, cohort: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("not allowed to mount")
+    try:
+        arguments = ["--dataset_dir", cohort, "--ckpt_dir", disk / "models", "--output_dir", tmp_path, "--epochs", "1"]
+        done = run(*bundle_run("training", "train.yaml"), *arguments, *SMALL, *TRAINING, status=1)
+        assert "cannot be written" in done.stderr
+        assert "Traceback" not in done.stderr
+        left = [p.name for p in (disk / "models").iterdir()]
+        assert set(left) <= {"model.pt"}, "what is there is whole, what is not whole is not there"
+        for name in left:
+            torch.load(disk / "models" / name, weights_only=True)
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,76 @@
+"""What all tests share: the repository's root, virtual cases made once, and commands run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tools.virtual import brats
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLE = ROOT / "bundles" / "brats_resunet"
+
+# small enough for seconds: narrow network, small patches, no loader processes
+SMALL = ["--channels", "[4,8,16]", "--patch_size", "[32,32,32]", "--num_workers", "0"]
+TRAINING = ["--batch_size", "2", "--accumulation_steps", "1", "--learning_rate", "0.01"]
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Five virtual cases of 48x48x36 voxels, shared by all test processes; read-only by convention."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+    folder = base / "cohort"
+    with FileLock(str(folder) + ".lock"):
+        if not folder.is_dir():
+            brats(str(base / "cohort.part"), cases=5, seed=3, shape=(48, 48, 36))
+            (base / "cohort.part").rename(folder)
+    return folder
+
+
+@pytest.fixture
+def cases(cohort: Path, tmp_path: Path) -> Path:
+    """A copy of the cohort that a test may spoil."""
+    return Path(shutil.copytree(cohort, tmp_path / "cases"))
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Environment of a command: its own cache folder, one thread."""
+    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def run(environment: dict[str, str]) -> Run:
+    """Run `python ...` to its end, by default from the repository's root; check the exit status where one is given."""
+
+    def call(*arguments: str | Path, status: int | None = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert status is None or done.returncode == status, done.stdout[-3000:] + done.stderr[-6000:]
+        return done
+
+    return call
+
+
+def bundle_run(run_id: str, *configs: str, bundle: Path = BUNDLE) -> list[str]:
+    """Arguments of `python` for a run of a bundle's configs."""
+    files = [str(bundle / "configs" / name) for name in configs]
+    one = files[0] if len(files) == 1 else str(files)
+    return ["-m", "monai.bundle", "run", run_id, "--config_file", one]

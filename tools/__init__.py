@@ -1,0 +1,1 @@
+"""Commands around the bundles: `python -m tools --help`."""

@@ -1,0 +1,32 @@
+"""`python -m tools <command>`."""
+
+from __future__ import annotations
+
+import logging
+
+import fire
+
+from tools.bench import inference, loader, network
+from tools.check import check
+from tools.demo import demo
+from tools.virtual import brats
+
+COMMANDS = {
+    "demo": demo,
+    "check": check,
+    "virtual": {"brats": brats},
+    "bench": {"loader": loader, "network": network, "inference": inference},
+}
+
+
+def main() -> None:
+    """Run the command that the command line names."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        fire.Fire(COMMANDS, name="python -m tools")
+    except (ValueError, OSError) as error:  # what a user can mend; anything else is a defect and shows its traceback
+        raise SystemExit(f"ERROR: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""Measurements of speed and memory: `python -m tools bench loader|network|inference`."""
+
+from tools.bench.inference import inference
+from tools.bench.loader import loader
+from tools.bench.network import network
+
+__all__ = ["inference", "loader", "network"]

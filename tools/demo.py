@@ -1,0 +1,83 @@
+"""The whole of a bundle's life on virtual cases, in minutes, with the commands a user would type."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tools.bundles import ROOT
+from tools.picture import overlay
+from tools.virtual import brats
+
+# small enough for two processor cores: a quarter of the widths, 2.5 mm voxels, a few epochs
+_SIZE = ["--channels", "[8,16,32,64,128]", "--patch_size", "[64,64,64]"]
+_TRAINING = [
+    *["--epochs", "10", "--batch_size", "2", "--accumulation_steps", "1", "--learning_rate", "0.002"],
+    *["--patches_per_case", "3", "--val_interval", "2", "--num_workers", "2"],
+]
+
+
+def demo(out: str = "demo", cases: int = 14, seed: int = 0) -> None:
+    """Make virtual cases, check them, train the Res-UNet on most, score it on the rest, segment a new one, draw it.
+
+    Leaves in `out`: cases/ and new/ (virtual cases), run/ (model.pt, scores.csv, summary.json, masks) and demo.png.
+
+    Args:
+        out: folder; a later demo replaces it file by file.
+        cases: virtual cases; four fifths train.
+        seed: of the cases and the training.
+    """
+    start = time.time()
+    root = Path(out).resolve()
+    configs = ROOT / "brats_resunet" / "configs"
+    cohort, new, run = root / "cases", root / "new", root / "run"
+    brats(str(cohort), cases=cases + 1, seed=seed, shape=(96, 96, 72))
+    fresh = sorted(cohort.iterdir())[cases]  # the last one becomes the patient without a reference
+    new.mkdir(exist_ok=True)
+    for file in fresh.glob("*.nii.gz"):
+        if not file.name.endswith("_seg.nii.gz"):
+            os.replace(file, new / file.name)
+    for file in fresh.iterdir():
+        file.unlink()
+    fresh.rmdir()
+
+    bundle = [sys.executable, "-m", "monai.bundle", "run"]
+    files = [f"--ckpt_dir={run}", f"--output_dir={run}", f"--seed={seed}"]
+    _call([sys.executable, "-m", "tools", "check", "brats_resunet", "--dataset_dir", str(cohort)])
+    cache = ["--cache_dir", str(root / "cache")]
+    common = [*files, *_SIZE]
+    train, evaluate, infer = (str(configs / f"{name}.yaml") for name in ("train", "evaluate", "inference"))
+    data = ["--dataset_dir", str(cohort)]
+    _call([*bundle, "training", "--config_file", train, *data, *cache, *common, *_TRAINING])
+    _call([*bundle, "evaluating", "--config_file", f"['{infer}','{evaluate}']", *data, *common])
+    _call([*bundle, "inferring", "--config_file", infer, "--dataset_dir", str(new), *common])
+
+    summary = json.loads((run / "summary.json").read_text())
+    shown = [summary["best_cases"][0]["case"], summary["worst_cases"][0]["case"]]
+    rows = [_row(cohort / name, name, run, labelled=True) for name in shown]
+    rows.append(_row(new, fresh.name, run, labelled=False))
+    overlay(root / "demo.png", rows, {1: "necrotic core", 2: "oedema", 4: "enhancing tumour"})
+    dice = {region: summary["metrics"][f"dice_{region}"]["mean"] for region in ("WT", "TC", "ET")}
+    scores = ", ".join(f"{region} {value:.3f}" for region, value in dice.items())
+    print(f"\nmean Dice on {summary['n_cases']} virtual cases that did not train: {scores}")
+    print(f"scores   {run / 'scores.csv'}\npicture  {root / 'demo.png'}\n{time.time() - start:.0f} s")
+
+
+def _call(command: list[str]) -> None:
+    print("\n$ " + shlex.join(["python", *command[1:]]), flush=True)
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def _row(folder: Path, case: str, run: Path, labelled: bool) -> tuple[str, dict[str, str], str | None, str]:
+    images = {name: str(folder / f"{case}_{suffix}.nii.gz") for name, suffix in _SHOWN.items()}
+    return case, images, str(folder / f"{case}_seg.nii.gz") if labelled else None, str(run / f"{case}_seg.nii.gz")
+
+
+_SHOWN = {"T1": "t1", "T1ce": "t1ce", "T2": "t2", "FLAIR": "flair"}
