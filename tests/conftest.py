@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "brats_resunet"
 
 # small enough for seconds: narrow network, small patches, no loader processes
-SMALL = ["--channels", "[4,8,16]", "--patch_size", "[32,32,32]", "--num_workers", "0"]
+SMALL = ["--channels", "[4,8,16,32]", "--patch_size", "[32,32,32]", "--num_workers", "0"]
 TRAINING = ["--batch_size", "2", "--accumulation_steps", "1", "--learning_rate", "0.01"]
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

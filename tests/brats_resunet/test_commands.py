@@ -22,7 +22,7 @@ from tests.conftest import BUNDLE, ROOT, SMALL, TRAINING, Run, bundle_run
 
 
 def losses(log: str) -> list[float]:
-    return [float(value) for value in re.findall(r"train_loss: ([0-9.]+) ?$", log, re.MULTILINE)]
+    return [float(value) for value in re.findall(r"Metrics -- train_loss: ([0-9.]+)", log)]
 
 
 def train(run: Run, data: Path, out: Path, epochs: int, *more: str, configs: tuple[str, ...] = ("train.yaml",)) -> str:
@@ -236,10 +236,16 @@ def test_bad_settings_give_one_clear_message(run: Run, cohort: Path, tmp_path: P
     done = run(*bundle_run("training", "train.yaml"), *arguments, *TRAINING, "--patch_size", "[64,64,64]", status=1)
     assert "at least patch_size 64x64x64" in done.stderr
     assert "Traceback" not in done.stderr
+    done = run(*bundle_run("training", "train.yaml"), *arguments, *SMALL, *TRAINING, "--draw", "tumour", status=1)
+    assert 'draw must be "voxel", "region" or "lesion", got \'tumour\'' in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run(*bundle_run("training", "train.yaml"), *SMALL, status=1)
+    assert "Add --dataset_dir DIR" in done.stderr
+    assert "Traceback" not in done.stderr
     train(run, cohort, out, 1)
     data = ["--dataset_dir", cohort, "--ckpt_dir", out, "--output_dir", out / "masks"]
-    done = run(*bundle_run("inferring", "inference.yaml"), *data, "--channels", "[8,16,32]", status=1)
-    assert '--channels "[4,8,16]"' in done.stderr
+    done = run(*bundle_run("inferring", "inference.yaml"), *data, "--channels", "[8,16,32,64]", status=1)
+    assert '--channels "[4,8,16,32]"' in done.stderr
     assert "Traceback" not in done.stderr
     assert not (out / "masks").exists()
     done = run(*bundle_run("inferring", "inference.yaml"), *data, "--checkpoint", "nowhere.pt", *SMALL, status=1)

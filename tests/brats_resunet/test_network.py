@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -67,6 +68,14 @@ def test_smallest_sizes_of_three_resolutions(size: tuple[int, ...]) -> None:
 def test_evaluation_gives_the_full_resolution_output_of_training() -> None:
     network, x = small(), volume(2, 4, 9, 10, 11)
     torch.testing.assert_close(network.eval()(x), network.train()(x)[0])
+
+
+def test_coarse_heads_rest_in_evaluation() -> None:
+    network, calls = small(), []
+    for level, head in enumerate(network.heads):
+        head.register_forward_hook(lambda *_, level=level: calls.append(level))
+    network.eval()(volume(1, 4, 9, 9, 9))
+    assert calls == [0]
 
 
 def test_a_case_does_not_depend_on_the_others_of_its_batch() -> None:
@@ -203,8 +212,8 @@ def test_parameters_of_the_default_network(default_on_meta: ResUNet) -> None:
     def block(before: int, after: int, shortcut: bool) -> int:
         return 27 * before * after + 27 * after * after + 4 * after + shortcut * before * after
 
-    expected = sum(block(a, b, True) for a, b in zip(widths[:-1], widths[1:], strict=True))
-    expected += sum(8 * b * a + block(2 * a, a, True) for a, b in zip(widths[1:-1], widths[2:], strict=True))
+    expected = sum(block(a, b, True) for a, b in pairwise(widths))
+    expected += sum(8 * b * a + block(2 * a, a, True) for a, b in pairwise(widths[1:]))
     expected += sum(4 * width + 4 for width in widths[1:4])
     assert sum(p.numel() for p in default_on_meta.parameters()) == expected == 22_929_548
 

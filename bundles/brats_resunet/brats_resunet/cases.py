@@ -39,6 +39,7 @@ _PATTERN_2023 = re.compile(r"^(?P<case>.+)-(?P<role>t1n|t1c|t2w|t2f|seg)\.nii(\.
 _NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 
 # Medical Segmentation Decathlon Task01 stores FLAIR, T1w, T1gd, T2w in one 4-D file and numbers ED 1, NCR 2, ET 3
+_MSD_IMAGES = ("imagesTr", "imagesTs")
 _MSD_CHANNELS = [1, 2, 3, 0]
 _MSD_LABELS = [0, 2, 1, 3]
 
@@ -66,7 +67,7 @@ def find_cases(
             (and no `datalist`): no case, so that a pipeline can be built and inspected without data.
         datalist: JSON in MONAI's form, used instead of a search: `{"training": [{"image": [T1, T1ce, T2, FLAIR] or one
             4-D file, "label": file}], "validation": [...]}`, paths relative to `dataset_dir` (to the JSON's own folder
-            if that is not given). Cases under any other key ("testing", ...) are taken when `labelled` is False.
+            if that is not given). What is listed under "test" or "testing" is taken too when `labelled` is False.
         labelled: whether every case must have a segmentation.
         et_label: value of enhancing tumour in the label files, 3 or 4. None looks into the label files until one holds
             a 3 or a 4; without labels the file names decide (2018-2021: 4, 2023+: 3).
@@ -104,7 +105,7 @@ def scan_cases(
     if et_label not in (None, 3, 4):
         raise BundleError(f"et_label is {et_label!r}; expected 3, 4 or null (detect it).")
     if datalist:
-        cases, findings = _from_datalist(Path(datalist), dataset_dir, labelled)
+        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled)
     else:
         cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled)
     if not cases and not findings:
@@ -114,6 +115,8 @@ def scan_cases(
     for case in cases:
         if channel_order is not None and len(case["image"]) == 1:
             case["channels"] = [int(c) for c in channel_order]
+    cases.sort(key=lambda case: case["case"])
+    findings += _doubled(cases, str(datalist or dataset_dir))
     wrong = check_headers(cases, patch_size)
     findings += [finding for found in wrong for finding in found]
     cases = [case for case, found in zip(cases, wrong, strict=True) if not found]
@@ -208,7 +211,7 @@ def _from_folder(root: Path, labelled: bool) -> tuple[list[Case], list[Finding]]
     if root.is_file():
         named = _role_of(root.name)
         if named is None:
-            return [_volume_case(root, "", [0, 1, 2, 3], [0, 1, 2, 4])], []
+            return _volume_cases([root], labelled)
         only, root = named[0], root.parent
     named_files: dict[str, dict[str, list[Path]]] = {}
     other: list[Path] = []
@@ -222,7 +225,7 @@ def _from_folder(root: Path, labelled: bool) -> tuple[list[Case], list[Finding]]
                 named_files.setdefault(named[0], {}).setdefault(named[1], []).append(Path(folder, name))
     if named_files:
         return _named_cases(named_files, labelled)
-    return _volume_cases(other, labelled)
+    return _volume_cases([file for file in other if _may_be_4d(file)], labelled)
 
 
 def _role_of(name: str) -> tuple[str, str] | None:
@@ -275,25 +278,29 @@ def _volume_cases(files: Iterable[Path], labelled: bool) -> tuple[list[Case], li
     """4-D files: Decathlon's imagesTr / labelsTr, or any folder of 4-D volumes."""
     cases, findings = [], []
     for file in files:
-        decathlon = file.parent.name in ("imagesTr", "imagesTs")
-        if file.parent.name in ("labelsTr", "labelsTs") or (not decathlon and _dimensions(file) == 3):
-            continue
+        decathlon = file.parent.name in _MSD_IMAGES
         label = file.parent.with_name(file.parent.name.replace("images", "labels")) / file.name
         if decathlon and label.is_file():
             cases.append(_volume_case(file, label, _MSD_CHANNELS, _MSD_LABELS))
-        elif labelled and file.parent.name != "imagesTs":
-            findings.append(
-                Finding(str(file), f"no {label}", "a segmentation of the same name in labelsTr", "add the label file")
-            )
         elif not labelled:
             channels, values = (_MSD_CHANNELS, _MSD_LABELS) if decathlon else ([0, 1, 2, 3], [0, 1, 2, 4])
             cases.append(_volume_case(file, "", channels, values))
+        elif not decathlon:
+            findings.append(
+                Finding(str(file), "a 4-D file without a label", "a segmentation", "name it in a datalist: --datalist")
+            )
+        elif file.parent.name == "imagesTr":
+            findings.append(
+                Finding(str(file), f"no {label}", "a segmentation of the same name in labelsTr", "add the label file")
+            )
     return cases, findings
 
 
 def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Case], list[Finding]]:
     try:
         content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f'a {type(content).__name__} instead of {{"training": [...], "validation": [...]}}')
     except (OSError, ValueError) as error:
         raise BundleError(
             Finding(str(path), f"cannot be read as JSON ({error})", "a MONAI datalist", "check --datalist")
@@ -301,37 +308,51 @@ def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[C
     parts = {"training": "training", "validation": "validation"}
     if not labelled:
         parts.update({key: "" for key in content if key.startswith("test")})
-    base = Path(str(dataset_dir)) if dataset_dir else path.parent
+    base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
     cases, findings = [], []
-    for key, subset in parts.items():
-        for position, entry in enumerate(content.get(key, [])):
-            where = f"{path} ({key}[{position}])"
-            images = entry.get("image") if isinstance(entry, dict) else None
-            images = [images] if isinstance(images, str) else images
-            if not isinstance(images, list) or len(images) not in (1, 4):
-                findings.append(
-                    Finding(where, f"image: {images!r}", "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it")
-                )
+    for part, subset in parts.items():
+        for position, item in enumerate(content.get(part) or []):
+            where = f"{path} ({part}[{position}])"
+            entry = item if isinstance(item, dict) else {"image": item}  # Decathlon lists its test part as bare files
+            images = entry.get("image")
+            images = images if isinstance(images, list) else [images]
+            files = [base / image for image in images if isinstance(image, str)]
+            if len(files) not in (1, 4) or len(files) != len(images):
+                found = f"image: {entry.get('image')!r}"
+                findings.append(Finding(where, found, "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it"))
                 continue
             label = entry.get("label") or ""
             if labelled and not label:
                 findings.append(Finding(where, "no label", "a segmentation file", "add it to the entry"))
                 continue
-            files = [base / image for image in images]
             named = _role_of(files[0].name)
             name = str(entry.get("case") or (named[0] if named else _NIFTI.sub("", files[0].name)))
             new_names = _PATTERN_2023.match(files[0].name) is not None
             case = _case(name, files, base / label if label else "", [0, 1, 2, 3], [0, 1, 2, 3 if new_names else 4])
-            if files[0].parent.name in ("imagesTr", "imagesTs"):
+            if files[0].parent.name in _MSD_IMAGES:
                 case.update(channels=_MSD_CHANNELS, label_values=_MSD_LABELS)
             for key in ("label_values", "channels"):
                 if entry.get(key):
                     case[key] = [int(value) for value in entry[key]]
             cases.append({**case, "patient": str(entry.get("patient") or case["patient"]), "subset": subset})
-    names = [case["case"] for case in cases]
-    for name in sorted({n for n in names if names.count(n) > 1}):
-        findings.append(Finding(str(path), f"case {name} more than once", "unique case names", 'add a "case" key'))
-    return sorted(cases, key=lambda case: case["case"]), findings
+    return cases, findings
+
+
+def _doubled(cases: Sequence[Case], where: str) -> list[Finding]:
+    """Findings for cases of one name: their results would be one file."""
+    first_files: dict[str, list[str]] = {}
+    for case in cases:
+        first_files.setdefault(case["case"], []).append(case["image"][0])
+    return [
+        Finding(
+            where,
+            f"case {name} more than once: {', '.join(files)}",
+            "unique case names",
+            'rename the files, or give a datalist whose entries have a "case" key',
+        )
+        for name, files in first_files.items()
+        if len(files) > 1
+    ]
 
 
 def _case(name: str, image: Sequence[Path], label: Path | str, channels: list[int], values: list[int]) -> Case:
@@ -352,9 +373,12 @@ def _volume_case(file: Path, label: Path | str, channels: list[int], values: lis
 
 def _entry(case: Case) -> dict[str, Any]:
     keys = ("case", "patient", "channels", "label_values")
-    return {"image": [str(Path(f).resolve()) for f in case["image"]], "label": str(Path(case["label"]).resolve())} | {
-        key: case[key] for key in keys
+    files = {
+        # absolute, but not through links: what they lead to may have another name
+        "image": [os.path.abspath(file) for file in case["image"]],
+        "label": os.path.abspath(case["label"]) if case["label"] else "",
     }
+    return files | {key: case[key] for key in keys}
 
 
 def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:
@@ -428,18 +452,21 @@ def _set_et_label(cases: list[Case], et_label: int | None) -> None:
                 except BundleError:  # named, with everything else, when the case is decoded
                     continue
                 if len(seen) == 1:  # with both the case is refused, by name, when it is decoded
-                    et_label = seen.pop()
+                    et_label = int(seen.pop())
                     break
     for case in own:
         if et_label is not None:
             case["label_values"] = [*case["label_values"][:3], et_label]
 
 
-def _dimensions(file: Path) -> int:
+def _may_be_4d(file: Path) -> bool:
+    """Whether a file of another name may hold all modalities: what cannot be read is, to be named later."""
+    if file.parent.name in (*_MSD_IMAGES, "labelsTr", "labelsTs"):
+        return file.parent.name in _MSD_IMAGES
     try:
-        return len(open_nifti(file).shape)
+        return len(open_nifti(file).shape) != 3
     except Exception:
-        return 4  # let the header check name it
+        return True
 
 
 def _by(shape: Iterable[int]) -> str:

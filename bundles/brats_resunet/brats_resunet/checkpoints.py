@@ -205,10 +205,18 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """
     if not Path(path).is_file():
         raise BundleError(
-            Finding(path, "no such file", "a checkpoint", "train first, or name the file with --checkpoint")
+            Finding(
+                path,
+                "no such file",
+                "a checkpoint",
+                "train first, or name the file with --checkpoint (to resume: --resume_from)",
+            )
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(saved, dict):
+            raise TypeError(f"holds a {type(saved).__name__}")
+        return saved
     except Exception as error:  # a dozen types for what is one thing to the user
         raise BundleError(
             Finding(path, f"cannot be read ({type(error).__name__})", "a whole PyTorch checkpoint", "copy it again")

@@ -204,5 +204,6 @@ def _describe(value: object) -> object:
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     if hasattr(value, "__dict__"):
-        return [type(value).__name__, _describe({k: v for k, v in vars(value).items() if k != "R"})]
+        kind = type(value)
+        return [f"{kind.__module__}.{kind.__qualname__}", _describe({k: v for k, v in vars(value).items() if k != "R"})]
     return repr(value)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 
 
@@ -44,10 +45,11 @@ class BundleError(ValueError):
 
 
 def bundle_error_in(error: BaseException | None) -> str | None:
-    """Message of the `BundleError` that `error` is, was caused by, or carries from a loader's worker, if any.
+    """Message of the bad input or setting that `error` is, was caused by, or carries from a loader's worker, if any.
 
     MONAI wraps what goes wrong in a transform or a config expression in `RuntimeError`s, and PyTorch re-raises
-    what goes wrong in a worker process as text. Both hide the one line the user needs.
+    what goes wrong in a worker process as text. Both hide the one line the user needs. Counted as such are
+    `BundleError`, and `ValueError` that this package raises about an argument.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -56,7 +58,7 @@ def bundle_error_in(error: BaseException | None) -> str | None:
         marker = f"{BundleError.__module__}.{BundleError.__name__}: "
         if marker in text:
             return text.rpartition(marker)[2].split("\n\nThe above exception")[0].strip()
-        if isinstance(error, BundleError):
+        if isinstance(error, BundleError) or (isinstance(error, ValueError) and _raised_here(error)):
             return text
         error = error.__cause__ or error.__context__
     return None
@@ -78,3 +80,11 @@ def show_clear_errors() -> None:
             print(f"\nERROR: {message}", file=sys.stderr)
 
     sys.excepthook = hook
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the statement that raised `error` lies in this package."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and Path(trace.tb_frame.f_code.co_filename).parent == Path(__file__).parent

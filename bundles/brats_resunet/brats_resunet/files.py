@@ -35,6 +35,6 @@ def write_whole(path: str | os.PathLike, write: Callable[[Any], object]) -> None
         os.replace(temporary.name, path)
     except BaseException as error:
         Path(temporary.name).unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and "write" in str(error).lower():
-            raise OSError(f"cannot write {path}: {error}") from error  # torch.save's own wording of a full disk
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch.save hides a full disk behind a RuntimeError about its positions
         raise

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 from ignite.engine import Engine, Events
 from isal import igzip
+from monai.utils import convert_to_numpy
 
 from .errors import BundleError, Finding
 from .files import write_whole
@@ -46,10 +47,10 @@ class WriteSegmentations:
         outputs: Any = engine.state.output
         for item, output in zip(batch, outputs, strict=True):
             values = np.asarray([int(v) for v in item["label_values"]], np.uint8)
-            classes = np.asarray(output["pred"])[0].astype(np.uint8)
+            classes = convert_to_numpy(output["pred"])[0].astype(np.uint8)
             self._write(item, "seg", values[classes])
             if "probabilities" in output:
-                probabilities = np.moveaxis(np.asarray(output["probabilities"]), 0, -1).astype(np.float32)
+                probabilities = np.moveaxis(convert_to_numpy(output["probabilities"]), 0, -1).astype(np.float32)
                 self._write(item, "probabilities", probabilities)
 
     def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> None:

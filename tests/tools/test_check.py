@@ -1,0 +1,60 @@
+"""`python -m tools check` on sound and on spoilt data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tools.bundles import names, package
+from tools.check import check
+
+
+def test_a_sound_data_set_has_no_finding(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    check("brats_resunet", str(cohort))
+    assert "5 complete case(s), files, headers and voxels checked: 0 finding(s)." in capsys.readouterr().out
+
+
+def test_header_and_voxel_findings_come_together(cases: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cases / "VirtualGlioma_00000" / "VirtualGlioma_00000_t1.nii.gz").unlink()
+    constant = cases / "VirtualGlioma_00002" / "VirtualGlioma_00002_t2.nii.gz"
+    image = nib.load(constant)
+    nib.save(nib.Nifti1Image(np.full(image.shape, 7, np.int16), image.affine), constant)
+    with pytest.raises(SystemExit) as stop:
+        check("brats_resunet", str(cases))
+    assert stop.value.code == 1
+    out = capsys.readouterr().out
+    assert "VirtualGlioma_00000_t1.nii.gz (T1)" in out
+    assert f"{constant}\n    found:    the value 7 in every voxel" in out
+    assert "4 complete case(s)" in out
+    assert "2 finding(s)" in out
+
+
+def test_headers_alone_read_no_voxel(cases: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = cases / "VirtualGlioma_00001" / "VirtualGlioma_00001_flair.nii.gz"
+    file.write_bytes(file.read_bytes()[:-100])
+    check("brats_resunet", str(cases), voxels=False)
+    assert "files and headers checked: 0 finding(s)." in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        check("brats_resunet", str(cases))
+
+
+def test_cases_to_be_segmented_need_no_label(cases: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (cases / "VirtualGlioma_00003" / "VirtualGlioma_00003_seg.nii.gz").unlink()
+    check("brats_resunet", str(cases), labelled=False)
+    assert "0 finding(s)" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        check("brats_resunet", str(cases))
+
+
+def test_an_unknown_bundle_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"no bundle named 'brats'; there are: .*brats_resunet"):
+        package("brats")
+    assert "brats_resunet" in names()
+
+
+def test_no_data_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="--dataset_dir"):
+        check("brats_resunet")
