@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from brats_resunet import ResUNet, __version__
 from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
-from brats_resunet import ResUNet, __version__
 from tests.conftest import BUNDLE, ROOT
 
 CONFIGS = BUNDLE / "configs"

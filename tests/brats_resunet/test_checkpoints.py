@@ -123,7 +123,7 @@ def save(folder: Path, network: nn.Module, epoch: int = 1, validator: Any = None
     """What `SaveCheckpoints` does after an epoch."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
-    state = SimpleNamespace(epoch=epoch, iteration=4 * epoch, epoch_length=4)
+    state = SimpleNamespace(epoch=epoch, iteration=4 * epoch, epoch_length=4, max_epochs=4)
     SaveCheckpoints(str(folder), network, optimizer, schedule, validator)(SimpleNamespace(state=state))  # type: ignore[arg-type]
 
 
@@ -166,7 +166,7 @@ def test_content_of_the_files(tmp_path: Path) -> None:
     saved = read_checkpoint(str(tmp_path / "last.pt"))
     assert saved.keys() == {"model", "optimizer", "lr_scheduler", "trainer", "scaler", "best"}
     assert_equal(saved["model"], run.network.state_dict())
-    assert saved["trainer"] == {"epoch": 2, "iteration": 8, "epoch_length": 4}
+    assert saved["trainer"] == {"epoch": 2, "iteration": 8, "epoch_length": 4, "max_epochs": 2}
     assert saved["best"] == {
         "metric": float(run.validator.state.best_metric),
         "epoch": int(run.validator.state.best_metric_epoch),
@@ -262,6 +262,14 @@ def test_run_that_has_finished_is_not_resumed(tmp_path: Path) -> None:
         message = resume_error(tmp_path, tmp_path / "last.pt", epochs=epochs)
         assert "has finished epoch 2" in message
         assert "nothing is left to do" in message
+
+
+def test_other_number_of_epochs_is_not_resumed(tmp_path: Path) -> None:
+    """The learning rate's schedule would no longer end where it began to aim at."""
+    Run(tmp_path, epochs=4).run(1)
+    message = resume_error(tmp_path, tmp_path / "last.pt", epochs=6)
+    assert "a run of 4 epochs" in message
+    assert "--epochs 4" in message
 
 
 def test_other_number_of_iterations_is_not_resumed(tmp_path: Path) -> None:

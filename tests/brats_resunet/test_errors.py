@@ -205,7 +205,7 @@ def test_message_alone_is_printed(debug: str | None, times: int) -> None:
     done = run("errors.show_clear_errors();" * times, BAD_INPUT, debug)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr == f"\nERROR: {ONE}\n"
+    assert done.stderr == f"\nERROR: {ONE}\n(MONAI_DEBUG=True shows the traceback)\n"
 
 
 @pytest.mark.parametrize(

@@ -305,3 +305,18 @@ def test_deep_supervision_takes_labels_as_stored() -> None:
     outputs = [logits, logits[..., ::2, ::2, ::2], logits[..., ::4, ::4, ::4]]
     loss = DeepSupervisionLoss(RegionDiceLoss(), weights=[1.0, 0.5, 0.25])
     torch.testing.assert_close(loss(outputs, target.to(torch.uint8)), loss(outputs, target.float()))
+
+
+def test_cross_entropy_is_added_with_its_weight_and_revives_a_lost_class() -> None:
+    logits = torch.tensor([[[4.0]], [[0.0]], [[0.0]], [[0.0]]])[None].requires_grad_()  # 1 x 4 x 1 x 1
+    target = torch.tensor([[[[2]]]])
+    plain, added = RegionDiceLoss(), RegionDiceLoss(cross_entropy=0.5)
+    entropy = -torch.log_softmax(logits[0, :, 0, 0], 0)[2]
+    torch.testing.assert_close(added(logits, target), plain(logits, target) + 0.5 * entropy)
+    with pytest.raises(ValueError, match="cross_entropy"):
+        RegionDiceLoss(cross_entropy=-1)
+    lost = torch.tensor([[[30.0]], [[0.0]], [[0.0]], [[0.0]]])[None].requires_grad_()
+    (weak,) = torch.autograd.grad(plain(lost, target), lost)
+    (strong,) = torch.autograd.grad(added(lost, target), lost)
+    assert weak[0, 2].abs() < 1e-9
+    assert strong[0, 2] < -0.4

@@ -15,6 +15,7 @@ import brats_resunet.scores as scores_module
 import numpy as np
 import pytest
 import torch
+from brats_resunet.errors import BundleError
 from brats_resunet.scores import EMPTY_RULE, METRIC_DEFINITIONS, REGIONS, ScoreCases, region_scores, summarise
 from ignite.engine import Engine
 from monai.data import MetaTensor
@@ -398,26 +399,18 @@ def test_no_case_at_all_is_an_error(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("failing", ["write", "replace"])
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_failure_while_writing_leaves_the_old_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     run(ScoreCases(tmp_path, read_label=read_label), PAIRS[:1])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
-    def half(self: Path, text: str, **kwargs: Any) -> int:
-        with open(self, "w") as file:
-            file.write(text[: len(text) // 2])
-        raise OSError("disk full")
-
     def refuse(*args: Any) -> None:
         raise OSError("disk full")
 
-    if failing == "write":
-        monkeypatch.setattr(Path, "write_text", half)
-    else:
-        monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(os, failing, refuse)
+    with pytest.raises(BundleError, match="disk full"):
         run(ScoreCases(tmp_path, read_label=read_label), PAIRS)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 

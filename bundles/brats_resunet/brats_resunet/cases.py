@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from .errors import BundleError, Finding
-from .files import write_whole
+from .files import write_result
 from .reading import open_nifti, read_array
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
@@ -104,6 +104,12 @@ def scan_cases(
         return [], []
     if et_label not in (None, 3, 4):
         raise BundleError(f"et_label is {et_label!r}; expected 3, 4 or null (detect it).")
+    if channel_order is not None:
+        order = [int(channel) for channel in channel_order]
+        if len(order) != len(MODALITIES) or len(set(order)) != len(order) or min(order) < 0:
+            raise BundleError(
+                f"channel_order is {order}; expected the channels of T1, T1ce, T2 and FLAIR, e.g. [1,2,3,0]."
+            )
     if datalist:
         cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled)
     else:
@@ -184,7 +190,7 @@ def write_datalist(split: Mapping[str, Sequence[Case]], path: str, rank: int = 0
     """
     if rank == 0 and any(split.values()):
         text = json.dumps({part: [_entry(case) for case in cases] for part, cases in split.items()}, indent=2)
-        write_whole(path, lambda file: file.write(text.encode()))
+        write_result(path, lambda file: file.write(text.encode()), "output_dir")
 
 
 def check_headers(cases: Sequence[Case], patch_size: Sequence[int] | None = None) -> list[list[Finding]]:
@@ -320,6 +326,13 @@ def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[C
             if len(files) not in (1, 4) or len(files) != len(images):
                 found = f"image: {entry.get('image')!r}"
                 findings.append(Finding(where, found, "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it"))
+                continue
+            roles = [_role_of(file.name) for file in files] if len(files) == len(MODALITIES) else []
+            if any(role is not None and role[1] != wanted for role, wanted in zip(roles, MODALITIES, strict=False)):
+                order = ", ".join(role[1] if role else "?" for role in roles)
+                findings.append(
+                    Finding(where, f"images in the order {order}", "T1, T1ce, T2, FLAIR", "put them in order")
+                )
                 continue
             label = entry.get("label") or ""
             if labelled and not label:

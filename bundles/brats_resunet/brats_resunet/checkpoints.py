@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from .errors import BundleError, Finding
-from .files import write_whole
+from .files import write_result
 from .network import channels_of
 
 _log = logging.getLogger(__name__)
@@ -75,6 +75,7 @@ class SaveCheckpoints:
                     "epoch": int(engine.state.epoch),
                     "iteration": int(engine.state.iteration),
                     "epoch_length": int(engine.state.epoch_length or 0),
+                    "max_epochs": int(engine.state.max_epochs or 0),
                 },
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "best": {"metric": float(best.best_metric), "epoch": int(best.best_metric_epoch)} if best else {},
@@ -82,18 +83,7 @@ class SaveCheckpoints:
         )
 
     def _save(self, name: str, content: Mapping[str, Any]) -> None:
-        path = self.ckpt_dir / name
-        try:
-            write_whole(path, lambda file: torch.save(content, file))
-        except OSError as error:
-            raise BundleError(
-                Finding(
-                    str(path),
-                    f"cannot be written ({error})",
-                    "room and permission for a checkpoint",
-                    "free some space or set --ckpt_dir to another folder, then resume with configs/resume.yaml",
-                )
-            ) from error
+        write_result(self.ckpt_dir / name, lambda file: torch.save(content, file), "ckpt_dir")
 
 
 class ResumeRun:
@@ -130,7 +120,7 @@ class ResumeRun:
 
         Raises:
             BundleError: if the file is missing, damaged, no checkpoint of a run, or of another network, or if it
-                is already at the last epoch, or was made with another number of iterations per epoch.
+                is already at the last epoch, or was made with another number of epochs or of iterations per epoch.
         """
         saved = read_checkpoint(self.path)
         if not {"model", "optimizer", "lr_scheduler", "trainer"} <= set(saved):
@@ -149,7 +139,16 @@ class ResumeRun:
                     self.path,
                     f"a run that has finished epoch {at['epoch']}",
                     f"one before epoch {engine.state.max_epochs}",
-                    f"nothing is left to do; to train longer give --epochs above {at['epoch']}",
+                    "nothing is left to do: evaluate it, or start a new run with more epochs",
+                )
+            )
+        if at["max_epochs"] != engine.state.max_epochs:
+            raise BundleError(
+                Finding(
+                    self.path,
+                    f"a run of {at['max_epochs']} epochs",
+                    f"one of {engine.state.max_epochs}",
+                    f"the learning rate's schedule spans the run: resume with --epochs {at['max_epochs']}",
                 )
             )
         if at["epoch_length"] != engine.state.epoch_length:

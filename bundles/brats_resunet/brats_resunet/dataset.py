@@ -19,7 +19,7 @@ from monai.data.utils import json_hashing
 from monai.transforms import Compose, Randomizable
 from monai.transforms.traits import RandomizableTrait
 
-from .errors import BundleError, bundle_error_in
+from .errors import BundleError, Finding, bundle_error_in
 from .files import write_whole
 from .version import __version__
 
@@ -73,7 +73,15 @@ class PatchDataset(torch.utils.data.Dataset):
         prepare, self.random = Compose(steps[:first_random]), Compose(steps[first_random:])
         self.cases: torch.utils.data.Dataset
         if cache == "disk":
-            self.cases = CaseCache(self.data, prepare, cache_dir or default_cache_dir())
+            cache_dir = cache_dir or default_cache_dir()
+            try:
+                self.cases = CaseCache(self.data, prepare, cache_dir)
+            except OSError as error:
+                raise BundleError(
+                    Finding(
+                        cache_dir, f"cannot be used ({error})", "a folder to write to", "set --cache_dir or --cache"
+                    )
+                ) from error
         elif cache == "memory":
             self.cases = CacheDataset(self.data, prepare, num_workers=num_workers, copy_cache=False)
         else:

@@ -77,7 +77,7 @@ def show_clear_errors() -> None:
         if message is None or os.environ.get("MONAI_DEBUG", "").lower() in ("1", "true"):
             previous(kind, error, trace)
         else:
-            print(f"\nERROR: {message}", file=sys.stderr)
+            print(f"\nERROR: {message}\n(MONAI_DEBUG=True shows the traceback)", file=sys.stderr)
 
     sys.excepthook = hook
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+from .errors import BundleError, Finding
+
 
 def write_whole(path: str | os.PathLike, write: Callable[[Any], object]) -> None:
     """Write a file so that it is there whole or not at all: beside its place, then renamed.
@@ -38,3 +40,28 @@ def write_whole(path: str | os.PathLike, write: Callable[[Any], object]) -> None
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from None  # torch.save hides a full disk behind a RuntimeError about its positions
         raise
+
+
+def write_result(path: str | os.PathLike, write: Callable[[Any], object], setting: str) -> None:
+    """`write_whole` for a file that the user waits for.
+
+    Args:
+        path: the file.
+        write: called with the open binary file.
+        setting: name of the config value that names the folder, for the message.
+
+    Raises:
+        BundleError: if the file cannot be written; an earlier file of this name is intact then.
+    """
+    try:
+        write_whole(path, write)
+    except OSError as error:
+        raise BundleError(
+            Finding(
+                str(path),
+                f"cannot be written ({error})",
+                "room and permission for it",
+                f"free some space, or set --{setting} to another folder; the files written so far are whole "
+                "(a training run goes on with configs/resume.yaml)",
+            )
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch.nn.modules.loss import _Loss
 
 from .regions import REGIONS
@@ -31,8 +32,13 @@ class RegionDiceLoss(_Loss):
         batch: pool the sums over the batch before the ratio. Use it where most patches hold no tumour: the gradient
             of an empty patch is then not lost in the smoothing.
 
+        cross_entropy: weight of the voxel-wise cross-entropy that is added, 0 or more. 0 is upstream's loss. A sum of
+            probabilities does not say which of its classes is right, and a class that has lost early gets hardly any
+            gradient back from a saturated softmax: where training is short or cases are few, 1 keeps all classes alive.
+
     Raises:
-        ValueError: if a region is empty, repeats a class or names the background (0), or `smooth` is not positive.
+        ValueError: if a region is empty, repeats a class or names the background (0), `smooth` is not positive, or
+            `cross_entropy` is negative.
     """
 
     def __init__(
@@ -40,6 +46,7 @@ class RegionDiceLoss(_Loss):
         regions: Sequence[Sequence[int]] = tuple(REGIONS.values()),
         smooth: float = 1.0,
         batch: bool = False,
+        cross_entropy: float = 0.0,
     ) -> None:
         super().__init__()
         self.regions = [tuple(int(c) for c in region) for region in regions]
@@ -49,10 +56,13 @@ class RegionDiceLoss(_Loss):
         if not self.regions or smooth <= 0:
             raise ValueError(f"need at least one region and smooth > 0, got {len(self.regions)} and {smooth}.")
         self.smooth = float(smooth)
+        if cross_entropy < 0:
+            raise ValueError(f"cross_entropy is a weight of 0 or more, got {cross_entropy}.")
         self.batch = batch
+        self.cross_entropy = float(cross_entropy)
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Mean loss over samples and regions, from 0 to 1.
+        """Mean loss over samples and regions, from 0 to 1 (without cross-entropy, which has no upper bound).
 
         Args:
             input: logits, BNHW[D] with N classes.
@@ -77,4 +87,7 @@ class RegionDiceLoss(_Loss):
             if self.batch:
                 overlap, total = overlap.sum(), total.sum()
             losses.append(1 - (2 * overlap + self.smooth) / (total + self.smooth))
-        return torch.stack(losses).mean()
+        dice = torch.stack(losses).mean()
+        if not self.cross_entropy:
+            return dice
+        return dice + self.cross_entropy * F.cross_entropy(input.float(), target[:, 0].long())

@@ -10,7 +10,7 @@ from ignite.handlers import ProgressBar
 
 
 class Progress(ProgressBar):
-    """Ignite's progress bar as a MONAI handler: one line per epoch, with the loss where the engine has one; not in log files.
+    """Ignite's progress bar as a MONAI handler: one line per epoch, with the loss; silent in log files.
 
     Args:
         desc: what stands before the bar.

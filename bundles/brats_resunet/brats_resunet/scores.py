@@ -27,7 +27,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage, stats
 
 from .errors import BundleError
-from .files import write_whole
+from .files import write_result
 from .reading import read_label as read_original_label
 from .regions import REGIONS
 
@@ -206,7 +206,7 @@ class ScoreCases:
             # Both texts exist before either file is touched, so a value that cannot be written changes nothing.
             files = {"scores.csv": _csv(rows), "summary.json": json.dumps(summary, indent=2, allow_nan=False) + "\n"}
             for name, text in files.items():
-                write_whole(self.output_dir / name, partial(_write_text, text))
+                write_result(self.output_dir / name, partial(_write_text, text), "output_dir")
             _log.info("%s", _table(summary, self.regions))
 
 

@@ -13,7 +13,7 @@ from isal import igzip
 from monai.utils import convert_to_numpy
 
 from .errors import BundleError, Finding
-from .files import write_whole
+from .files import write_result
 from .reading import open_nifti
 
 _log = logging.getLogger(__name__)
@@ -73,17 +73,7 @@ class WriteSegmentations:
         for kind in ("sform", "qform"):
             code = int(header[f"{kind}_code"])
             getattr(image, f"set_{kind}")(getattr(original, f"get_{kind}")() if code else None, code)
-        try:
-            write_whole(path, lambda file: _to_gzip(image, file))
-        except OSError as error:
-            raise BundleError(
-                Finding(
-                    str(path),
-                    f"cannot be written ({error})",
-                    "room and permission for the result",
-                    "free some space or set --output_dir to another folder; the masks already written are whole",
-                )
-            ) from error
+        write_result(path, lambda file: _to_gzip(image, file), "output_dir")
         _log.info("wrote %s", path)
 
 
