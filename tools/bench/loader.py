@@ -89,11 +89,7 @@ def _usual(patch_size: Sequence[int]) -> list[Any]:
         EnsureChannelFirstd(["image", "label"]),
         MapLabelValued("label", [0, 1, 2, 4], [0, 1, 2, 3]),
         NormalizeIntensityd("image", nonzero=True, channel_wise=True),
-        RandCropByPosNegLabeld(["image", "label"], "label", patch_size, pos=1, neg=1, num_samples=1),
-        _First(),
+        RandCropByPosNegLabeld(
+            ["image", "label"], "label", patch_size, pos=1, neg=1, num_samples=1
+        ),  # a list of one patch
     ]
-
-
-class _First:
-    def __call__(self, data: list[Any]) -> Any:
-        return data[0]

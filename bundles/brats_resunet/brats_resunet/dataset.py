@@ -111,9 +111,9 @@ class CaseCache(PersistentDataset):
     """MONAI's `PersistentDataset` with files that are memory-mapped on reading and cannot be left half-written.
 
     MONAI's own writes to the system's temporary folder and moves the file across, which is a copy where that is
-    another disk, and fails on every later read of a file cut off by that; it also reads whole volumes where a patch
-    is wanted (measured by `python -m tools bench loader`). Keys are the case, the size and time of its files, and the
-    transforms. Where the disk is full the case is used without being kept.
+    another disk, and fails on every later read of a file cut off by that. Keys are the case, the size and time of its
+    files, and the transforms. Where the disk is full the case is used without being kept. Speed is that of MONAI's
+    (`python -m tools bench loader`); mapping saves the memory of a whole volume per worker.
 
     Args:
         data: cases.
