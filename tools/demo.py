@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -28,7 +29,7 @@ def demo(out: str = "demo", cases: int = 14, seed: int = 0) -> None:
     Leaves in `out`: cases/ and new/ (virtual cases), run/ (model.pt, scores.csv, summary.json, masks) and demo.png.
 
     Args:
-        out: folder; a later demo replaces it file by file.
+        out: folder; what an earlier demo left in it is removed.
         cases: virtual cases; four fifths train.
         seed: of the cases and the training.
     """
@@ -36,8 +37,10 @@ def demo(out: str = "demo", cases: int = 14, seed: int = 0) -> None:
     root = Path(out).resolve()
     configs = ROOT / "brats_resunet" / "configs"
     cohort, new, run = root / "cases", root / "new", root / "run"
+    for folder in (cohort, new, run):  # of an earlier demo
+        shutil.rmtree(folder, ignore_errors=True)
     brats(str(cohort), cases=cases + 1, seed=seed, shape=(96, 96, 72))
-    fresh = sorted(cohort.iterdir())[cases]  # the last one becomes the patient without a reference
+    fresh = cohort / f"VirtualGlioma_{cases:05d}"  # the last one becomes the patient without a reference
     new.mkdir(exist_ok=True)
     for file in fresh.glob("*.nii.gz"):
         if not file.name.endswith("_seg.nii.gz"):

@@ -29,8 +29,9 @@ def inference(
 ) -> None:
     """Seconds, peak memory and agreement of the ways over one case: windows over all, windows on the brain, one pass.
 
-    Each way runs in a process of its own, decoding not counted. Agreement is the share of brain voxels (any modality
-    not 0) with the same class as the first way; give a trained checkpoint, or it says nothing.
+    Each way runs in a process of its own; the seconds are without decoding, the peak is of the whole process. Agreement
+    is the share of brain voxels (any modality not 0) with the same class as the first way; give a trained checkpoint,
+    or it says nothing.
 
     Args:
         dataset_dir: folder of cases.

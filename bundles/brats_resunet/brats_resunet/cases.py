@@ -42,6 +42,8 @@ _NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _MSD_IMAGES = ("imagesTr", "imagesTs")
 _MSD_CHANNELS = [1, 2, 3, 0]
 _MSD_LABELS = [0, 2, 1, 3]
+_LABELS_2018 = [0, 1, 2, 4]
+_LABELS_2023 = [0, 1, 2, 3]
 
 # BraTS 2023+ "BraTS-GLI-00001-000" and BraTS 2017-2019 "Brats18_TCIA01_147_1" end on the time point
 _TIME_POINT = re.compile(r"^(BraTS-[A-Za-z]+-\d+)-\d{3}$|^(BraTS1[789]_.+_\d+)_\d+$", re.IGNORECASE)
@@ -69,8 +71,8 @@ def find_cases(
             4-D file, "label": file}], "validation": [...]}`, paths relative to `dataset_dir` (to the JSON's own folder
             if that is not given). What is listed under "test" or "testing" is taken too when `labelled` is False.
         labelled: whether every case must have a segmentation.
-        et_label: value of enhancing tumour in the label files, 3 or 4. None looks into the label files until one holds
-            a 3 or a 4; without labels the file names decide (2018-2021: 4, 2023+: 3).
+        et_label: value of enhancing tumour in the label files, 3 or 4. None looks into the label files; without labels
+            the file names decide (2018-2021: 4, 2023: 3).
         channel_order: for 4-D files, the channels that hold T1, T1ce, T2 and FLAIR. None: as in Decathlon Task01 for
             its folders, [0, 1, 2, 3] for any other file.
         patch_size: voxels; refused if it is larger than a volume.
@@ -140,7 +142,12 @@ def require_cases(cases: Sequence[Case]) -> None:
         raise BundleError("no data set given. Add --dataset_dir DIR with the folder that holds your cases.")
 
 
-def split_cases(cases: Sequence[Case], train_cases: int = 1000, train_fraction: float = 0.8) -> dict[str, list[Case]]:
+def split_cases(
+    cases: Sequence[Case],
+    train_cases: int = 1000,
+    train_fraction: float = 0.8,
+    trained: str | os.PathLike | None = None,
+) -> dict[str, list[Case]]:
     """Upstream's split, in a form that also serves smaller folders: the first `train_cases` train, the rest validate.
 
     Scans of one patient stay on one side: the patient at the boundary trains. Where a datalist names a validation
@@ -150,13 +157,25 @@ def split_cases(cases: Sequence[Case], train_cases: int = 1000, train_fraction: 
         cases: in sorted order.
         train_cases: number of cases that train, where there are more than that.
         train_fraction: the part of the cases that trains where there are not more than `train_cases`, 0 to 1.
+        trained: the datalist that a training wrote beside its checkpoints. Where that file exists, the patients it
+            trained on are "training" and all others "validation", whatever folder the cases come from.
 
     Returns:
         `{"training": [...], "validation": [...]}`.
 
     Raises:
-        BundleError: if one side is left without a case.
+        BundleError: if one side is left without a case (with `trained`: if no case is left for validation).
     """
+    if cases and trained is not None and Path(trained).is_file():
+        seen = {entry.get("patient") for entry in json.loads(Path(trained).read_text()).get("training", [])}
+        known = [case for case in cases if case["patient"] in seen]
+        unseen = [case for case in cases if case["patient"] not in seen]
+        if not unseen:
+            raise BundleError(
+                f"all {len(cases)} case(s) trained the network, says {trained}. Give other cases, or score them "
+                "knowingly with --subset training."
+            )
+        return {"training": known, "validation": unseen}
     if any(case["subset"] == "validation" for case in cases):
         training = [case for case in cases if case["subset"] == "training"]
         validation = [case for case in cases if case["subset"] == "validation"]
@@ -251,6 +270,16 @@ def _named_cases(files: dict[str, dict[str, list[Path]]], labelled: bool) -> tup
         new_names = _PATTERN_2023.match(any_file.name) is not None
         wanted = MODALITIES + (("label",) if labelled else ())
         missing = [role for role in wanted if role not in roles]
+        if set(roles) == {"label"}:
+            findings.append(
+                Finding(
+                    str(any_file),
+                    "a segmentation without a scan",
+                    "the four modalities beside it",
+                    "add them; results of an earlier run belong outside the data set folder",
+                )
+            )
+            continue
         doubled = [role for role, found in roles.items() if len(found) > 1]
         if missing:
             suffix = {role: key for key, role in (_NAMES_2023 if new_names else _NAMES_2018).items()}
@@ -455,21 +484,35 @@ def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:
 
 
 def _set_et_label(cases: list[Case], et_label: int | None) -> None:
-    """Give every case the data set's value of enhancing tumour: forced, else seen in the labels, else by the names."""
-    own = [case for case in cases if case["label_values"] != _MSD_LABELS]
-    if et_label is None:
-        for case in own:
-            if case["label"]:
-                try:
-                    seen = {3, 4} & set(np.unique(read_array(case["label"])).tolist())
-                except BundleError:  # named, with everything else, when the case is decoded
-                    continue
-                if len(seen) == 1:  # with both the case is refused, by name, when it is decoded
-                    et_label = int(seen.pop())
-                    break
-    for case in own:
-        if et_label is not None:
-            case["label_values"] = [*case["label_values"][:3], et_label]
+    """Give the cases their value of enhancing tumour: forced, else as seen in the labels, else by the names.
+
+    The two families of names are looked at apart, so that a folder may hold both.
+    """
+    for values in (_LABELS_2018, _LABELS_2023):
+        family = [case for case in cases if case["label_values"] == values]
+        value = et_label or _seen_et_label(family, usual=values[3]) or values[3]
+        for case in family:
+            case["label_values"] = [*values[:3], value]
+
+
+def _seen_et_label(family: Iterable[Case], usual: int) -> int | None:
+    """3 or 4, whichever the first label files hold; the unusual one only if no file of the family holds the usual.
+
+    A 4 beside a 3 is the resection cavity of BraTS 2024; the case is refused, by name, when it is decoded.
+    """
+    unusual = None
+    for case in family:
+        try:
+            seen = {3, 4} & set(np.unique(read_array(case["label"])).tolist()) if case["label"] else set()
+        except BundleError:  # named, with everything else, when the case is decoded
+            continue
+        if seen == {usual}:
+            return usual
+        if len(seen) == 1:
+            unusual = int(seen.pop())
+            if unusual == 3:  # under the older names nothing else is numbered 3
+                return unusual
+    return unusual
 
 
 def _may_be_4d(file: Path) -> bool:
