@@ -823,3 +823,45 @@ def test_data_that_may_not_be_written_to(tmp_path: Path) -> None:
     assert names(find_cases(tmp_path / "data")) == ["a"]
     folder.chmod(0o755)
     assert {file.name: os.stat(file).st_mtime_ns for file in folder.iterdir()} == before
+
+
+# --- what a training leaves for its evaluation ------------------------------------------------------------------------
+
+
+def test_evaluation_goes_by_the_cases_that_trained(tmp_path: Path) -> None:
+    for name in ("BraTS-GLI-00001-000", "BraTS-GLI-00002-000", "BraTS-GLI-00003-000"):
+        write_case(tmp_path / "data" / name, NAMES_2023, values=(0, 1, 2, 3))
+    first = split_cases(find_cases(tmp_path / "data"), train_fraction=0.7)
+    trained = tmp_path / "datalist.json"
+    write_datalist(first, str(trained))
+    write_case(tmp_path / "data" / "BraTS-GLI-00000-000", NAMES_2023, values=(0, 1, 2, 3))  # would move the split
+    write_case(tmp_path / "data" / "BraTS-GLI-00001-001", NAMES_2023, values=(0, 1, 2, 3))  # a patient that trained
+    later = split_cases(find_cases(tmp_path / "data"), trained=trained)
+    assert [case["case"] for case in later["validation"]] == ["BraTS-GLI-00000-000", "BraTS-GLI-00003-000"]
+    assert [case["case"] for case in later["training"]] == [
+        "BraTS-GLI-00001-000",
+        "BraTS-GLI-00001-001",
+        "BraTS-GLI-00002-000",
+    ]
+    with pytest.raises(BundleError, match="trained the network"):
+        split_cases(first["training"], trained=trained)
+    assert split_cases(find_cases(tmp_path / "data"), trained=tmp_path / "none.json")["training"]
+
+
+def test_older_and_newer_names_in_one_folder_keep_their_own_number(tmp_path: Path) -> None:
+    write_case(tmp_path / "a", NAMES_2018, values=(0, 1, 2, 4))
+    write_case(tmp_path / "b", NAMES_2023, values=(0, 1, 2, 3))
+    assert [case["label_values"][3] for case in find_cases(tmp_path)] == [4, 3]
+
+
+def test_resection_cavities_do_not_become_enhancing_tumour(tmp_path: Path) -> None:
+    write_case(tmp_path / "a", NAMES_2023, values=(0, 1, 2, 4))
+    write_case(tmp_path / "b", NAMES_2023, values=(0, 1, 2, 3))
+    assert [case["label_values"][3] for case in find_cases(tmp_path)] == [3, 3]
+
+
+def test_a_result_inside_the_data_set_is_named(tmp_path: Path) -> None:
+    write_decathlon(tmp_path)
+    write_nifti(tmp_path / "out" / "BRATS_001_seg.nii.gz", segmentation())
+    with pytest.raises(BundleError, match="results of an earlier run belong outside"):
+        find_cases(tmp_path)

@@ -244,7 +244,7 @@ def test_bad_settings_give_one_clear_message(run: Run, cohort: Path, tmp_path: P
     done = run(*bundle_run("training", "train.yaml"), *arguments, *SMALL, *TRAINING, "--draw", "tumour", status=1)
     assert 'draw must be "voxel", "region" or "lesion", got \'tumour\'' in done.stderr
     assert "Traceback" not in done.stderr
-    done = run(*bundle_run("training", "train.yaml"), *SMALL, status=1)
+    done = run(*bundle_run("training", "train.yaml"), *SMALL, "--loss::loss::batch", "True", status=1)
     assert "Add --dataset_dir DIR" in done.stderr
     assert "Traceback" not in done.stderr
     train(run, cohort, out, 1)
