@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .cases import MODALITIES, find_cases, require_cases, scan_cases, split_cases, write_datalist
+from .cases import MODALITIES, find_cases, recorded_split, require_cases, scan_cases, split_cases, write_datalist
 from .checkpoints import LoadWeights, ResumeRun, SaveCheckpoints
 from .dataset import EpochSeed, PatchDataset
 from .errors import BundleError, Finding, show_clear_errors
@@ -44,6 +44,7 @@ __all__ = [
     "bundle_root",
     "find_cases",
     "installed",
+    "recorded_split",
     "region_output",
     "regions_of",
     "require_cases",

@@ -212,6 +212,12 @@ def write_datalist(split: Mapping[str, Sequence[Case]], path: str, rank: int = 0
         write_result(path, lambda file: file.write(text.encode()), "output_dir")
 
 
+def recorded_split(ckpt_dir: str) -> str | None:
+    """The datalist that a training wrote beside its checkpoints; None if there is none yet."""
+    path = Path(ckpt_dir, "datalist.json")
+    return str(path) if path.is_file() else None
+
+
 def check_headers(cases: Sequence[Case], patch_size: Sequence[int] | None = None) -> list[list[Finding]]:
     """What the headers of the cases' files show to be wrong, for each case; reads no voxel.
 
