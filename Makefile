@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint sync clean
 
 demo: .venv/tools  ## virtual cases: train, score, segment, draw; leaves demo/
 	$(BIN)/python -m tools demo
@@ -14,6 +14,9 @@ lint: .venv/dev  ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+sync: .venv/tools  ## copy the modules that bundles share from tools/vendored/ into each
+	$(BIN)/python -m tools sync
 
 clean:  ## remove the environment and the demo
 	rm -rf .venv demo

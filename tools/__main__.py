@@ -9,12 +9,14 @@ import fire
 from tools.bench import inference, loader, network
 from tools.check import check
 from tools.demo import demo
+from tools.sync import sync
 from tools.virtual import brats
 
 COMMANDS = {
     "demo": demo,
     "check": check,
     "virtual": {"brats": brats},
+    "sync": sync,
     "bench": {"loader": loader, "network": network, "inference": inference},
 }
 

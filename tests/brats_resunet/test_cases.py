@@ -13,8 +13,9 @@ from typing import Any
 import brats_resunet.cases as cases_module
 import numpy as np
 import pytest
-from brats_resunet.cases import Case, find_cases, patient_of, require_cases, scan_cases, split_cases, write_datalist
+from brats_resunet.cases import find_cases, patient_of, scan_cases
 from brats_resunet.errors import BundleError, Finding
+from brats_resunet.split import Case, require_cases, split_cases, write_datalist
 
 from tests.brats_resunet.conftest import (
     LPS,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from brats_resunet import ResUNet
-from brats_resunet.network import ResidualBlock, channels_of
+from brats_resunet.network import ResidualBlock
 from monai.networks.nets import DynUNet
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -290,12 +290,14 @@ def test_inference_bytes_grow_with_the_voxels_alone() -> None:
 
 @pytest.mark.parametrize("channels", [(2, 3), (2, 3, 4), (5, 4, 3, 2)])
 def test_channels_of_a_state_dict_are_those_of_the_constructor(channels: tuple[int, ...]) -> None:
-    assert channels_of(ResUNet(channels=channels, supervised_levels=0).state_dict()) == list(channels)
+    description, setting = ResUNet.identify(ResUNet(channels=channels, supervised_levels=0).state_dict())
+    assert description == f"a Res-UNet of channels {list(channels)}"
+    assert setting == '--channels "[' + ",".join(map(str, channels)) + ']"'
 
 
 @pytest.mark.parametrize("state", [{}, nn.Conv3d(1, 1, 1).state_dict(), {"encoder.1.conv1.weight": torch.zeros(3)}])
 def test_channels_of_another_network_are_none(state: dict[str, torch.Tensor]) -> None:
-    assert channels_of(state) == []
+    assert ResUNet.identify(state) == ("", "")
 
 
 def exported(network: nn.Module, x: torch.Tensor) -> Callable[..., Any]:

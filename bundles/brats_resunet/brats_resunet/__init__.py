@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .cases import MODALITIES, find_cases, recorded_split, require_cases, scan_cases, split_cases, write_datalist
+from .cases import MODALITIES, find_cases, scan_cases
 from .checkpoints import LoadWeights, ResumeRun, SaveCheckpoints
 from .dataset import EpochSeed, PatchDataset
 from .errors import BundleError, Finding, show_clear_errors
@@ -16,6 +16,7 @@ from .reading import LoadCased
 from .regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
 from .sampling import TumourCentredCropd, TumourVoxelsd
 from .scores import ScoreCases
+from .split import recorded_split, require_cases, split_cases, write_datalist
 from .version import __version__
 from .writing import WriteSegmentations
 

@@ -16,20 +16,18 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .errors import BundleError, Finding
-from .files import write_result
-from .reading import open_nifti, read_array
+from .headers import check_headers
+from .nifti import open_nifti, read_array
+from .split import Case, doubled_cases
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
-
-Case = dict[str, Any]
 
 # file suffix -> role, and the value of enhancing tumour that goes with the names
 _NAMES_2018 = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR", "seg": "label"}
@@ -124,109 +122,12 @@ def scan_cases(
         if channel_order is not None and len(case["image"]) == 1:
             case["channels"] = [int(c) for c in channel_order]
     cases.sort(key=lambda case: case["case"])
-    findings += _doubled(cases, str(datalist or dataset_dir))
+    findings += doubled_cases(cases, str(datalist or dataset_dir))
     wrong = check_headers(cases, patch_size)
     findings += [finding for found in wrong for finding in found]
     cases = [case for case, found in zip(cases, wrong, strict=True) if not found]
     _set_et_label(cases, et_label)
     return cases, findings
-
-
-def require_cases(cases: Sequence[Case]) -> None:
-    """Refuse to run on nothing.
-
-    Raises:
-        BundleError: if there is no case.
-    """
-    if not cases:
-        raise BundleError("no data set given. Add --dataset_dir DIR with the folder that holds your cases.")
-
-
-def split_cases(
-    cases: Sequence[Case],
-    train_cases: int = 1000,
-    train_fraction: float = 0.8,
-    trained: str | os.PathLike | None = None,
-) -> dict[str, list[Case]]:
-    """Upstream's split, in a form that also serves smaller folders: the first `train_cases` train, the rest validate.
-
-    Scans of one patient stay on one side: the patient at the boundary trains. Where a datalist names a validation
-    part, that is the split.
-
-    Args:
-        cases: in sorted order.
-        train_cases: number of cases that train, where there are more than that.
-        train_fraction: the part of the cases that trains where there are not more than `train_cases`, 0 to 1.
-        trained: the datalist that a training wrote beside its checkpoints. Where that file exists, the patients it
-            trained on are "training" and all others "validation", whatever folder the cases come from.
-
-    Returns:
-        `{"training": [...], "validation": [...]}`.
-
-    Raises:
-        BundleError: if one side is left without a case (with `trained`: if no case is left for validation).
-    """
-    if cases and trained is not None and Path(trained).is_file():
-        seen = {entry.get("patient") for entry in json.loads(Path(trained).read_text()).get("training", [])}
-        known = [case for case in cases if case["patient"] in seen]
-        unseen = [case for case in cases if case["patient"] not in seen]
-        if not unseen:
-            raise BundleError(
-                f"all {len(cases)} case(s) trained the network, says {trained}. Give other cases, or score them "
-                "knowingly with --subset training."
-            )
-        return {"training": known, "validation": unseen}
-    if any(case["subset"] == "validation" for case in cases):
-        training = [case for case in cases if case["subset"] == "training"]
-        validation = [case for case in cases if case["subset"] == "validation"]
-        both = sorted({c["patient"] for c in training} & {c["patient"] for c in validation})
-        if both:
-            raise BundleError(f"the datalist puts scans of one patient into training and validation: {', '.join(both)}")
-    else:
-        wanted = train_cases if len(cases) > train_cases else round(train_fraction * len(cases))
-        patients: dict[str, list[Case]] = {}
-        for case in cases:
-            patients.setdefault(case["patient"], []).append(case)
-        training, validation = [], []
-        for position, scans in enumerate(patients.values()):
-            last = position == len(patients) - 1 and bool(training)  # small folders: keep somebody to validate on
-            (training if len(training) < max(wanted, 1) and not last else validation).extend(scans)
-    if cases and not (training and validation):
-        raise BundleError(
-            f"{len(cases)} case(s) give {len(training)} for training and {len(validation)} for validation; expected at "
-            "least one each, from different patients. Add cases, or give a datalist with a validation part."
-        )
-    return {"training": training, "validation": validation}
-
-
-def write_datalist(split: Mapping[str, Sequence[Case]], path: str, rank: int = 0) -> None:
-    """Write a split as a datalist that `find_cases` reads back; by rank 0 alone.
-
-    Args:
-        split: as `split_cases` returns it.
-        path: JSON file, replaced as a whole.
-        rank: of this process.
-    """
-    if rank == 0 and any(split.values()):
-        text = json.dumps({part: [_entry(case) for case in cases] for part, cases in split.items()}, indent=2)
-        write_result(path, lambda file: file.write(text.encode()), "output_dir")
-
-
-def recorded_split(ckpt_dir: str) -> str | None:
-    """The datalist that a training wrote beside its checkpoints; None if there is none yet."""
-    path = Path(ckpt_dir, "datalist.json")
-    return str(path) if path.is_file() else None
-
-
-def check_headers(cases: Sequence[Case], patch_size: Sequence[int] | None = None) -> list[list[Finding]]:
-    """What the headers of the cases' files show to be wrong, for each case; reads no voxel.
-
-    Args:
-        cases: as described at the top of this file.
-        patch_size: voxels; a finding for each case that is smaller along an axis. None: not checked.
-    """
-    with ThreadPoolExecutor(8) as pool:  # on network drives the latency of opening a file dominates
-        return list(pool.map(lambda case: _check_case(case, patch_size), cases))
 
 
 def patient_of(case: str) -> str:
@@ -386,23 +287,6 @@ def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[C
     return cases, findings
 
 
-def _doubled(cases: Sequence[Case], where: str) -> list[Finding]:
-    """Findings for cases of one name: their results would be one file."""
-    first_files: dict[str, list[str]] = {}
-    for case in cases:
-        first_files.setdefault(case["case"], []).append(case["image"][0])
-    return [
-        Finding(
-            where,
-            f"case {name} more than once: {', '.join(files)}",
-            "unique case names",
-            'rename the files, or give a datalist whose entries have a "case" key',
-        )
-        for name, files in first_files.items()
-        if len(files) > 1
-    ]
-
-
 def _case(name: str, image: Sequence[Path], label: Path | str, channels: list[int], values: list[int]) -> Case:
     return {
         "case": name,
@@ -417,76 +301,6 @@ def _case(name: str, image: Sequence[Path], label: Path | str, channels: list[in
 
 def _volume_case(file: Path, label: Path | str, channels: list[int], values: list[int]) -> Case:
     return _case(_NIFTI.sub("", file.name), [file], label, channels, values)
-
-
-def _entry(case: Case) -> dict[str, Any]:
-    keys = ("case", "patient", "channels", "label_values")
-    files = {
-        # absolute, but not through links: what they lead to may have another name
-        "image": [os.path.abspath(file) for file in case["image"]],
-        "label": os.path.abspath(case["label"]) if case["label"] else "",
-    }
-    return files | {key: case[key] for key in keys}
-
-
-def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:
-    findings: list[Finding] = []
-    reference: tuple[str, tuple[int, ...], np.ndarray] | None = None
-    for file in [*case["image"], *([case["label"]] if case["label"] else [])]:
-        try:
-            header = open_nifti(file)
-            shape, affine = tuple(int(n) for n in header.shape), np.asarray(header.affine)
-        except Exception as error:  # nibabel raises a dozen types for what is one thing to the user
-            findings.append(
-                Finding(file, f"cannot be read ({error})", "a NIfTI file", "copy or download the file again")
-            )
-            continue
-        volume = len(case["image"]) == 1 and file != case["label"]
-        dimensions = 4 if volume else 3
-        if not volume and len(shape) == 4 and shape[3] == 1:
-            shape = shape[:3]
-        if len(shape) != dimensions or min(shape[:3]) < 2:
-            findings.append(
-                Finding(
-                    file,
-                    f"a {sum(n > 1 for n in shape)}-D image of shape {_by(shape)}",
-                    "one 4-D image with a channel for each modality" if volume else "a 3-D volume",
-                    "give the whole volume; slices cannot be segmented",
-                )
-            )
-            continue
-        if volume and shape[3] <= max(case["channels"]):
-            findings.append(
-                Finding(file, f"{shape[3]} channels", "4 channels: T1, T1ce, T2, FLAIR", "add the missing modalities")
-            )
-            continue
-        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-            findings.append(
-                Finding(file, "an affine that is not invertible", "a spatial grid in mm", "mend the header")
-            )
-            continue
-        if reference is None:
-            reference = (file, shape[:3], affine)
-            if patch_size is not None and any(p > n for p, n in zip(patch_size, shape, strict=False)):
-                findings.append(
-                    Finding(
-                        file,
-                        f"a volume of {_by(shape[:3])} voxels",
-                        f"at least patch_size {_by(patch_size)}",
-                        'give a smaller patch, e.g. --patch_size "[64,64,64]"',
-                    )
-                )
-        elif shape[:3] != reference[1] or not np.allclose(affine, reference[2], rtol=0, atol=1e-2):
-            what = f"grid {_by(shape[:3])}, affine {_rows(affine)}"
-            findings.append(
-                Finding(
-                    file,
-                    what,
-                    f"the grid of {reference[0]}: {_by(reference[1])}, affine {_rows(reference[2])}",
-                    "co-register and resample the modalities of a case to one grid",
-                )
-            )
-    return findings
 
 
 def _set_et_label(cases: list[Case], et_label: int | None) -> None:
@@ -529,11 +343,3 @@ def _may_be_4d(file: Path) -> bool:
         return len(open_nifti(file).shape) != 3
     except Exception:
         return True
-
-
-def _by(shape: Iterable[int]) -> str:
-    return "x".join(str(int(n)) for n in shape)
-
-
-def _rows(affine: np.ndarray) -> str:
-    return str(np.round(affine[:3], 3).tolist())

@@ -1,5 +1,6 @@
 """Checkpoints that are written whole, resume a run exactly, and say what is wrong when they do not fit."""
 
+# One of the modules that every bundle carries: edit it in tools/vendored/, then `make sync`.
 from __future__ import annotations
 
 import logging
@@ -14,7 +15,6 @@ from torch import nn
 
 from .errors import BundleError, Finding
 from .files import write_result
-from .network import channels_of
 
 _log = logging.getLogger(__name__)
 
@@ -226,7 +226,8 @@ def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: st
     """Load a state dict strictly.
 
     Args:
-        network: to load into; unchanged if the state does not fit.
+        network: to load into; unchanged if the state does not fit. Its `identify(state)`, if it has one, says what a
+            state dict belongs to: a description and the settings that give that network, ("", "") if it does not know.
         state: of the same network.
         path: of the file, for the message.
 
@@ -239,16 +240,13 @@ def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: st
     if not wrong and not extra:
         network.load_state_dict(dict(state))
         return
-    found, wanted = _describe(state), _describe(expected)
-    widths = channels_of(state)
+    identify: Any = getattr(network, "identify", lambda state: ("", ""))
+    (found, setting), (wanted, own_setting) = identify(state), identify(expected)
     fix = "use a checkpoint of this bundle"
-    if widths and widths != channels_of(expected):
-        fix = f'give its widths: --channels "{widths}"'.replace(", ", ",")
+    if not found:
+        found = f"another network ({', '.join(list(state)[:3])}, ...)"
+    elif setting != own_setting:
+        fix = f"give its widths: {setting}"
     elif found == wanted:
         found += f" that differs in {(wrong + extra)[0]}"
-    raise BundleError(Finding(path, found, wanted, fix))
-
-
-def _describe(state: Mapping[str, torch.Tensor]) -> str:
-    widths = channels_of(state)
-    return f"a Res-UNet of channels {widths}" if widths else f"another network ({', '.join(list(state)[:3])}, ...)"
+    raise BundleError(Finding(path, found, wanted or type(network).__name__, fix))

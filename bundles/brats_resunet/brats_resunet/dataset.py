@@ -1,5 +1,6 @@
 """Patches of cached cases, the same for the same seed on any number of workers and processes."""
 
+# One of the modules that every bundle carries: edit it in tools/vendored/, then `make sync`.
 from __future__ import annotations
 
 import logging
@@ -39,14 +40,16 @@ class PatchDataset(torch.utils.data.Dataset):
         cache: where prepared cases are kept. "disk": MONAI's `PersistentDataset`, with files that are memory-mapped
             (so that a patch reads its own pages only) and written whole; about 36 MB of disk per case and no memory.
             "memory": MONAI's `CacheDataset`, about 36 MB of memory per case. "none": decode on every access.
-        cache_dir: folder for "disk"; None is `$XDG_CACHE_HOME/brats_resunet` or `~/.cache/brats_resunet`. It may be
-            shared between runs and deleted at any time.
+        cache_dir: folder for "disk"; None is the bundle's name in `$XDG_CACHE_HOME` or `~/.cache`. It may be shared
+            between runs and deleted at any time.
         seed: of the random transforms.
         patches_per_case: how often each case is seen in an epoch.
+        samples_per_epoch: patches in an epoch, from cases drawn anew for each epoch (without repeating one before all
+            have been drawn), `patches_per_case` from each. None: `patches_per_case` of every case.
         num_workers: threads that fill the memory cache.
 
     Raises:
-        ValueError: for another `cache`, or `patches_per_case` below 1.
+        ValueError: for another `cache`, or `patches_per_case` or `samples_per_epoch` below 1.
     """
 
     def __init__(
@@ -57,15 +60,19 @@ class PatchDataset(torch.utils.data.Dataset):
         cache_dir: str | None = None,
         seed: int = 0,
         patches_per_case: int = 1,
+        samples_per_epoch: int | None = None,
         num_workers: int = 2,
     ) -> None:
         if cache not in ("disk", "memory", "none"):
             raise ValueError(f'cache must be "disk", "memory" or "none", got {cache!r}.')
         if patches_per_case < 1:
             raise ValueError(f"patches_per_case must be 1 or more, got {patches_per_case}.")
+        if samples_per_epoch is not None and samples_per_epoch < 1:
+            raise ValueError(f"samples_per_epoch must be 1 or more, or null, got {samples_per_epoch}.")
         self.data = list(data)
         self.seed = int(seed)
         self.patches_per_case = int(patches_per_case)
+        self.samples_per_epoch = samples_per_epoch
         self.epoch = 0
         first_random = transform.get_index_of_first(_is_random)
         steps = list(transform.flatten().transforms)
@@ -88,13 +95,15 @@ class PatchDataset(torch.utils.data.Dataset):
             self.cases = Dataset(self.data, prepare)
 
     def __len__(self) -> int:
-        return len(self.data) * self.patches_per_case
+        if self.samples_per_epoch is None or not self.data:
+            return len(self.data) * self.patches_per_case
+        return int(self.samples_per_epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):  # ends a `for` loop over the dataset
             raise IndexError(f"index {index} in a dataset of {len(self)}")
         try:
-            case = self.cases[index % len(self.data)]
+            case = self.cases[self.case_of(index)]
         except RuntimeError as error:
             message = bundle_error_in(error)  # out of MONAI's "applying transform" wrapping, for loader workers too
             if message is not None:
@@ -105,6 +114,15 @@ class PatchDataset(torch.utils.data.Dataset):
         self.random.set_random_state(seed=int(state))
         result = self.random(_plain(case))
         return {k: v.float() if torch.is_tensor(v) and v.dtype == torch.float16 else v for k, v in result.items()}
+
+    def case_of(self, index: int) -> int:
+        """Position in `data` of the case that `index` shows in this epoch."""
+        count = len(self.data)
+        if self.samples_per_epoch is None:
+            return index % count
+        turn, position = divmod(index // self.patches_per_case, count)
+        order = np.random.default_rng((self.seed, self.epoch, turn, count)).permutation(count)
+        return int(order[position])
 
 
 class CaseCache(PersistentDataset):
@@ -182,7 +200,7 @@ def _is_random(transform: object) -> bool:
 
 
 def _case_hash(case: dict[str, Any]) -> bytes:
-    stats = [os.stat(f) for f in (*case["image"], case["label"]) if f]
+    stats = [os.stat(f) for f in (*case["image"], *(case.get("label_parts") or [case["label"]])) if f]
     # not pickled: that tells equal cases apart by which of their strings are one object
     return json_hashing([_describe(case), [(s.st_size, s.st_mtime_ns) for s in stats]])
 

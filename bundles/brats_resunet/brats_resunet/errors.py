@@ -1,5 +1,6 @@
 """Errors that a user is meant to read, and the hook that prints them without MONAI's expression traceback."""
 
+# One of the modules that every bundle carries: edit it in tools/vendored/, then `make sync`.
 from __future__ import annotations
 
 import os

@@ -1,5 +1,6 @@
 """Files that are written whole or not at all."""
 
+# One of the modules that every bundle carries: edit it in tools/vendored/, then `make sync`.
 from __future__ import annotations
 
 import os

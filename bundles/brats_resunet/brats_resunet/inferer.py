@@ -1,5 +1,6 @@
 """Logits of a brain that was cropped from its volume: windows where there is tissue, or one pass."""
 
+# One of the modules that every bundle carries: edit it in tools/vendored/, then `make sync`.
 from __future__ import annotations
 
 import itertools

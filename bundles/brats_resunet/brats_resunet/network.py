@@ -112,6 +112,16 @@ class ResUNet(nn.Module):
             voxels *= int(n)
         return 4 * voxels * (9 * self.channels[0] + 2 * self.in_channels)
 
+    @staticmethod
+    def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, str]:
+        """What a state dict belongs to and the setting that gives it; ("", "") for another network."""
+        widths: list[int] = []
+        while f"encoder.{len(widths)}.conv1.weight" in state:
+            widths.append(int(state[f"encoder.{len(widths)}.conv1.weight"].shape[0]))
+        if not widths:
+            return "", ""
+        return f"a Res-UNet of channels {widths}", f'--channels "{widths}"'.replace(", ", ",")
+
     def _check(self, x: torch.Tensor) -> None:
         smallest = 2 ** (len(self.channels) - 1)
         if x.ndim != 5 or x.shape[1] != self.in_channels or min(x.shape[2:]) <= smallest:
@@ -148,11 +158,3 @@ class ResidualBlock(nn.Module):
         y = self.norm2(self.conv2(y))
         y += self.shortcut(x)
         return self.act(y)
-
-
-def channels_of(state: Mapping[str, torch.Tensor]) -> list[int]:
-    """Widths of the `ResUNet` that a state dict belongs to; empty if it belongs to another network."""
-    widths: list[int] = []
-    while f"encoder.{len(widths)}.conv1.weight" in state:
-        widths.append(int(state[f"encoder.{len(widths)}.conv1.weight"].shape[0]))
-    return widths

@@ -2,61 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
-from isal import igzip
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from .errors import BundleError, Finding
-
-
-def read_array(path: str) -> np.ndarray:
-    """Voxels of a NIfTI file in its own axis order (i, j, k[, channel]) and type, intensity scaling applied.
-
-    The file is inflated by ISA-L: twice as fast as nibabel's own path and as fast as ITK, and unlike both it notices
-    every damaged file (nibabel misses a wrong checksum, ITK fills what is cut off with zeros and says nothing).
-
-    Raises:
-        BundleError: if the file cannot be decoded to its end.
-    """
-    try:
-        raw = Path(path).read_bytes()
-        if raw[:2] == b"\x1f\x8b":
-            raw = igzip.decompress(raw)
-        return np.asarray(type(open_nifti(path)).from_bytes(raw).dataobj)
-    except Exception as error:  # nibabel, gzip and the system raise a dozen types for what is one thing to the user
-        raise BundleError(
-            Finding(
-                str(path),
-                f"cannot be decoded to its end ({type(error).__name__}: {error})",
-                "a complete NIfTI file",
-                "copy or download the file again; `gzip -t` tells whether it is whole",
-            )
-        ) from error
-
-
-def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
-    """`nibabel.load` for NIfTI alone: header and affine now, voxels when they are asked for.
-
-    Raises:
-        ValueError: if the file is of another format that nibabel knows.
-    """
-    image = nib.load(path)
-    if not isinstance(image, nib.Nifti1Pair):
-        raise ValueError(f"{path} is {type(image).__name__}, not NIfTI")
-    return cast("nib.Nifti1Image", image)
-
-
-def read_affine(path: str) -> np.ndarray:
-    """4x4 voxel-to-world matrix (mm, RAS+) of a NIfTI file, from its header alone."""
-    return np.asarray(open_nifti(path).affine, dtype=np.float64)
+from .nifti import check_voxels, read_affine, read_array
 
 
 def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -129,10 +84,10 @@ class LoadCased(Transform):
             if len(files) == 1:
                 channels = [array[..., channel] for channel in data["channels"]]
                 for name, channel in zip(data["channels"], channels, strict=True):
-                    findings += _check_voxels(f"{file} (channel {name})", channel)
+                    findings += check_voxels(f"{file} (channel {name})", channel)
             else:
                 array = array[..., 0] if array.ndim == 4 else array
-                findings += _check_voxels(file, array)
+                findings += check_voxels(file, array)
                 channels.insert(position, array)
         label = None
         if self.with_label:
@@ -156,20 +111,3 @@ class LoadCased(Transform):
         if label is not None:
             result["label"] = MetaTensor(torch.from_numpy(label)[None], affine=affine)
         return result
-
-
-def _check_voxels(file: str, array: np.ndarray) -> list[Finding]:
-    if np.issubdtype(array.dtype, np.floating):
-        bad = int((~np.isfinite(array)).sum())
-        if bad:
-            return [
-                Finding(
-                    file, f"{bad} voxel(s) that are NaN or infinite", "finite intensities", "mend or remove the case"
-                )
-            ]
-    low, high = float(array.min()), float(array.max())
-    if low == high:
-        return [
-            Finding(file, f"the value {low:g} in every voxel", "an image", "replace the file, it holds no information")
-        ]
-    return []

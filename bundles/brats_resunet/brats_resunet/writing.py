@@ -1,5 +1,6 @@
 """Write segmentations on the grid, with the affine and the label values of the input."""
 
+# One of the modules that every bundle carries: edit it in tools/vendored/, then `make sync`.
 from __future__ import annotations
 
 import logging
@@ -14,7 +15,7 @@ from monai.utils import convert_to_numpy
 
 from .errors import BundleError, Finding
 from .files import write_result
-from .reading import open_nifti
+from .nifti import open_nifti
 
 _log = logging.getLogger(__name__)
 
@@ -22,16 +23,19 @@ _log = logging.getLogger(__name__)
 class WriteSegmentations:
     """MONAI handler: write `<case>_seg.nii.gz`, and `<case>_probabilities.nii.gz` where the output holds them.
 
-    The mask is uint8 with the data set's own label values; header (sform, qform and their codes, units) and grid are
-    those of the case's first image. Probabilities are a 4-D float32 file with the channels WT, TC, ET. Each file is
-    written whole or not at all; a run that was stopped keeps the masks of the cases it finished.
+    The mask is uint8 with the data set's own label values (`label_values` of the case, by class index); header (sform,
+    qform and their codes, units) and grid are those of the case's first image. Probabilities are a 4-D float32 file, a
+    channel last. Each file is written whole or not at all; a run that was stopped keeps the masks of the cases it
+    finished.
 
     Args:
         output_dir: folder, made if missing.
+        suffix: of the mask's name.
     """
 
-    def __init__(self, output_dir: str) -> None:
+    def __init__(self, output_dir: str, suffix: str = "seg") -> None:
         self.output_dir = Path(output_dir)
+        self.suffix = suffix
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batch and output are decollated."""
@@ -48,7 +52,7 @@ class WriteSegmentations:
         for item, output in zip(batch, outputs, strict=True):
             values = np.asarray([int(v) for v in item["label_values"]], np.uint8)
             classes = convert_to_numpy(output["pred"])[0].astype(np.uint8)
-            self._write(item, "seg", values[classes])
+            self._write(item, self.suffix, values[classes])
             if "probabilities" in output:
                 probabilities = np.moveaxis(convert_to_numpy(output["probabilities"]), 0, -1).astype(np.float32)
                 self._write(item, "probabilities", probabilities)
@@ -63,6 +67,11 @@ class WriteSegmentations:
         original = open_nifti(source)
         if tuple(array.shape[:3]) != tuple(original.shape[:3]):
             raise RuntimeError(f"{item['case']}: output {array.shape} is not on the input's grid {original.shape}")
+        if isinstance(original, nib.MGHImage):  # its header has none of these fields
+            image = nib.Nifti1Image(array, original.affine)
+            image.header.set_xyzt_units("mm")
+            write_result(path, lambda file: _to_gzip(image, file), "output_dir")
+            return
         header = original.header.copy()
         header.set_data_dtype(array.dtype)
         header.set_data_shape(array.shape)

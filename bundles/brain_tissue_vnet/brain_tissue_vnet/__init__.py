@@ -1,0 +1,1 @@
+"""What the brain tissue V-Net bundle needs beyond MONAI, PyTorch, Ignite and TorchIO."""
