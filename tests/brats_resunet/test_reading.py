@@ -15,7 +15,8 @@ import pytest
 import torch
 from brats_resunet.cases import find_cases
 from brats_resunet.errors import BundleError
-from brats_resunet.reading import LoadCased, open_nifti, read_affine, read_array, read_label
+from brats_resunet.nifti import open_nifti, read_affine, read_array
+from brats_resunet.reading import LoadCased, read_label
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
@@ -174,11 +175,17 @@ def test_no_flipped_byte_changes_a_voxel_unnoticed(tmp_path: Path) -> None:
 
 
 def test_other_formats_that_nibabel_knows_are_refused(tmp_path: Path) -> None:
-    nib.save(nib.MGHImage(scan().astype(np.float32), LPS), tmp_path / "scan.mgz")
-    with pytest.raises(ValueError, match="MGHImage, not NIfTI"):
-        open_nifti(tmp_path / "scan.mgz")
+    nib.save(nib.Spm99AnalyzeImage(scan(), np.eye(4)), tmp_path / "scan.img")
+    with pytest.raises(ValueError, match="Spm99AnalyzeImage, not NIfTI or MGH"):
+        open_nifti(tmp_path / "scan.img")
     with pytest.raises(BundleError, match="not NIfTI"):
-        read_array(str(tmp_path / "scan.mgz"))
+        read_array(str(tmp_path / "scan.img"))
+
+
+def test_mgh_files_of_freesurfer_are_read_too(tmp_path: Path) -> None:
+    nib.save(nib.MGHImage(scan().astype(np.float32), LPS), tmp_path / "scan.mgz")
+    np.testing.assert_array_equal(read_array(str(tmp_path / "scan.mgz")), scan())
+    np.testing.assert_array_equal(read_affine(str(tmp_path / "scan.mgz")), LPS)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

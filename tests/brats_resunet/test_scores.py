@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ import brats_resunet.scores as scores_module
 import numpy as np
 import pytest
 import torch
+from brats_resunet import scoring
 from brats_resunet.errors import BundleError
-from brats_resunet.scores import EMPTY_RULE, METRIC_DEFINITIONS, REGIONS, ScoreCases, region_scores, summarise
+from brats_resunet.scores import EMPTY_RULE, METRIC_DEFINITIONS, NOTES, REGIONS, ScoreCases, region_scores
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from scipy import ndimage
@@ -234,6 +235,10 @@ def test_agrees_with_brute_force(seed: int) -> None:
 # --- summarise ----------------------------------------------------------------------------------------------------
 
 
+def summarise(rows: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:
+    return scoring.summarise(rows, NOTES, seed)
+
+
 def row(case: str, dice: Sequence[float], sensitivity: float = 0.5) -> dict[str, Any]:
     return {
         "case": case,
@@ -419,9 +424,9 @@ def test_failure_while_writing_leaves_the_old_files(
 def test_ranks_are_gathered_and_rank_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     other = ScoreCases(tmp_path / "other", read_label=read_label)
     run(other, [PAIRS[2], PAIRS[0]])  # "b" went to both ranks, as a sampler does that evens out their shares
-    monkeypatch.setattr(scores_module.idist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(scores_module.idist, "get_rank", lambda: rank)
-    monkeypatch.setattr(scores_module.idist, "all_gather", lambda mine: [mine, other._rows])
+    monkeypatch.setattr(scoring.idist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(scoring.idist, "get_rank", lambda: rank)
+    monkeypatch.setattr(scoring.idist, "all_gather", lambda mine: [mine, other._rows])
     engine = run(ScoreCases(tmp_path / "out", read_label=read_label), PAIRS[:2])
     assert engine.state.metrics["mean_dice"] == pytest.approx(5 / 9)
     assert (tmp_path / "out").exists() == (rank == 0)

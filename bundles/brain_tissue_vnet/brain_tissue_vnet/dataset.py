@@ -112,7 +112,9 @@ class PatchDataset(torch.utils.data.Dataset):
         # SeedSequence mixes the three numbers so that neighbouring seeds, epochs and indices have nothing in common
         state = np.random.SeedSequence((self.seed, self.epoch, index)).generate_state(1)[0]
         self.random.set_random_state(seed=int(state))
-        result = self.random(_plain(case))
+        with torch.random.fork_rng(devices=[]):  # for transforms that draw from PyTorch's generator, as TorchIO's do
+            torch.default_generator.manual_seed(int(state))  # of the CPU alone: the GPU's is the network's
+            result = self.random(_plain(case))
         return {k: v.float() if torch.is_tensor(v) and v.dtype == torch.float16 else v for k, v in result.items()}
 
     def case_of(self, index: int) -> int:

@@ -1,0 +1,99 @@
+"""V-Net of any width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from monai.networks.nets import vnet
+from torch import nn
+
+_STRIDE = 16  # four halvings
+
+
+class VNet(vnet.VNet):
+    """MONAI's V-Net with its first width as an argument, for volumes of any size.
+
+    The parts are MONAI's own: input transition to `init_filters`, four down transitions that double the width, four up
+    transitions that concatenate the encoder's features, output transition; 5x5x5 convolutions, batch norm, ELU. At 16
+    filters it has the names and shapes of MONAI's `VNet`, so that weights go from one to the other, and the output is
+    the same. A volume whose size does not divide by 16 is padded at its far ends by repeating its border, and cut back.
+
+    Milletari et al., V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation, 2016,
+    https://arxiv.org/abs/1606.04797.
+
+    Args:
+        in_channels: image channels; divides `init_filters`.
+        out_channels: classes, background among them.
+        init_filters: width at full resolution, even. 16 is the paper's; the cost goes with its square: 8 takes a quarter.
+        dropout: of the features in the two coarsest resolutions and their skips, while training; 0 to below 1.
+
+    Raises:
+        ValueError: for a width that is not a positive even multiple of `in_channels`, or a dropout out of range.
+    """
+
+    def __init__(
+        self, in_channels: int = 1, out_channels: int = 4, init_filters: int = 16, dropout: float = 0.5
+    ) -> None:
+        nn.Module.__init__(self)  # MONAI's constructor has the widths built in; names and forward are its own
+        if init_filters < 2 or init_filters % 2 or init_filters % in_channels:
+            raise ValueError(
+                f"init_filters must be even and a multiple of the {in_channels} input channel(s), got {init_filters}."
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be from 0 to below 1, got {dropout}.")
+        self.in_channels = in_channels
+        self.init_filters = init_filters
+        n, act = init_filters, ("elu", {"inplace": True})
+        self.in_tr = vnet.InputTransition(3, in_channels, n, act)
+        self.down_tr32 = vnet.DownTransition(3, n, 1, act)
+        self.down_tr64 = vnet.DownTransition(3, 2 * n, 2, act)
+        self.down_tr128 = vnet.DownTransition(3, 4 * n, 3, act, dropout_prob=dropout)
+        self.down_tr256 = vnet.DownTransition(3, 8 * n, 2, act, dropout_prob=dropout)
+        self.up_tr256 = vnet.UpTransition(3, 16 * n, 16 * n, 2, act, dropout_prob=(dropout, dropout))
+        self.up_tr128 = vnet.UpTransition(3, 16 * n, 8 * n, 2, act, dropout_prob=(dropout, dropout))
+        # MONAI's VNet gives the two finer skips its default dropout of 0.5; here they follow the argument
+        self.up_tr64 = vnet.UpTransition(3, 8 * n, 4 * n, 1, act, dropout_prob=(None, dropout))
+        self.up_tr32 = vnet.UpTransition(3, 4 * n, 2 * n, 1, act, dropout_prob=(None, dropout))
+        self.out_tr = vnet.OutputTransition(3, 2 * n, out_channels, act)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of `x`: B x out_channels x HWD for B x in_channels x HWD.
+
+        Raises:
+            ValueError: if `x` has another number of axes or channels.
+        """
+        if not torch.jit.is_tracing() and (x.ndim != 5 or x.shape[1] != self.in_channels):
+            raise ValueError(
+                f"the network takes volumes in a batch, of {self.in_channels} channel(s), got shape {tuple(x.shape)}."
+            )
+        size = x.shape[2:]
+        lacking = [-int(n) % _STRIDE for n in size]
+        if not any(lacking):
+            return cast("torch.Tensor", super().forward(x))
+        x = F.pad(x, [side for n in reversed(lacking) for side in (0, n)], mode="replicate")
+        return super().forward(x)[:, :, : size[0], : size[1], : size[2]]
+
+    def inference_bytes(self, shape: tuple[int, ...]) -> int:
+        """Estimate of the memory that one forward pass without gradients takes, in bytes, in single precision.
+
+        The peak is at the finest up transition: the skip and its concatenation (1 + 2 widths), a convolution's output and
+        working copy (2 + 2), the activated sum (2), measured on CPU.
+
+        Args:
+            shape: HWD of the input, in voxels.
+        """
+        voxels = 1
+        for n in shape:
+            voxels *= int(n) + -int(n) % _STRIDE
+        return 4 * voxels * (9 * self.init_filters + 2 * self.in_channels)
+
+    @staticmethod
+    def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, str]:
+        """What a state dict belongs to and the setting that gives it; ("", "") for another network."""
+        weight = state.get("in_tr.conv_block.conv.weight")
+        if weight is None or "down_tr256.down_conv.weight" not in state:
+            return "", ""
+        return f"a V-Net of init_filters {weight.shape[0]}", f"--init_filters {weight.shape[0]}"

@@ -1,0 +1,296 @@
+"""Images painted from label maps alone, of any contrast, so that a network learns anatomy rather than a scanner.
+
+The idea is that of SynthSeg (Billot et al., Medical Image Analysis 86, 2023, doi:10.1016/j.media.2023.102789): every
+structure of a label map gets a random intensity, then the image is degraded as scanners do. What is drawn, and how, is
+this project's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.transforms import Randomizable, Transform
+
+from .numberings import CSF, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE, WM
+from .preprocessing import check_method, normalise, statistics
+
+# T1 intensity of a structure as its place between grey (0) and white matter (1), where that is not simply its tissue's
+_T1_PLACE = {
+    "thalamus": 0.50, "caudate": 0.10, "putamen": 0.25, "pallidum": 0.80, "accumbens": 0.10, "hippocampus": 0.05,
+    "amygdala": 0.0, "brain stem": 0.80, "ventral DC": 0.75, "optic chiasm": 0.7,
+}  # fmt: skip
+_T1_RANGE = {  # relative to white matter, for what is neither grey nor white
+    "choroid plexus": (0.35, 0.7),
+    "vessel": (0.2, 1.3),
+}
+# soft tissue, skin and fat, skull, marrow and dura
+_T1_OUTSIDE = {507: (0.3, 0.8), 511: (0.8, 1.8), 515: (0.05, 0.35), 516: (0.4, 1.5)}
+_SAMPLE = 4096  # voxels drawn to foresee an image's statistics
+
+
+@dataclass(frozen=True)
+class Paint:
+    """How one image is made from its structures; drawn by `LabelPainter.draw`.
+
+    Intensities are in units of white matter's in a T1 (or of the largest, in a random contrast), lengths in voxels.
+    """
+
+    means: np.ndarray  # of each structure
+    deviations: np.ndarray
+    stripped: bool
+    rim: int  # what is left around the brain when the skull is stripped
+    rests: bool  # whether that holds bits of dura and skull, or fluid alone
+    blur: float  # partial volume, standard deviation
+    bias: np.ndarray  # 4 x 4 x 4 control points of the logarithm of the bias field
+    gamma: float
+    noise: float
+    slices: tuple[float, float, float]  # voxel size of the acquisition along each axis
+    offset: float  # of the normalisation
+    scale: float
+    seed: int  # of what is drawn for each voxel
+
+
+class LabelPainter:
+    """Paint an image for a map of structures: contrast, skull, partial volume, bias field, resolution, noise.
+
+    Args:
+        t1_probability: of a T1-like contrast, 0 to 1; otherwise every structure has any intensity.
+        strip_probability: of a skull-stripped image, 0 to 1; otherwise the whole head is seen.
+        method: normalisation, as in `preprocessing.NormaliseTissued`. Its statistics are those of the whole head or
+            brain, from the structures' volumes, so that a patch looks as it does in a whole normalised image.
+        low_resolution_probability: of thick slices (up to 5 voxels) or large voxels (up to 2.5).
+
+    Raises:
+        ValueError: for a probability outside 0 to 1 or an unknown normalisation.
+    """
+
+    def __init__(
+        self,
+        t1_probability: float = 0.5,
+        strip_probability: float = 0.5,
+        method: str = "zscore",
+        low_resolution_probability: float = 0.3,
+    ) -> None:
+        probabilities = {
+            "t1_probability": t1_probability,
+            "strip_probability": strip_probability,
+            "low_resolution_probability": low_resolution_probability,
+        }
+        for name, value in probabilities.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {value}.")
+        check_method(method)
+        self.t1_probability = t1_probability
+        self.strip_probability = strip_probability
+        self.low_resolution_probability = low_resolution_probability
+        self.method = method
+
+    def draw(self, counts: np.ndarray, seed: int) -> Paint:
+        """Everything about an image that is not drawn for each voxel.
+
+        Args:
+            counts: voxels of each structure in the whole map, K.
+            seed: the same seed gives the same image.
+        """
+        rng = np.random.default_rng(seed)
+        t1 = rng.random() < self.t1_probability
+        stripped = rng.random() < self.strip_probability
+        means = _t1_means(rng) if t1 else rng.uniform(0, 1, len(STRUCTURES))
+        deviations = rng.uniform(0.01, 0.06, len(STRUCTURES)) * (1 if t1 else 1.5)
+        outside = np.asarray(EXTRA_CEREBRAL)
+        if not t1 and rng.random() < 0.7:  # air is dark in any contrast, but for odd scalings
+            means[0] = 0
+        if t1 or means[0] == 0:
+            means[0], deviations[0] = rng.uniform(0, 0.06), rng.uniform(0.005, 0.03)
+        gamma = float(np.exp(rng.normal(0, 0.12 if t1 else 0.3)))
+        slices = [1.0, 1.0, 1.0]
+        if rng.random() < self.low_resolution_probability:
+            if rng.random() < 0.5:
+                slices[int(rng.integers(3))] = float(rng.uniform(1.5, 5))
+            else:
+                slices = [float(rng.uniform(1, 2.5))] * 3
+        seen = np.asarray(counts, float).copy()
+        seen[outside if stripped else 0] = 0
+        sampled = rng.choice(len(seen), _SAMPLE, p=seen / seen.sum()) if seen.sum() else np.zeros(_SAMPLE, int)
+        values = _gamma(means[sampled] + deviations[sampled] * rng.standard_normal(_SAMPLE), gamma)
+        offset, scale = statistics(values, self.method)
+        return Paint(
+            means=means,
+            deviations=deviations,
+            stripped=stripped,
+            rim=int(rng.integers(0, 6)),
+            rests=bool(rng.random() < 0.2),
+            blur=float(rng.uniform(0.3, 0.8)),
+            bias=rng.normal(0, rng.uniform(0, 0.25), (4, 4, 4)),
+            gamma=gamma,
+            noise=float(rng.uniform(0, 0.05)),
+            slices=(slices[0], slices[1], slices[2]),
+            offset=offset + float(rng.normal(0, 0.1)) * scale,
+            scale=scale * float(np.exp(rng.normal(0, 0.1))),
+            seed=seed,
+        )
+
+    def paint(self, structures: torch.Tensor, paint: Paint) -> tuple[torch.Tensor, torch.Tensor]:
+        """Image and label of a patch, on its device.
+
+        Args:
+            structures: 1HWD, indices of `STRUCTURES`.
+            paint: from `draw`.
+
+        Returns:
+            1HWD float32, normalised; 1HWD uint8 tissue classes (values as in `numberings`), background where the skull
+            stripping has cut.
+        """
+        device = structures.device
+        index = structures[0].long()
+        generator = torch.Generator(device).manual_seed(paint.seed)
+        label = _table(TISSUE_OF_STRUCTURE, torch.uint8, device)[index]
+        kept = _kept(index, paint) if paint.stripped else None
+
+        def normal() -> torch.Tensor:
+            return torch.randn(index.shape, generator=generator, device=device)
+
+        image = _table(paint.means, torch.float32, device)[index]
+        image += _table(paint.deviations, torch.float32, device)[index] * normal()
+        image = _resample(_blur(image, (paint.blur,) * 3), paint.slices)
+        image *= torch.exp(_field(paint.bias, index.shape, device))
+        image += paint.noise * normal()
+        image = _gamma(image, paint.gamma)
+        if kept is not None:
+            image = image * kept
+            label = label * kept
+        return normalise(image, paint.offset, paint.scale, self.method)[None], label[None]
+
+
+class PaintBatch:
+    """MONAI `prepare_batch`: structures come from the loader, image and label are painted on the training device.
+
+    Args:
+        painter: see `LabelPainter`.
+    """
+
+    def __init__(self, painter: LabelPainter) -> None:
+        self.painter = painter
+
+    def __call__(
+        self, batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images B1HWD float32 and labels B1HWD uint8.
+
+        Args:
+            batch: `structures` (B1HWD), `structure_counts` (BK) and `paint_seed` (B).
+            device: to paint on.
+            non_blocking: for the transfer.
+        """
+        structures = batch["structures"].to(device, non_blocking=non_blocking)
+        painted = [
+            self.painter.paint(item, self.painter.draw(counts.numpy(), int(seed)))
+            for item, counts, seed in zip(
+                structures, batch["structure_counts"].cpu(), batch["paint_seed"].tolist(), strict=True
+            )
+        ]
+        return torch.stack([image for image, _ in painted]), torch.stack([label for _, label in painted])
+
+
+class StructureCountsd(Transform):
+    """Add `structure_counts`, the number of voxels of each structure in the whole map (K int64)."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Count `structures`."""
+        values = np.asarray(data["structures"]).ravel()
+        return {**data, "structure_counts": torch.from_numpy(np.bincount(values, minlength=len(STRUCTURES)))}
+
+
+class PaintSeedd(Randomizable, Transform):
+    """Add `paint_seed`, from the random state of the patch, so that its image is reproducible on any device."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Draw the seed."""
+        return {**data, "paint_seed": int(self.R.randint(2**31 - 1))}
+
+
+def _t1_means(rng: np.random.Generator) -> np.ndarray:
+    """T1 intensities of all structures, white matter about 1."""
+    grey, fluid = rng.uniform(0.6, 0.88), rng.uniform(0.15, 0.5)
+    means = np.empty(len(STRUCTURES))
+    for k, structure in enumerate(STRUCTURES):
+        outside = next((_T1_OUTSIDE[i] for i in structure.ids if i in _T1_OUTSIDE), (0.1, 1.3))
+        if structure.name in _T1_PLACE:
+            means[k] = grey + _T1_PLACE[structure.name] * (1 - grey)
+        elif structure.name in _T1_RANGE:
+            means[k] = rng.uniform(*_T1_RANGE[structure.name])
+        elif k in EXTRA_CEREBRAL:
+            means[k] = rng.uniform(*outside)
+        elif structure.tissue == CSF:
+            means[k] = fluid
+        else:
+            means[k] = 1.0 if structure.tissue == WM else grey
+    inside = np.ones(len(means), bool)
+    inside[list(EXTRA_CEREBRAL)] = False
+    means[inside] *= np.exp(rng.normal(0, 0.04, int(inside.sum())))
+    return means
+
+
+def _kept(index: torch.Tensor, paint: Paint) -> torch.Tensor:
+    """What a skull stripping leaves: the brain, and within `rim` voxels the fluid around it (with `rests`, anything)."""
+    brain = _table(_BRAIN, torch.bool, index.device)[index]
+    near = brain.float()[None, None]
+    if paint.rim:
+        for axis in range(3):  # a cube's dilation is three lines'
+            size = [1, 1, 1]
+            size[axis] = 2 * paint.rim + 1
+            near = F.max_pool3d(near, size, stride=1, padding=[n // 2 for n in size])
+    kept = near[0, 0] > 0
+    if not paint.rests:
+        kept &= _table(_INSIDE, torch.bool, index.device)[index]
+    return kept
+
+
+def _blur(image: torch.Tensor, sigma: tuple[float, ...]) -> torch.Tensor:
+    """Gaussian of a standard deviation (voxels) along each axis; its kernels reach 3 of them, the border is repeated."""
+    out = image[None, None]
+    for axis, s in enumerate(sigma):
+        if s < 0.2:
+            continue
+        reach = min(max(int(3 * s + 0.5), 1), image.shape[axis] - 1)
+        x = torch.arange(-reach, reach + 1, dtype=torch.float32, device=image.device)
+        kernel = torch.exp(-0.5 * (x / s) ** 2)
+        shape, padding = [1, 1, 1, 1, 1], [0] * 6
+        shape[2 + axis] = len(x)
+        padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = reach
+        out = F.conv3d(F.pad(out, padding, mode="replicate"), (kernel / kernel.sum()).reshape(shape))
+    return out[0, 0]
+
+
+def _resample(image: torch.Tensor, slices: tuple[float, float, float]) -> torch.Tensor:
+    """As if acquired in voxels of that size (relative to the image's) and interpolated back."""
+    if max(slices) <= 1:
+        return image
+    coarse = [max(round(n / s), 2) for n, s in zip(image.shape, slices, strict=True)]
+    low = _blur(image, tuple(0.42 * s if s > 1 else 0.0 for s in slices))[None, None]
+    low = F.interpolate(low, coarse, mode="trilinear", align_corners=True)
+    return F.interpolate(low, tuple(image.shape), mode="trilinear", align_corners=True)[0, 0]
+
+
+def _field(control: np.ndarray, shape: torch.Size, device: torch.device) -> torch.Tensor:
+    """Smooth field through coarse control points; cubic in-between values are not needed at this smoothness."""
+    values = torch.from_numpy(control.astype(np.float32)).to(device)[None, None]
+    return F.interpolate(values, tuple(shape), mode="trilinear", align_corners=True)[0, 0]
+
+
+def _gamma(values: Any, gamma: float) -> Any:
+    return values.clip(0, None) ** gamma
+
+
+def _table(values: Any, kind: torch.dtype, device: torch.device) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(values)).to(device, kind)
+
+
+_INSIDE = [k not in EXTRA_CEREBRAL for k in range(len(STRUCTURES))]
+# the brain proper, without the fluid around it
+_BRAIN = [inside and structure.name != "sulcal CSF" for inside, structure in zip(_INSIDE, STRUCTURES, strict=True)]

@@ -1,0 +1,56 @@
+"""What validation needs beside the trainer's parts: the loss of a whole case, and its classes without unknown voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.transforms import Transform
+
+from .numberings import CSF_OR_GM
+from .scores import TISSUES
+
+
+class AddLossd(Transform):
+    """Add `loss`, the loss of one case's logits, before they become classes.
+
+    Args:
+        loss: as in training; takes logits BNHWD and labels B1HWD.
+    """
+
+    def __init__(self, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        self.loss = loss
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Compare `pred` (NHWD) with `label` (1HWD)."""
+        with torch.no_grad():
+            return {**data, "loss": self.loss(data["pred"][None], data["label"][None].to(data["pred"].device))}
+
+
+class TissueMasksd(Transform):
+    """Masks of CSF, GM and WM (3HWD uint8) in place of the classes `pred` and `label` (1HWD).
+
+    A voxel whose label cannot say is in no mask of either.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace both."""
+        pred, label = data["pred"], data["label"].to(data["pred"].device)
+        known = label[0] < CSF_OR_GM
+        masks = {
+            key: torch.stack([(value[0] == c) & known for c in TISSUES.values()]).to(torch.uint8)
+            for key, value in (("pred", pred), ("label", label))
+        }
+        return {**data, **masks}
+
+
+def tissue_output(tissue: str) -> Callable[[Sequence[Mapping[str, torch.Tensor]]], tuple[list, list]]:
+    """Output transform of an Ignite metric: the tissue's channel of `pred` and `label` (each 3HWD) of every item."""
+    channel = list(TISSUES).index(tissue)
+
+    def pick(output: Sequence[Mapping[str, torch.Tensor]]) -> tuple[list, list]:
+        pred, label = ([item[key][channel : channel + 1] for item in output] for key in ("pred", "label"))
+        return pred, label
+
+    return pick
