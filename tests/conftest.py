@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tools.virtual import brats
+from tools.virtual import brats, tissue
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "brats_resunet"
@@ -26,14 +26,24 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Five virtual cases of 48x48x36 voxels, shared by all test processes; read-only by convention."""
-    base = tmp_path_factory.getbasetemp()
+    """Five virtual gliomas of 48x48x36 voxels, shared by all test processes; read-only by convention."""
+    return _made_once(brats, "cohort", tmp_path_factory, worker_id)
+
+
+@pytest.fixture(scope="session")
+def heads(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Five virtual healthy heads of 48x48x36 voxels of 5 x 5 x 4.3 mm, as `cohort`."""
+    return _made_once(tissue, "heads", tmp_path_factory, worker_id)
+
+
+def _made_once(make: Callable[..., object], name: str, factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    base = factory.getbasetemp()
     base = base if worker_id == "master" else base.parent
-    folder = base / "cohort"
+    folder = base / name
     with FileLock(str(folder) + ".lock"):
         if not folder.is_dir():
-            brats(str(base / "cohort.part"), cases=5, seed=3, shape=(48, 48, 36))
-            (base / "cohort.part").rename(folder)
+            make(str(base / f"{name}.part"), cases=5, seed=3, shape=(48, 48, 36))
+            (base / f"{name}.part").rename(folder)
     return folder
 
 

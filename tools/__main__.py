@@ -10,12 +10,12 @@ from tools.bench import inference, loader, network
 from tools.check import check
 from tools.demo import demo
 from tools.sync import sync
-from tools.virtual import brats
+from tools.virtual import brats, tissue
 
 COMMANDS = {
     "demo": demo,
     "check": check,
-    "virtual": {"brats": brats},
+    "virtual": {"brats": brats, "tissue": tissue},
     "sync": sync,
     "bench": {"loader": loader, "network": network, "inference": inference},
 }

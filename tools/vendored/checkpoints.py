@@ -19,6 +19,29 @@ from .files import write_result
 _log = logging.getLogger(__name__)
 
 
+def require_new_run(ckpt_dir: str, overwrite: bool = False) -> None:
+    """Refuse to start a run where another one has been: its files are hours of work.
+
+    Args:
+        ckpt_dir: of the new run.
+        overwrite: replace the earlier run, or (resume.yaml) go on with it.
+
+    Raises:
+        BundleError: if the folder holds a `last.pt` and `overwrite` is False.
+    """
+    last = Path(ckpt_dir, "last.pt")
+    if last.is_file() and not overwrite:
+        raise BundleError(
+            Finding(
+                str(last),
+                "an earlier run",
+                "a folder without one",
+                "go on with it (add configs/resume.yaml to --config_file), set --ckpt_dir to another folder, or "
+                "replace it with --overwrite True",
+            )
+        )
+
+
 class SaveCheckpoints:
     """MONAI handler: after each epoch the state of the run, and the network whenever it is the best so far.
 

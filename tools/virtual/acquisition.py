@@ -52,7 +52,7 @@ def scan(
         contrast = {name: rng.uniform(*limits) for name, limits in _CONTRAST[modality].items()}
         signal = _signal(contrast, shared, modality)
         signal *= np.exp(rng.uniform(0.04, 0.12) * SmoothField.draw(rng, 80.0).at(axes).ravel()[brain])
-        images[modality] = _acquire(rng, signal, contrast["csf"], brain, anatomy.brain.shape, spacing_mm)
+        images[modality] = acquire(rng, signal, contrast["csf"], brain, anatomy.brain.shape, spacing_mm)
     return images
 
 
@@ -94,7 +94,7 @@ def _signal(contrast: dict[str, float], shared: dict[str, np.ndarray], modality:
     return signal.astype(np.float32)
 
 
-def _acquire(
+def acquire(
     rng: np.random.Generator,
     signal: np.ndarray,
     fluid: float,
@@ -102,6 +102,7 @@ def _acquire(
     shape: tuple[int, ...],
     spacing_mm: tuple[float, float, float],
 ) -> np.ndarray:
+    """One int16 image of `signal` (over the voxels `brain`, white matter = 1): at least 1 inside, 0 outside."""
     white = np.exp(rng.uniform(np.log(120), np.log(2500)))
     sigma = rng.uniform(0.02, 0.05)
     thick, slice_mm, plane_mm = rng.uniform() < 0.5, rng.uniform(0.9, 1.8), rng.uniform(0.4, 0.6)

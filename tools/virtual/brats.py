@@ -49,7 +49,7 @@ def brats(out: str, cases: int = 4, seed: int = 0, shape: Sequence[int] = SHAPE)
     Raises:
         ValueError: A bad argument; says what was found, what is expected and what to do.
     """
-    cases, seed, size = _whole("cases", cases, 1), _whole("seed", seed, 0), _shape(shape)
+    cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
     root = Path(out)
     standing = next(path for path in (root, *root.absolute().parents) if path.exists())
     if not str(out).strip() or not standing.is_dir():
@@ -73,7 +73,7 @@ def make_case(seed: int, index: int, shape: Sequence[int] = SHAPE) -> dict[str, 
     Raises:
         ValueError: A negative seed or index, or a bad shape.
     """
-    seed, index, size = _whole("seed", seed, 0), _whole("index", index, 0), _shape(shape)
+    seed, index, size = whole_number("seed", seed, 0), whole_number("index", index, 0), size_of(shape)
     # Separate streams: what is drawn for the head or the tumour does not shift the draws of the others.
     for_head, for_tumour, for_scan = (np.random.default_rng([seed, index, part]) for part in range(3))
     head = Head(for_head)
@@ -88,7 +88,7 @@ def make_case(seed: int, index: int, shape: Sequence[int] = SHAPE) -> dict[str, 
     case = {name: np.zeros(size, array.dtype) for name, array in parts.items()}
     for name, array in parts.items():
         case[name][box] = array
-    return case | {"affine": _affine(spacing)}
+    return case | {"affine": affine_of(spacing)}
 
 
 def _box(head: Head, tumour: Tumour, axes: Axes) -> tuple[tuple[slice, slice, slice], Axes]:
@@ -103,7 +103,7 @@ def _box(head: Head, tumour: Tumour, axes: Axes) -> tuple[tuple[slice, slice, sl
     return box, (axes[0][box[0]], axes[1][box[1]], axes[2][box[2]])
 
 
-def _affine(spacing: tuple[float, float, float]) -> np.ndarray:
+def affine_of(spacing: tuple[float, float, float]) -> np.ndarray:
     """Voxel to world (mm) in LPS order, such that the corners of the field of view are those of BraTS."""
     x, y, z = spacing
     affine = np.diag([-x, -y, z, 1.0])
@@ -132,7 +132,8 @@ def _write(root: Path, name: str, case: dict[str, np.ndarray]) -> str:
     return str(final)
 
 
-def _whole(name: str, value: int, least: int) -> int:
+def whole_number(name: str, value: int, least: int) -> int:
+    """`value`, if it is a whole number of at least `least`; ValueError otherwise."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -142,7 +143,8 @@ def _whole(name: str, value: int, least: int) -> int:
     return number
 
 
-def _shape(shape: Sequence[int]) -> tuple[int, int, int]:
+def size_of(shape: Sequence[int]) -> tuple[int, int, int]:
+    """`shape` as three whole numbers of `MIN_VOXELS` or more; ValueError otherwise."""
     try:
         size = tuple(operator.index(n) for n in shape)
     except TypeError:

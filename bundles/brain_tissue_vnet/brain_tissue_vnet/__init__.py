@@ -1,1 +1,83 @@
 """What the brain tissue V-Net bundle needs beyond MONAI, PyTorch, Ignite and TorchIO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .cases import find_cases, scan_cases
+from .checkpoints import LoadWeights, ResumeRun, SaveCheckpoints, require_new_run
+from .command_line import refuse_unknown_settings
+from .dataset import EpochSeed, PatchDataset
+from .deformation import RandDeformedPatchd
+from .errors import BundleError, Finding, show_clear_errors
+from .inferer import BrainInferer, argmax_labels
+from .loss import TissueDiceLoss
+from .network import VNet
+from .numberings import EXTRA_CEREBRAL
+from .painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd
+from .preprocessing import CheckSkullStrippedd, CLAHEd, N4d, NormaliseTissued, select_foreground
+from .progress import Progress, installed
+from .reading import LoadStructuresd, LoadTissued
+from .scores import ScoreCases
+from .settings import recorded_settings, write_settings
+from .split import recorded_split, require_cases, select_cases, split_cases, write_datalist
+from .validation import AddLossd, TissueMasksd, tissue_output
+from .version import __version__
+from .writing import WriteSegmentations
+
+# tools know every bundle's reader of one case by this name
+LoadCased = LoadTissued
+
+__all__ = [
+    "EXTRA_CEREBRAL",
+    "AddLossd",
+    "BrainInferer",
+    "BundleError",
+    "CLAHEd",
+    "CheckSkullStrippedd",
+    "EpochSeed",
+    "Finding",
+    "LabelPainter",
+    "LoadCased",
+    "LoadStructuresd",
+    "LoadTissued",
+    "LoadWeights",
+    "N4d",
+    "NormaliseTissued",
+    "PaintBatch",
+    "PaintSeedd",
+    "PatchDataset",
+    "Progress",
+    "RandDeformedPatchd",
+    "ResumeRun",
+    "SaveCheckpoints",
+    "ScoreCases",
+    "StructureCountsd",
+    "TissueDiceLoss",
+    "TissueMasksd",
+    "VNet",
+    "WriteSegmentations",
+    "__version__",
+    "argmax_labels",
+    "bundle_root",
+    "find_cases",
+    "installed",
+    "recorded_settings",
+    "recorded_split",
+    "refuse_unknown_settings",
+    "require_cases",
+    "require_new_run",
+    "scan_cases",
+    "select_cases",
+    "select_foreground",
+    "show_clear_errors",
+    "split_cases",
+    "tissue_output",
+    "write_datalist",
+    "write_settings",
+]
+
+
+def bundle_root() -> str:
+    """Folder of the bundle that this package lies in, whatever the working directory."""
+    return str(Path(__file__).resolve().parents[1])

@@ -71,7 +71,7 @@ class RandDeformedPatchd(Randomizable, Transform):
         elastic_probability: of an elastic deformation, 0 to 1.
         control_points: along each axis of the patch, 5 or more, the fixed ones included.
         amplitude: largest displacement of a control point along each axis, as a fraction of the distance between
-            control points, 0 to 0.5; above that a deformation could fold. 0.47 is TorchIO's 7.5 voxels in a patch of 96.
+            control points, 0 to 0.5; above that it could fold. 0.47 is TorchIO's 7.5 voxels in a patch of 96.
 
     Raises:
         ValueError: for a probability or amplitude out of range, or too few control points.

@@ -14,8 +14,8 @@ class TissueDiceLoss(_Loss):
         loss_c = 1 - (2 sum(p g) + smooth) / (sum(p) + sum(g) + smooth)
 
     so that a class absent from truth and prediction costs 0. MONAI's `DiceLoss` has no such voxels, and its
-    `MaskedDiceLoss` multiplies the logits, which gives a left-out voxel equal probabilities instead of none. Softmax and
-    sums run in single precision whatever the input's type.
+    `MaskedDiceLoss` multiplies the logits, which gives a left-out voxel equal probabilities instead of none. Softmax
+    and sums run in single precision whatever the input's type.
 
     Milletari et al., 2016, https://arxiv.org/abs/1606.04797; smoothing and averaging as in the upstream write-up.
 

@@ -27,7 +27,7 @@ class VNet(vnet.VNet):
     Args:
         in_channels: image channels; divides `init_filters`.
         out_channels: classes, background among them.
-        init_filters: width at full resolution, even. 16 is the paper's; the cost goes with its square: 8 takes a quarter.
+        init_filters: width at full resolution, even. 16 is the paper's; the cost goes with its square.
         dropout: of the features in the two coarsest resolutions and their skips, while training; 0 to below 1.
 
     Raises:
@@ -79,8 +79,8 @@ class VNet(vnet.VNet):
     def inference_bytes(self, shape: tuple[int, ...]) -> int:
         """Estimate of the memory that one forward pass without gradients takes, in bytes, in single precision.
 
-        The peak is at the finest up transition: the skip and its concatenation (1 + 2 widths), a convolution's output and
-        working copy (2 + 2), the activated sum (2), measured on CPU.
+        The peak is at the finest up transition: the skip and its concatenation (1 + 2 widths), a convolution's output
+        and working copy (2 + 2), the activated sum (2).
 
         Args:
             shape: HWD of the input, in voxels.

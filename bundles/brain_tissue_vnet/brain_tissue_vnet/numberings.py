@@ -39,6 +39,8 @@ class Numbering:
         classes: class of each number.
         unlabelled_rim_mm: voxels numbered 0 within this distance of a labelled one are IGNORE instead of background,
             because the protocol leaves CSF unlabelled there. 0: 0 is background everywhere.
+        sulcal_csf: numbers of the CSF around the brain, where some programs label it (SynthSeg) and others do not
+            (FreeSurfer's aseg). A label that has 1 % of its labelled voxels there has no such rim.
         telltale: groups of numbers; a label is taken for this numbering unasked only if it has one of each group.
     """
 
@@ -46,6 +48,7 @@ class Numbering:
     source: str
     classes: Mapping[int, int]
     unlabelled_rim_mm: float = 0.0
+    sulcal_csf: tuple[int, ...] = ()
     telltale: tuple[tuple[int, ...], ...] = ()
 
 
@@ -79,7 +82,7 @@ def _numbering(
     name: str, source: str, ranges: Mapping[int, str], rim_mm: float = 0.0, telltale: Sequence[str] = ()
 ) -> Numbering:
     classes = {number: tissue for tissue, text in ranges.items() for number in ids_of(text)}
-    return Numbering(name, source, classes, rim_mm, tuple(ids_of(text) for text in telltale))
+    return Numbering(name, source, classes, rim_mm, telltale=tuple(ids_of(text) for text in telltale))
 
 
 def _structure(name: str, tissue: int, ranges: str, brain: bool = True) -> Structure:
@@ -88,7 +91,7 @@ def _structure(name: str, tissue: int, ranges: str, brain: bool = True) -> Struc
 
 # Numbers 0-499 and from 1000: FreeSurferColorLUT.txt and SynthSeg's output. 500-599: the head atlas of SimNIBS `charm`,
 # as in SynthSeg's training label maps, whose 136/137/163/164 are choroid plexus and 25/57 periventricular lesions.
-# 900-930: the same head structures in FreeSurfer 8. 1, 6, 9, 29, 40, 45, 48, 61, 96, 97: CMA numbering of IBSR's `seg_ana`.
+# 900-930: the same head structures in FreeSurfer 8. 1, 6, 9, 29, 40, 45, 48, 61, 96, 97: IBSR's `seg_ana` (CMA).
 STRUCTURES: tuple[Structure, ...] = (
     _structure("background", BACKGROUND, "0, 501, 517", brain=False),
     _structure("artery", BACKGROUND, "502, 902", brain=False),
@@ -165,9 +168,9 @@ NUMBERINGS: dict[str, Numbering] = {
         ),
         # CSF: 3rd (4), 4th (11), 5th (15), lateral (49-52) ventricles, 46. GM: accumbens 23/30, amygdala 31-34, caudate
         # 36/37, hippocampus 47/48, pallidum 55/56, putamen 57/58, thalamus 59/60, basal forebrain 70/75/76. Cortex 100-
-        # 207, insula and operculum 65-68, cerebellum 38/39 and vermis 71-73 are drawn with the CSF of their sulci. Of no
-        # class: brain stem 35, exterior 42/43 (single voxels between WM, cortex and 0), lesion 53/54, ventral DC 61/62,
-        # vessel 63/64, optic chiasm 69. 74 is a marker on the skin.
+        # 207, insula and operculum 65-68, cerebellum 38/39 and vermis 71-73 are drawn with the CSF of their sulci.
+        # Of no class: brain stem 35, exterior 42/43 (single voxels between WM, cortex and 0), lesion 53/54, ventral DC
+        # 61/62, vessel 63/64, optic chiasm 69. 74 is a marker on the skin.
         _numbering(
             "neuromorphometrics",
             "MICCAI 2012 multi-atlas challenge on OASIS: http://www.neuromorphometrics.com/2012_MICCAI_Challenge_Data.html",
@@ -186,7 +189,13 @@ NUMBERINGS: dict[str, Numbering] = {
             "freesurfer",
             "aseg, aparc+aseg, wmparc: FreeSurferColorLUT.txt; SynthSeg; CMA labels of IBSR18 (seg_ana)",
             {number: structure.tissue for structure in STRUCTURES for number in structure.ids},
-            telltale=(ids_of("2, 41, 3000-4181, 5001-5002"), ids_of("3, 42, 1000-2181, 11100-12175")),
+            unlabelled_rim_mm=5.0,
+            sulcal_csf=next(structure.ids for structure in STRUCTURES if structure.name == "sulcal CSF"),
+            telltale=(
+                ids_of("2, 41, 3000-4181, 5001-5002"),  # white matter
+                ids_of("3, 42, 1000-2181, 11100-12175"),  # cortex
+                ids_of("12-60"),  # anything that BIDS does not have
+            ),
         ),
     )
 }
@@ -234,11 +243,14 @@ def to_tissue(labels: np.ndarray, numbering: str, spacing_mm: Sequence[float], f
                 file,
                 f"number(s) that {numbering} does not have: {_with_counts(unknown, counts)}",
                 f"the numbering {numbering} ({table.source})",
-                f"name the file's own numbering with --numbering NAME, one of {', '.join(NUMBERINGS)}; or mend the label",
+                f"name the label's own numbering with --numbering NAME: one of {', '.join(NUMBERINGS)}",
             )
         )
     if table.unlabelled_rim_mm > 0:
-        _ignore_rim(out, labels != 0, table.unlabelled_rim_mm, spacing_mm)
+        labelled = labels != 0
+        sulcal = sum(int((labels == number).sum()) for number in table.sulcal_csf)
+        if sulcal < 0.01 * labelled.sum():
+            _ignore_rim(out, labelled, table.unlabelled_rim_mm, spacing_mm)
     return out
 
 

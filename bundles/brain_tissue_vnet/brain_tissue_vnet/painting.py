@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from monai.transforms import Randomizable, Transform
 
 from .numberings import CSF, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE, WM
@@ -187,7 +188,9 @@ class PaintBatch:
             device: to paint on.
             non_blocking: for the transfer.
         """
-        structures = batch["structures"].to(device, non_blocking=non_blocking)
+        structures = batch["structures"]
+        structures = structures.as_tensor() if isinstance(structures, MetaTensor) else structures
+        structures = structures.to(device, non_blocking=non_blocking)
         painted = [
             self.painter.paint(item, self.painter.draw(counts.numpy(), int(seed)))
             for item, counts, seed in zip(
@@ -237,7 +240,7 @@ def _t1_means(rng: np.random.Generator) -> np.ndarray:
 
 
 def _kept(index: torch.Tensor, paint: Paint) -> torch.Tensor:
-    """What a skull stripping leaves: the brain, and within `rim` voxels the fluid around it (with `rests`, anything)."""
+    """What skull stripping leaves: the brain, and within `rim` voxels the fluid around it (with `rests`, anything)."""
     brain = _table(_BRAIN, torch.bool, index.device)[index]
     near = brain.float()[None, None]
     if paint.rim:
@@ -252,7 +255,7 @@ def _kept(index: torch.Tensor, paint: Paint) -> torch.Tensor:
 
 
 def _blur(image: torch.Tensor, sigma: tuple[float, ...]) -> torch.Tensor:
-    """Gaussian of a standard deviation (voxels) along each axis; its kernels reach 3 of them, the border is repeated."""
+    """Gaussian of a standard deviation (voxels) along each axis, up to 3 of them away; the border is repeated."""
     out = image[None, None]
     for axis, s in enumerate(sigma):
         if s < 0.2:

@@ -19,8 +19,8 @@ from .split import Case
 TISSUES = {"CSF": CSF, "GM": GM, "WM": WM}
 EMPTY_RULE = (
     "Class empty in reference and prediction: Dice 1, HD95 0 mm. Empty in exactly one of them: Dice 0, HD95 = length "
-    "of the image diagonal in mm. Sensitivity and union_dice_CSF_GM of an empty reference are undefined: left out of the "
-    "statistics, counted in n_undefined."
+    "of the image diagonal in mm. Sensitivity and union_dice_CSF_GM of an empty reference are undefined: left out of "
+    "the statistics, counted in n_undefined."
 )
 IGNORE_RULE = (
     "Voxels whose reference label cannot say which tissue they are (see the model card's tables) count for no class: "

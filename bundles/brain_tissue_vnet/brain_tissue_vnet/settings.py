@@ -1,5 +1,6 @@
 """What a network was trained with, kept beside its weights, so that inference need not be told again."""
 
+# One of the modules that every bundle carries: edit it in tools/vendored/, then `make sync`.
 from __future__ import annotations
 
 import json

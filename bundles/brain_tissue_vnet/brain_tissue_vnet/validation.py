@@ -1,4 +1,4 @@
-"""What validation needs beside the trainer's parts: the loss of a whole case, and its classes without unknown voxels."""
+"""What validation needs beside the trainer's parts: the loss of a whole case, and its classes where they are known."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class TissueMasksd(Transform):
         """Replace both."""
         pred, label = data["pred"], data["label"].to(data["pred"].device)
         known = label[0] < CSF_OR_GM
-        masks = {
+        masks: dict[Hashable, Any] = {
             key: torch.stack([(value[0] == c) & known for c in TISSUES.values()]).to(torch.uint8)
             for key, value in (("pred", pred), ("label", label))
         }

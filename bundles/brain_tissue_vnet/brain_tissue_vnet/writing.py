@@ -64,6 +64,9 @@ class WriteSegmentations:
             raise BundleError(
                 Finding(str(path), "an input of the data set", "a new file", "set --output_dir to another folder")
             )
+        if path.parent.resolve() == source.parent.resolve():
+            found = "the folder of the scan itself, where a result is taken for a reference the next time"
+            raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
         original = open_nifti(source)
         if tuple(array.shape[:3]) != tuple(original.shape[:3]):
             raise RuntimeError(f"{item['case']}: output {array.shape} is not on the input's grid {original.shape}")

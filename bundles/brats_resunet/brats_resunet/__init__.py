@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cases import MODALITIES, find_cases, scan_cases
-from .checkpoints import LoadWeights, ResumeRun, SaveCheckpoints
+from .checkpoints import LoadWeights, ResumeRun, SaveCheckpoints, require_new_run
+from .command_line import refuse_unknown_settings
 from .dataset import EpochSeed, PatchDataset
 from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer, argmax_labels
@@ -16,7 +17,8 @@ from .reading import LoadCased
 from .regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
 from .sampling import TumourCentredCropd, TumourVoxelsd
 from .scores import ScoreCases
-from .split import recorded_split, require_cases, split_cases, write_datalist
+from .settings import recorded_settings, write_settings
+from .split import recorded_split, require_cases, select_cases, split_cases, write_datalist
 from .version import __version__
 from .writing import WriteSegmentations
 
@@ -45,14 +47,19 @@ __all__ = [
     "bundle_root",
     "find_cases",
     "installed",
+    "recorded_settings",
     "recorded_split",
+    "refuse_unknown_settings",
     "region_output",
     "regions_of",
     "require_cases",
+    "require_new_run",
     "scan_cases",
+    "select_cases",
     "show_clear_errors",
     "split_cases",
     "write_datalist",
+    "write_settings",
 ]
 
 

@@ -9,6 +9,7 @@ A case is a plain dict, so that it can be hashed, cached and written as JSON. Of
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from .errors import BundleError, Finding
 from .files import write_result
 
 Case = dict[str, Any]
+
+_log = logging.getLogger(__name__)
 
 
 def require_cases(cases: Sequence[Case]) -> None:
@@ -55,7 +58,7 @@ def split_cases(
         BundleError: if one side is left without a case (with `trained`: if no case is left for validation).
     """
     if cases and trained is not None and Path(trained).is_file():
-        seen = {entry.get("patient") for entry in json.loads(Path(trained).read_text()).get("training", [])}
+        seen = _trained_patients(trained)
         known = [case for case in cases if case["patient"] in seen]
         unseen = [case for case in cases if case["patient"] not in seen]
         if not unseen:
@@ -87,6 +90,38 @@ def split_cases(
     return {"training": training, "validation": validation}
 
 
+def select_cases(
+    cases: Sequence[Case],
+    subset: str = "validation",
+    train_cases: int = 1000,
+    train_fraction: float = 0.8,
+    trained: str | os.PathLike | None = None,
+) -> list[Case]:
+    """The cases to score: a part of the split, or all.
+
+    Args:
+        cases: as in `split_cases`.
+        subset: "validation", "training" or "all".
+        train_cases: as in `split_cases`.
+        train_fraction: as in `split_cases`.
+        trained: as in `split_cases`.
+
+    Raises:
+        BundleError: for another subset, or a part that is empty.
+    """
+    if subset not in ("validation", "training", "all"):
+        raise BundleError(f"subset is {subset!r}; expected validation, training or all.")
+    seen = _trained_patients(trained)
+    known = [case for case in cases if case["patient"] in seen]
+    if subset != "validation" and known:
+        _log.warning("%d of these cases trained the network: their scores flatter it", len(known))
+    if subset == "all":
+        return list(cases)
+    if subset == "training" and known:
+        return known
+    return split_cases(cases, train_cases, train_fraction, trained)[subset] if cases else []
+
+
 def write_datalist(split: Mapping[str, Sequence[Case]], path: str, rank: int = 0) -> None:
     """Write a split as a datalist that `find_cases` reads back; by rank 0 alone.
 
@@ -97,7 +132,7 @@ def write_datalist(split: Mapping[str, Sequence[Case]], path: str, rank: int = 0
     """
     if rank == 0 and any(split.values()):
         text = json.dumps({part: [_entry(case) for case in cases] for part, cases in split.items()}, indent=2)
-        write_result(path, lambda file: file.write(text.encode()), "output_dir")
+        write_result(path, lambda file: file.write(text.encode()), "ckpt_dir")
 
 
 def recorded_split(ckpt_dir: str) -> str | None:
@@ -121,6 +156,13 @@ def doubled_cases(cases: Sequence[Case], where: str) -> list[Finding]:
         for name, files in first_files.items()
         if len(files) > 1
     ]
+
+
+def _trained_patients(trained: str | os.PathLike | None) -> set[str]:
+    """Patients that a training's datalist names as its own; none where there is no such file."""
+    if trained is None or not Path(trained).is_file():
+        return set()
+    return {entry.get("patient") for entry in json.loads(Path(trained).read_text()).get("training", [])}
 
 
 def _entry(case: Case) -> dict[str, Any]:

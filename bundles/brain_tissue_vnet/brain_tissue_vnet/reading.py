@@ -1,0 +1,194 @@
+"""Decode the files of a case once, and check every voxel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+
+from .errors import BundleError, Finding
+from .nifti import check_voxels, read_affine, read_array
+from .numberings import GM, WM, detect, to_structures, to_tissue
+from .split import Case
+
+_TOLERANCE = 0.01  # of probabilities: they come resampled, and as scaled integers
+
+_log = logging.getLogger(__name__)
+
+
+def read_tissue(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """The segmentation of a case as classes on its own grid, with its affine.
+
+    Args:
+        case: with `label` and `numbering` ("": found out from the numbers in the file), or with `label_parts`.
+
+    Returns:
+        HWD uint8 of the values in `numberings` (0 to 3, CSF_OR_GM, IGNORE), and the 4x4 affine (mm).
+
+    Raises:
+        BundleError: for numbers that the numbering does not have, a numbering that cannot be found out, and for
+            probabilities that are none.
+    """
+    classes, affine, _ = _read_tissue(case)
+    return classes, affine
+
+
+def read_structures(file: str) -> tuple[np.ndarray, np.ndarray]:
+    """A label map in FreeSurfer's numbering as indices into `numberings.STRUCTURES`, with its affine.
+
+    Args:
+        file: NIfTI or MGH file.
+
+    Returns:
+        HWD uint8 and the 4x4 affine (mm).
+
+    Raises:
+        BundleError: for numbers that FreeSurfer does not have.
+    """
+    return to_structures(_read_volume(file), file), read_affine(file)
+
+
+class LoadTissued(Transform):
+    """Decode and check one case (`cases.Case`): the only place where the bundle reads voxels of a T1 or its label.
+
+    The output holds `image` (1xHWD float32 `MetaTensor`), `label` (1xHWD uint8 `MetaTensor` of the values in
+    `numberings`, only if `with_label`), and for those who write or score: `case`, `source` (the T1 file), `label_file`
+    ("" if none), `label_values` (4 integers) and `numbering` (of the label, found out if the case does not say; "" for
+    probability maps and without label).
+
+    A label is taken at its numbering's word, but where white matter is not brighter than grey in the T1, the log warns:
+    either the numbering is wrong (BIDS and FSL give 1, 2, 3 to different tissues) or the image is no adult's T1.
+
+    Args:
+        with_label: whether to decode the segmentation too.
+
+    Raises:
+        BundleError: for a file that is not whole, a NaN or infinite voxel, a constant image, an unknown number in the
+            label; all findings of the case at once.
+    """
+
+    def __init__(self, with_label: bool = True) -> None:
+        self.with_label = with_label
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Decode `data`, one case as `cases.find_cases` gives it."""
+        findings: list[Finding] = []
+        (file,) = data["image"]
+        image, label, numbering = None, None, data["numbering"]
+        try:
+            image = _read_volume(file)
+            findings += check_voxels(file, image)
+        except BundleError as error:
+            findings += error.findings
+        if self.with_label:
+            try:
+                label, _, numbering = _read_tissue(dict(data))  # type: ignore[arg-type]
+            except BundleError as error:
+                findings += error.findings
+        if findings:
+            raise BundleError(findings)
+        assert image is not None
+        affine = torch.from_numpy(read_affine(file))
+        result: dict[Hashable, Any] = {
+            "image": MetaTensor(torch.from_numpy(_native(image, np.float32))[None], affine=affine),
+            "case": data["case"],
+            "source": file,
+            "label_file": data["label"],
+            "label_values": torch.tensor([int(v) for v in data["label_values"]]),
+            "numbering": numbering,
+        }
+        if label is not None:
+            result["label"] = MetaTensor(torch.from_numpy(label)[None], affine=affine)
+            _warn_of_contrast(image, label, data["label"], numbering)
+        return result
+
+
+class LoadStructuresd(Transform):
+    """Decode and check one case that is a label map alone (`cases.find_cases(..., label_maps=True)`).
+
+    The output holds `structures` (1xHWD uint8 `MetaTensor`, indices into `numberings.STRUCTURES`), `case`, and the file
+    as `source` and `label_file`.
+
+    Raises:
+        BundleError: for a file that is not whole, and for numbers that FreeSurfer does not have.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Decode `data`, one case as `cases.find_cases` gives it."""
+        structures, affine = read_structures(data["label"])
+        return {
+            "structures": MetaTensor(torch.from_numpy(structures)[None], affine=torch.from_numpy(affine)),
+            "case": data["case"],
+            "source": data["label"],
+            "label_file": data["label"],
+        }
+
+
+def _read_tissue(case: Case) -> tuple[np.ndarray, np.ndarray, str]:
+    """As `read_tissue`, and the numbering that was used."""
+    file = case["label"]
+    if case.get("label_parts"):
+        return _most_probable(case["label_parts"]), read_affine(file), ""
+    labels = _read_volume(file)
+    numbering = case["numbering"] or detect(labels, file)
+    affine = read_affine(file)
+    spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
+    return to_tissue(labels, numbering, spacing_mm.tolist(), file), affine, numbering
+
+
+def _most_probable(files: Sequence[str]) -> np.ndarray:
+    """The class of the highest probability, of background (what is left to 1), CSF, GM and WM."""
+    parts: list[np.ndarray] = []
+    for file in files:
+        part = _native(_read_volume(file), np.float32)
+        low, high = float(part.min()), float(part.max())
+        if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # NaN, too
+            raise BundleError(
+                Finding(file, f"values from {low:g} to {high:g}", "probabilities from 0 to 1", "rescale the file")
+            )
+        if parts and part.shape != parts[0].shape:
+            found = f"a grid of {'x'.join(map(str, part.shape))} voxels"
+            expected = f"that of {files[0]}: {'x'.join(map(str, parts[0].shape))}"
+            raise BundleError(Finding(file, found, expected, "resample the maps of a case to one grid"))
+        parts.append(part)
+    return np.stack([1 - sum(parts), *parts]).argmax(axis=0).astype(np.uint8)
+
+
+def _read_volume(file: str) -> np.ndarray:
+    """Voxels of a 3-D file, or of a 4-D one that has one frame.
+
+    Raises:
+        BundleError: if the file is not whole or has more frames.
+    """
+    array = read_array(file)
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        shape = "x".join(map(str, array.shape))
+        raise BundleError(Finding(file, f"an image of shape {shape}", "a 3-D volume", "give one frame of it"))
+    return array
+
+
+def _native(array: np.ndarray, dtype: type) -> np.ndarray:
+    """A contiguous copy of this type in the machine's own byte order, made in one pass."""
+    out: np.ndarray = np.empty(array.shape, dtype)
+    out[...] = array
+    return out
+
+
+def _warn_of_contrast(image: np.ndarray, label: np.ndarray, file: str, numbering: str) -> None:
+    grey, white = image[label == GM], image[label == WM]
+    if grey.size and white.size and float(white.mean()) <= float(grey.mean()):
+        _log.warning(
+            "%s: in the T1, what the numbering %s calls white matter (mean %.4g) is not brighter than grey matter "
+            "(mean %.4g). If that is a mistake, name the right one with --numbering NAME.",
+            file,
+            numbering or "of the probability maps",
+            float(white.mean()),
+            float(grey.mean()),
+        )

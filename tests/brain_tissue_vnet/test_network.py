@@ -1,0 +1,94 @@
+"""The V-Net is MONAI's at 16 filters, and takes any width and size."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from brain_tissue_vnet.network import VNet
+from monai.networks.nets import VNet as MonaiVNet
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def test_takes_monais_weights_and_gives_its_output() -> None:
+    torch.manual_seed(0)
+    theirs = MonaiVNet(in_channels=1, out_channels=4)
+    for module in theirs.modules():  # as after a training: running statistics that are not 0 and 1
+        if isinstance(module, torch.nn.BatchNorm3d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    ours = VNet(in_channels=1, out_channels=4)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    x = torch.randn(1, 1, 32, 16, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(x), theirs.eval()(x), rtol=0, atol=0)
+    torch.manual_seed(1)
+    one = ours.train()(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(one, theirs.train()(x), rtol=0, atol=0)  # dropout in the same places
+
+
+def test_half_the_width_costs_a_quarter() -> None:
+    flops = {}
+    for width in (8, 16):
+        with torch.device("meta"):
+            network, x = VNet(init_filters=width).eval(), torch.empty(1, 1, 96, 96, 96)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(x)
+        flops[width] = counter.get_total_flops()
+    assert flops[8] / flops[16] == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (17, 31, 16), (33, 20, 40)])
+def test_any_size_gives_logits_of_that_size(size: tuple[int, int, int]) -> None:
+    network = VNet(init_filters=2).eval()
+    with torch.no_grad():
+        assert network(torch.randn(2, 1, *size)).shape == (2, 4, *size)
+
+
+def test_an_odd_size_is_padded_at_its_far_ends_by_its_border() -> None:
+    torch.manual_seed(0)
+    network = VNet(init_filters=2).eval()
+    x = torch.randn(1, 1, 17, 31, 16)
+    padded = torch.nn.functional.pad(x, [0, 0, 0, 1, 0, 15], mode="replicate")
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), network(padded)[:, :, :17, :31, :16], rtol=0, atol=0)
+
+
+def test_gradient_reaches_every_weight() -> None:
+    torch.manual_seed(0)
+    network = VNet(init_filters=2, dropout=0.0).train()
+    network(torch.randn(2, 1, 32, 32, 32)).square().mean().backward()
+    assert all(p.grad is not None and bool(p.grad.ne(0).any()) for p in network.parameters() if p.ndim > 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"init_filters": 0}, "init_filters must be even"),
+        ({"init_filters": 5}, "got 5"),
+        ({"init_filters": 4, "in_channels": 3}, "multiple of the 3 input"),
+        ({"dropout": 1.0}, "dropout must be"),
+    ],
+)
+def test_wrong_arguments(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VNet(**arguments)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 16, 16, 16), (1, 16, 16, 16)])
+def test_wrong_input(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"1 channel\(s\), got shape"):
+        VNet(init_filters=2)(torch.zeros(shape))
+
+
+def test_a_state_dict_says_its_width() -> None:
+    assert VNet.identify(VNet(init_filters=6).state_dict()) == ("a V-Net of init_filters 6", "--init_filters 6")
+    assert VNet.identify({}) == ("", "")
+    assert VNet.identify(torch.nn.Conv3d(1, 1, 1).state_dict()) == ("", "")
+
+
+def test_memory_estimate_counts_the_padded_voxels() -> None:
+    network = VNet(init_filters=4).eval()
+    assert network.inference_bytes((32, 32, 32)) == 4 * 32**3 * (9 * 4 + 2)
+    assert network.inference_bytes((33, 32, 32)) == 4 * 48 * 32**2 * (9 * 4 + 2)

@@ -1,0 +1,191 @@
+"""Images painted from label maps: what is random, what is not, and what a network is told about them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from brain_tissue_vnet.numberings import CSF, EXTRA_CEREBRAL, GM, IGNORE, STRUCTURES, TISSUE_OF_STRUCTURE, WM
+from brain_tissue_vnet.painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd
+from monai.transforms import Compose
+
+NAMES = [structure.name for structure in STRUCTURES]
+K = len(STRUCTURES)
+
+
+def head(size: int = 40) -> torch.Tensor:
+    """Nested balls: skin, bone, CSF, cortex, white matter, a ventricle with a stem beneath; 1HWD structure indices."""
+    axes = np.ogrid[:size, :size, :size]
+    r = np.sqrt(sum((a - (size - 1) / 2) ** 2 for a in axes)) / size
+    out = np.zeros((size,) * 3, np.uint8)
+    for radius, name in (
+        (0.48, "skin"), (0.44, "cortical bone"), (0.40, "sulcal CSF"), (0.36, "cerebral cortex"),
+        (0.28, "cerebral white matter"), (0.10, "lateral ventricle"),
+    ):  # fmt: skip
+        out[r < radius] = NAMES.index(name)
+    out[: size // 4][out[: size // 4] == NAMES.index("cerebral white matter")] = NAMES.index("brain stem")
+    return torch.from_numpy(out)[None]
+
+
+def counts_of(structures: torch.Tensor) -> np.ndarray:
+    return np.bincount(structures.numpy().ravel(), minlength=K)
+
+
+def painted(seed: int, **settings: float) -> tuple[torch.Tensor, torch.Tensor]:
+    painter, structures = LabelPainter(**settings), head()
+    return painter.paint(structures, painter.draw(counts_of(structures), seed))
+
+
+def test_same_seed_same_image_and_others_differ() -> None:
+    first, again, other = painted(1)[0], painted(1)[0], painted(2)[0]
+    torch.testing.assert_close(first, again, rtol=0, atol=0)
+    assert float((first - other).abs().mean()) > 0.1
+
+
+def test_label_is_the_tissue_of_the_structure() -> None:
+    structures = head()
+    _, label = painted(0, strip_probability=0)
+    expected = torch.tensor(TISSUE_OF_STRUCTURE, dtype=torch.uint8)[structures.long()]
+    torch.testing.assert_close(label, expected, rtol=0, atol=0)
+    assert {CSF, GM, WM, IGNORE, 0} == set(label.unique().tolist())
+
+
+def test_stripped_images_have_no_head_and_no_label_where_they_were_cut() -> None:
+    structures = head()
+    rims = set()
+    painter = LabelPainter(strip_probability=1)
+    for seed in range(12):
+        paint = replace(painter.draw(counts_of(structures), seed), rests=False)
+        image, label = painter.paint(structures, paint)
+        air = image == image[0, 0, 0, 0]
+        outside = torch.isin(structures, torch.tensor(EXTRA_CEREBRAL))
+        assert bool(air[outside].all())
+        assert bool((label[outside] == 0).all())
+        brain = ~outside & (structures != NAMES.index("sulcal CSF"))
+        torch.testing.assert_close(
+            label[brain], torch.tensor(TISSUE_OF_STRUCTURE, dtype=torch.uint8)[structures[brain].long()]
+        )
+        rims.add(int((label == CSF).sum()))
+    assert len(rims) > 1, "skull strippers leave more or less of the fluid"
+
+
+def test_rests_of_the_skull_stay_near_the_brain_and_are_background() -> None:
+    structures = head()
+    painter = LabelPainter(strip_probability=1)
+    paint = replace(painter.draw(counts_of(structures), 0), rests=True, rim=5)
+    image, label = painter.paint(structures, paint)
+    bone = structures == NAMES.index("cortical bone")
+    seen = bone & (image != image[0, 0, 0, 0])
+    assert 0 < int(seen.sum()) <= int(bone.sum())
+    assert bool((label[bone] == 0).all())
+
+
+def test_t1_contrast_is_a_t1s() -> None:
+    structures = head()
+    for seed in range(20):
+        image, _ = painted(seed, t1_probability=1, strip_probability=1, low_resolution_probability=0)
+        means = {
+            n: float(image[structures == NAMES.index(n)].mean()) for n in NAMES if (structures == NAMES.index(n)).any()
+        }
+        assert (
+            means["cerebral white matter"] > means["cerebral cortex"] > means["lateral ventricle"] > means["background"]
+        )
+
+
+def test_any_contrast_occurs_otherwise() -> None:
+    structures = head()
+    orders = set()
+    for seed in range(30):
+        image, _ = painted(seed, t1_probability=0, strip_probability=0, low_resolution_probability=0)
+        means = [
+            float(image[structures == NAMES.index(n)].mean())
+            for n in ("cerebral white matter", "cerebral cortex", "lateral ventricle")
+        ]
+        orders.add(tuple(np.argsort(means)))
+    assert len(orders) == 6
+
+
+@pytest.mark.parametrize("method", ["zscore", "percentile"])
+def test_a_whole_image_is_normalised_as_preprocessing_does(method: str) -> None:
+    """The statistics foreseen from the structures' volumes are those of the image, up to the drawn jitter."""
+    structures = head(48)
+    painter = LabelPainter(method=method, strip_probability=1, low_resolution_probability=0)
+    offsets, scales = [], []
+    for seed in range(40):
+        paint = replace(
+            painter.draw(counts_of(structures), seed), bias=np.zeros((4, 4, 4)), noise=0.0, rim=6, rests=False
+        )
+        image, _ = painter.paint(structures, paint)
+        inside = image[torch.isin(structures, torch.tensor(EXTRA_CEREBRAL), invert=True)]
+        if method == "zscore":
+            offsets.append(float(inside.mean()))
+            scales.append(float(inside.std()))
+        else:
+            low, high = np.percentile(inside.numpy(), [0.5, 99.5])
+            offsets.append(float(low))
+            scales.append(float(high - low))
+    assert abs(np.mean(offsets)) < 0.1
+    assert np.mean(scales) == pytest.approx(1, abs=0.15)
+
+
+def test_thick_slices_are_smooth_along_one_axis() -> None:
+    structures = head()
+    painter = LabelPainter(low_resolution_probability=0)
+    paint = replace(painter.draw(counts_of(structures), 3), slices=(1.0, 1.0, 4.0), noise=0.0)
+    sharp = replace(paint, slices=(1.0, 1.0, 1.0))
+    thick, thin = painter.paint(structures, paint)[0][0], painter.paint(structures, sharp)[0][0]
+
+    def roughness(volume: torch.Tensor, axis: int) -> float:
+        return float(volume.diff(n=2, dim=axis).abs().mean())
+
+    assert roughness(thick, 2) < 0.6 * roughness(thin, 2)
+    assert roughness(thick, 0) > 0.4 * roughness(thin, 0)
+
+
+def test_values_are_finite_and_bounded() -> None:
+    for seed in range(20):
+        for method, low, high in (("zscore", -6, 6), ("percentile", 0, 1)):
+            image, _ = painted(seed, method=method)
+            assert bool(torch.isfinite(image).all())
+            assert float(image.min()) >= low
+            assert float(image.max()) <= high
+
+
+def test_a_batch_is_painted_sample_by_sample() -> None:
+    structures = head()
+    prepare = Compose([StructureCountsd(), PaintSeedd()]).set_random_state(0)
+    items = [prepare({"structures": structures}) for _ in range(2)]
+    assert items[0]["paint_seed"] != items[1]["paint_seed"]
+    assert int(items[0]["structure_counts"].sum()) == structures.numel()
+    batch = {
+        "structures": torch.stack([structures, structures]),
+        "structure_counts": torch.stack([item["structure_counts"] for item in items]),
+        "paint_seed": torch.tensor([item["paint_seed"] for item in items]),
+    }
+    painter = LabelPainter()
+    images, labels = PaintBatch(painter)(batch, "cpu")
+    assert images.shape == (2, 1, 40, 40, 40)
+    assert labels.dtype == torch.uint8
+    for index, item in enumerate(items):
+        alone = painter.paint(structures, painter.draw(counts_of(structures), item["paint_seed"]))
+        torch.testing.assert_close(images[index], alone[0], rtol=0, atol=0)
+        torch.testing.assert_close(labels[index], alone[1], rtol=0, atol=0)
+
+
+def test_a_map_of_air_alone_is_painted() -> None:
+    painter = LabelPainter()
+    air = torch.zeros(1, 8, 8, 8, dtype=torch.uint8)
+    for seed in range(4):
+        image, label = painter.paint(air, painter.draw(counts_of(air), seed))
+        assert bool(torch.isfinite(image).all())
+        assert not bool(label.any())
+
+
+@pytest.mark.parametrize("name", ["t1_probability", "strip_probability", "low_resolution_probability"])
+def test_wrong_arguments(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be from 0 to 1, got 1.5"):
+        LabelPainter(**{name: 1.5})
+    with pytest.raises(ValueError, match="normalise must be one of"):
+        LabelPainter(method="none")
