@@ -170,4 +170,6 @@ def _entry(case: Case) -> dict[str, Any]:
     # absolute, but not through links: what they lead to may have another name
     entry["image"] = [os.path.abspath(file) for file in case["image"]]
     entry["label"] = os.path.abspath(case["label"]) if case["label"] else ""
+    if case.get("label_parts"):
+        entry["label_parts"] = [os.path.abspath(file) for file in case["label_parts"]]
     return entry

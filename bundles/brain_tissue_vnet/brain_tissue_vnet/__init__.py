@@ -15,13 +15,13 @@ from .loss import TissueDiceLoss
 from .network import VNet
 from .numberings import EXTRA_CEREBRAL
 from .painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd
+from .postprocessing import AddLossd, TissueMasksd, fill_background, tissue_output
 from .preprocessing import CheckSkullStrippedd, CLAHEd, N4d, NormaliseTissued, select_foreground
 from .progress import Progress, installed
 from .reading import LoadStructuresd, LoadTissued
 from .scores import ScoreCases
 from .settings import recorded_settings, write_settings
 from .split import recorded_split, require_cases, select_cases, split_cases, write_datalist
-from .validation import AddLossd, TissueMasksd, tissue_output
 from .version import __version__
 from .writing import WriteSegmentations
 
@@ -60,6 +60,7 @@ __all__ = [
     "__version__",
     "argmax_labels",
     "bundle_root",
+    "fill_background",
     "find_cases",
     "installed",
     "recorded_settings",

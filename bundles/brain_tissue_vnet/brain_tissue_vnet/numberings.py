@@ -40,7 +40,7 @@ class Numbering:
         unlabelled_rim_mm: voxels numbered 0 within this distance of a labelled one are IGNORE instead of background,
             because the protocol leaves CSF unlabelled there. 0: 0 is background everywhere.
         sulcal_csf: numbers of the CSF around the brain, where some programs label it (SynthSeg) and others do not
-            (FreeSurfer's aseg). A label that has 1 % of its labelled voxels there has no such rim.
+            (FreeSurfer's aseg). A label with at least 1 % of its labelled voxels there has no such rim.
         telltale: groups of numbers; a label is taken for this numbering unasked only if it has one of each group.
     """
 

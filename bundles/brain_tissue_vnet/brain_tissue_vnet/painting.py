@@ -28,6 +28,7 @@ _T1_PLACE = {
 _T1_RANGE = {  # relative to white matter, for what is neither grey nor white
     "choroid plexus": (0.35, 0.7),
     "vessel": (0.2, 1.3),
+    "white matter lesion": (0.6, 0.95),
 }
 # soft tissue, skin and fat, skull, marrow and dura
 _T1_OUTSIDE = {507: (0.3, 0.8), 511: (0.8, 1.8), 515: (0.05, 0.35), 516: (0.4, 1.5)}

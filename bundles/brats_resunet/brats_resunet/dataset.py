@@ -114,7 +114,7 @@ class PatchDataset(torch.utils.data.Dataset):
         self.random.set_random_state(seed=int(state))
         with torch.random.fork_rng(devices=[]):  # for transforms that draw from PyTorch's generator, as TorchIO's do
             torch.default_generator.manual_seed(int(state))  # of the CPU alone: the GPU's is the network's
-            result = self.random(_plain(case))
+            result = _plain(self.random(_plain(case)))  # TorchIO gives tensors, MONAI MetaTensors: never a mixed batch
         return {k: v.float() if torch.is_tensor(v) and v.dtype == torch.float16 else v for k, v in result.items()}
 
     def case_of(self, index: int) -> int:

@@ -1,4 +1,4 @@
-"""What validation needs beside the trainer's parts: the loss of a whole case, and its classes where they are known."""
+"""From logits to what is scored or written."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ from monai.transforms import Transform
 
 from .numberings import CSF_OR_GM
 from .scores import TISSUES
+
+
+def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
+    """Background as what the tissues leave (NHWD): outside the crop, where interpolation found nothing, it is 1."""
+    filled = probabilities.clone()
+    filled[0] = 1 - probabilities[1:].sum(dim=0)
+    return filled
 
 
 class AddLossd(Transform):
