@@ -95,8 +95,8 @@ def test_properties_are_complete(kind: str, files: list[str], monkeypatch: pytes
 def test_configs_agree_where_they_speak_of_the_same() -> None:
     train, infer, evaluate = config("train.yaml"), config("inference.yaml"), config("evaluate.yaml")
     assert train["network_def"] == infer["network_def"]
-    assert train["channels"] == infer["channels"]
-    assert train["patch_size"] == infer["patch_size"]
+    assert {key: train[key] for key in infer["defaults"]} == infer["defaults"]
+    assert set(train["settings"]) == set(infer["defaults"])
     assert {k: evaluate[k] for k in ("train_cases", "train_fraction")} == {
         k: train[k] for k in ("train_cases", "train_fraction")
     }

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from brats_resunet.cases import find_cases, patient_of, scan_cases
 from brats_resunet.errors import BundleError, Finding
-from brats_resunet.split import Case, require_cases, split_cases, write_datalist
+from brats_resunet.split import Case, require_cases, select_cases, split_cases, write_datalist
 
 from tests.brats_resunet.conftest import (
     LPS,
@@ -866,3 +866,33 @@ def test_a_result_inside_the_data_set_is_named(tmp_path: Path) -> None:
     write_nifti(tmp_path / "out" / "BRATS_001_seg.nii.gz", segmentation())
     with pytest.raises(BundleError, match="results of an earlier run belong outside"):
         find_cases(tmp_path)
+
+
+# --- the cases to score -----------------------------------------------------------------------------------------------
+
+
+def of_patients(*patients: str) -> list[Case]:
+    return [{"case": f"{p}-{i}", "patient": p, "subset": "", "image": [], "label": ""} for i, p in enumerate(patients)]
+
+
+def test_select_cases(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cases = of_patients("a", "b", "c", "d", "e")
+    trained = tmp_path / "datalist.json"
+    names = lambda found: [case["patient"] for case in found]  # noqa: E731
+    assert names(select_cases(cases)) == ["e"]
+    assert names(select_cases(cases, "training")) == ["a", "b", "c", "d"]
+    assert names(select_cases(cases, "all", trained=trained)) == ["a", "b", "c", "d", "e"]
+    assert not caplog.records
+    trained.write_text(json.dumps({"training": [{"patient": "b"}, {"patient": "c"}]}))
+    assert names(select_cases(cases, trained=trained)) == ["a", "d", "e"]
+    assert not caplog.records
+    assert names(select_cases(cases, "training", trained=trained)) == ["b", "c"]
+    assert names(select_cases(cases, "all", trained=trained)) == ["a", "b", "c", "d", "e"]
+    assert caplog.text.count("2 of these cases trained the network") == 2
+    assert names(select_cases(of_patients("b"), "training", trained=trained)) == ["b"]
+    assert names(select_cases(of_patients("b"), "all", trained=trained)) == ["b"]
+    with pytest.raises(BundleError, match="--subset training"):
+        select_cases(of_patients("b"), trained=trained)
+    with pytest.raises(BundleError, match="subset is 'test'; expected validation, training or all"):
+        select_cases(cases, "test")
+    assert select_cases([]) == []

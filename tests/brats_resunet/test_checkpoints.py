@@ -14,7 +14,14 @@ from typing import Any
 import ignite.distributed as idist
 import pytest
 import torch
-from brats_resunet.checkpoints import LoadWeights, ResumeRun, SaveCheckpoints, load_network, read_checkpoint
+from brats_resunet.checkpoints import (
+    LoadWeights,
+    ResumeRun,
+    SaveCheckpoints,
+    load_network,
+    read_checkpoint,
+    require_new_run,
+)
 from brats_resunet.errors import BundleError
 from brats_resunet.network import ResUNet
 from ignite.engine import Engine, Events
@@ -475,3 +482,13 @@ def test_files_may_be_read_as_the_umask_says(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+
+
+def test_an_earlier_run_is_not_replaced_unasked(tmp_path: Path) -> None:
+    require_new_run(str(tmp_path))
+    (tmp_path / "model.pt").touch()  # weights to fine-tune from are no run
+    require_new_run(str(tmp_path))
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(BundleError, match=r"last\.pt[\s\S]*resume\.yaml[\s\S]*--overwrite True"):
+        require_new_run(str(tmp_path))
+    require_new_run(str(tmp_path), overwrite=True)

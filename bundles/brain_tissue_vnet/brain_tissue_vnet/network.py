@@ -19,7 +19,8 @@ class VNet(vnet.VNet):
     The parts are MONAI's own: input transition to `init_filters`, four down transitions that double the width, four up
     transitions that concatenate the encoder's features, output transition; 5x5x5 convolutions, batch norm, ELU. At 16
     filters it has the names and shapes of MONAI's `VNet`, so that weights go from one to the other, and the output is
-    the same. A volume whose size does not divide by 16 is padded at its far ends by repeating its border, and cut back.
+    the same. A volume whose size does not divide by 16 is padded at its far ends by repeating its border, and cut back;
+    an exported network (TorchScript, ONNX) takes sizes that divide by 16 alone.
 
     Milletari et al., V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation, 2016,
     https://arxiv.org/abs/1606.04797.
@@ -65,7 +66,9 @@ class VNet(vnet.VNet):
         Raises:
             ValueError: if `x` has another number of axes or channels.
         """
-        if not torch.jit.is_tracing() and (x.ndim != 5 or x.shape[1] != self.in_channels):
+        if torch.jit.is_tracing():  # sizes are tensors then
+            return cast("torch.Tensor", super().forward(x))
+        if x.ndim != 5 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"the network takes volumes in a batch, of {self.in_channels} channel(s), got shape {tuple(x.shape)}."
             )
