@@ -6,18 +6,24 @@ import logging
 
 import fire
 
-from tools.bench import inference, loader, network
+from tools.bench import deformation, inference, loader, network, painting
 from tools.check import check
 from tools.demo import demo
 from tools.sync import sync
-from tools.virtual import brats, tissue
+from tools.virtual import brats, icbm152, tissue
 
 COMMANDS = {
     "demo": demo,
     "check": check,
-    "virtual": {"brats": brats, "tissue": tissue},
+    "virtual": {"brats": brats, "tissue": tissue, "icbm152": icbm152},
     "sync": sync,
-    "bench": {"loader": loader, "network": network, "inference": inference},
+    "bench": {
+        "loader": loader,
+        "network": network,
+        "inference": inference,
+        "deformation": deformation,
+        "painting": painting,
+    },
 }
 
 

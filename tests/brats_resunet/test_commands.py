@@ -210,7 +210,7 @@ def spoil_2d(cases: Path) -> str:
     ("spoil", "message"),
     [
         (spoil_missing, "add the missing file"),
-        (spoil_grid, "resample the modalities of a case to one grid"),
+        (spoil_grid, "resample the files of a case to one grid"),
         (spoil_label, "label value(s) 5 in 3 voxel(s)"),
         (spoil_nan, "1 voxel(s) that are NaN or infinite"),
         (spoil_truncated, "cannot be decoded to its end"),
@@ -273,7 +273,9 @@ def test_full_disk_leaves_no_half_file(run: Run, cohort: Path, tmp_path: Path) -
         assert "cannot be written" in done.stderr
         assert "Traceback" not in done.stderr
         left = [p.name for p in (disk / "models").iterdir()]
-        assert set(left) <= {"model.pt", "datalist.json"}, "what is there is whole, what is not whole is not there"
+        assert set(left) <= {"model.pt", "datalist.json", "settings.json"}, (
+            "what is there is whole, what is not whole is not there"
+        )
         if "model.pt" in left:
             torch.load(disk / "models" / "model.pt", weights_only=True)
     finally:

@@ -1,7 +1,8 @@
 """Measurements of speed and memory: `python -m tools bench loader|network|inference`."""
 
+from tools.bench.deformation import deformation, painting
 from tools.bench.inference import inference
 from tools.bench.loader import loader
 from tools.bench.network import network
 
-__all__ = ["inference", "loader", "network"]
+__all__ = ["deformation", "inference", "loader", "network", "painting"]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nilearn import datasets
 from tqdm import tqdm
 
 from tools.virtual.acquisition import acquire
@@ -49,6 +50,30 @@ def tissue(out: str, cases: int = 4, seed: int = 0, shape: Sequence[int] = SHAPE
             _write(path, array, head["affine"])
         files.append(str(t1))
     return files
+
+
+def icbm152(out: str) -> str:
+    """Writes the ICBM152 T1 template with its tissue maps as a BIDS case under folder `out`, and returns the T1 file.
+
+    `sub-icbm152/anat/` gets `sub-icbm152_T1w` (skull-stripped) and `sub-icbm152_label-{CSF,GM,WM}_probseg`; CSF is what
+    grey and white matter leave of the brain. It is an average of many heads, smoother than any of them.
+
+    Args:
+        out: Folder to write to; made if missing.
+    """
+    t1 = datasets.load_mni152_template(resolution=1)
+    gm, wm = (
+        np.clip(load(resolution=1).get_fdata(dtype=np.float32), 0, 1)
+        for load in (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template)
+    )
+    brain = t1.get_fdata(dtype=np.float32) > 0
+    maps = {"GM": gm * brain, "WM": wm * brain, "CSF": np.clip(1 - gm - wm, 0, 1) * brain}
+    start = Path(out, "sub-icbm152", "anat", "sub-icbm152")
+    for name, array in maps.items():
+        _write(start.with_name(f"{start.name}_label-{name}_probseg.nii.gz"), array, t1.affine)
+    file = start.with_name(f"{start.name}_T1w.nii.gz")
+    _write(file, (t1.get_fdata(dtype=np.float32) * 1000).astype(np.int16), t1.affine)
+    return str(file)
 
 
 def make_head(seed: int, index: int, shape: Sequence[int] = SHAPE) -> dict[str, np.ndarray]:
