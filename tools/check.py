@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +40,10 @@ def check(
     if not dataset_dir and not datalist:
         raise ValueError("no data set given: add --dataset_dir DIR with the folder that holds your cases.")
     module = package(bundle)
+    known = list(inspect.signature(module.scan_cases).parameters)
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(f"no setting --{', --'.join(unknown)} of {bundle}'s data; there are: {', '.join(known)}.")
     cases, findings = module.scan_cases(dataset_dir, datalist=datalist, labelled=labelled, **options)
     checked = len(cases)
     if voxels:

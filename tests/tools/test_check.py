@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from tests.conftest import Run
 from tools.bundles import names, package
 from tools.check import check
 
@@ -58,3 +59,10 @@ def test_an_unknown_bundle_is_named_with_the_known_ones() -> None:
 def test_no_data_set_is_refused() -> None:
     with pytest.raises(ValueError, match="--dataset_dir"):
         check("brats_resunet")
+
+
+def test_a_misspelt_setting_is_named(run: Run, cohort: Path) -> None:
+    done = run("-m", "tools", "check", "brats_resunet", "--dataset_dir", cohort, "--et_lable", "3", status=1)
+    assert "no setting --et_lable" in done.stderr
+    assert "et_label" in done.stderr
+    assert "Traceback" not in done.stderr
