@@ -7,21 +7,22 @@ from pathlib import Path
 from tools.bundles import ROOT, names
 
 VENDORED = Path(__file__).resolve().parent / "vendored"
+_BRATS = ("brats_resunet", "brain_metastasis_attention_unet")  # these also carry vendored/brats/
 
 
 def sync() -> None:
     """Copy the modules of tools/vendored/ into the package of every bundle, where they differ."""
-    for bundle, module in drift():
-        target = ROOT / bundle / bundle / module
-        target.write_bytes((VENDORED / module).read_bytes())
-        print(f"copied {module} to {bundle}")
+    for original, copy in drift():
+        copy.write_bytes(original.read_bytes())
+        print(f"copied {original.name} to {copy.parent.name}")
 
 
-def drift() -> list[tuple[str, str]]:
-    """Bundle and file name of every copy that is missing or differs from its original."""
-    return [
-        (bundle, original.name)
+def drift() -> list[tuple[Path, Path]]:
+    """Original and copy, wherever the copy is missing or differs."""
+    pairs = [
+        (original, ROOT / bundle / bundle / original.name)
         for bundle in names()
-        for original in sorted(VENDORED.glob("*.py"))
-        if not (copy := ROOT / bundle / bundle / original.name).is_file() or copy.read_bytes() != original.read_bytes()
+        for folder in (VENDORED, *([VENDORED / "brats"] if bundle in _BRATS else []))
+        for original in sorted(folder.glob("*.py"))
     ]
+    return [(a, b) for a, b in pairs if not b.is_file() or b.read_bytes() != a.read_bytes()]

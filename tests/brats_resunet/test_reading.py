@@ -17,6 +17,7 @@ from brats_resunet.cases import find_cases
 from brats_resunet.errors import BundleError
 from brats_resunet.nifti import open_nifti, read_affine, read_array
 from brats_resunet.reading import LoadCased, read_label
+from brats_resunet.split import write_datalist
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 
@@ -363,3 +364,30 @@ def test_bad_channel_of_a_4d_file_is_named_by_its_place_in_the_file(tmp_path: Pa
     with pytest.raises(BundleError) as caught:
         LoadCased(with_label=False)(case)
     assert [finding.file for finding in caught.value.findings] == [f"{path} (channel 3)", f"{path} (channel 0)"]
+
+
+# --- a missing modality -----------------------------------------------------------------------------------------------
+
+
+def test_a_missing_modality_is_zeros_where_that_is_asked_for(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "data" / "BraTS-MET-00001-000", NAMES_2023, values=(0, 1, 2, 3))
+    (folder / "BraTS-MET-00001-000-t2w.nii.gz").unlink()
+    with pytest.raises(BundleError, match="add the missing file"):
+        find_cases(folder)
+    (case,) = find_cases(folder, fill_missing=True)
+    assert case["image"][2] == ""
+    whole = LoadCased()(case)
+    assert whole["image"].shape == (4, *SHAPE)
+    assert not bool(whole["image"][2].any())
+    for position in (0, 1, 3):
+        np.testing.assert_array_equal(whole["image"][position], scan(position))
+    # the same through the datalist that training writes
+    datalist = tmp_path / "datalist.json"
+    write_datalist({"training": [case], "validation": []}, str(datalist))
+    (again,) = find_cases(None, datalist, fill_missing=True)
+    assert again["image"] == case["image"]
+    with pytest.raises(BundleError, match="4 files"):
+        find_cases(None, datalist)
+    (folder / "BraTS-MET-00001-000-t1n.nii.gz").unlink()
+    with pytest.raises(BundleError, match="add the missing file"):
+        find_cases(folder, fill_missing=True)

@@ -20,9 +20,10 @@ def test_a_changed_and_a_missing_copy_are_found_and_mended(tmp_path: Path, monke
         (tmp_path / bundle / bundle).mkdir(parents=True)
     sync.sync()
     assert sync.drift() == []
-    first = names()[0]
-    (tmp_path / first / first / "errors.py").write_text("changed")
-    (tmp_path / first / first / "files.py").unlink()
-    assert sync.drift() == [(first, "errors.py"), (first, "files.py")]
+    package = tmp_path / "brats_resunet" / "brats_resunet"
+    (package / "errors.py").write_text("changed")
+    (package / "cases.py").unlink()
+    assert [copy for _, copy in sync.drift()] == [package / "errors.py", package / "cases.py"]
+    assert not (tmp_path / "brain_tissue_vnet" / "brain_tissue_vnet" / "cases.py").exists(), "it has its own"
     sync.sync()
     assert sync.drift() == []

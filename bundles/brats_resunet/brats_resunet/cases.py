@@ -4,13 +4,15 @@ A case is a plain dict, so that it can be hashed, cached and written as JSON:
 
     case          name of the scan, e.g. "BraTS2021_00006"; unique within the data set
     patient       name that all scans of one patient share
-    image         files of the modalities in the network's order (T1, T1ce, T2, FLAIR), or one 4-D file
+    image         files of the modalities in the network's order (T1, T1ce, T2, FLAIR; "" for one that is missing and
+                  filled with zeros), or one 4-D file
     channels      which channel of a 4-D file holds each modality, in the same order; [0, 1, 2, 3] otherwise
     label         file of the manual segmentation, "" where there is none
     label_values  the data set's own values of background, necrotic core (NCR), oedema (ED), enhancing tumour (ET)
     subset        "training" or "validation" where a datalist says so, else ""
 """
 
+# One of the modules that the BraTS bundles carry: edit it in tools/vendored/brats/, then `make sync`.
 from __future__ import annotations
 
 import json
@@ -59,6 +61,7 @@ def find_cases(
     et_label: int | None = None,
     channel_order: Sequence[int] | None = None,
     patch_size: Sequence[int] | None = None,
+    fill_missing: bool = False,
 ) -> list[Case]:
     """Cases of a data set in sorted order, after a check of all their headers (seconds for a thousand cases).
 
@@ -74,12 +77,14 @@ def find_cases(
         channel_order: for 4-D files, the channels that hold T1, T1ce, T2 and FLAIR. None: as in Decathlon Task01 for
             its folders, [0, 1, 2, 3] for any other file.
         patch_size: voxels; refused if it is larger than a volume.
+        fill_missing: accept cases of which one modality is missing: it is all zeros then, which is what air is. False:
+            such a case is refused by name.
 
     Raises:
         BundleError: all that is wrong with all cases at once: no cases, missing or doubled files, unreadable headers,
             images that are not 3-D, grids that differ within a case.
     """
-    cases, findings = scan_cases(dataset_dir, datalist, labelled, et_label, channel_order, patch_size)
+    cases, findings = scan_cases(dataset_dir, datalist, labelled, et_label, channel_order, patch_size, fill_missing)
     if findings:
         raise BundleError(
             f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(str(f) for f in findings)
@@ -94,6 +99,7 @@ def scan_cases(
     et_label: int | None = None,
     channel_order: Sequence[int] | None = None,
     patch_size: Sequence[int] | None = None,
+    fill_missing: bool = False,
 ) -> tuple[list[Case], list[Finding]]:
     """As `find_cases`, but with what is wrong beside the complete cases instead of an error.
 
@@ -111,9 +117,9 @@ def scan_cases(
                 f"channel_order is {order}; expected the channels of T1, T1ce, T2 and FLAIR, e.g. [1,2,3,0]."
             )
     if datalist:
-        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled)
+        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled, fill_missing)
     else:
-        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled)
+        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled, fill_missing)
     if not cases and not findings:
         raise BundleError(
             Finding(str(datalist or dataset_dir), "no case", _NAMES_EXPECTED, "check the folder given as --dataset_dir")
@@ -136,7 +142,7 @@ def patient_of(case: str) -> str:
     return next(filter(None, match.groups())) if match else case
 
 
-def _from_folder(root: Path, labelled: bool) -> tuple[list[Case], list[Finding]]:
+def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[Case], list[Finding]]:
     if not root.exists():
         raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
     only = None
@@ -156,7 +162,7 @@ def _from_folder(root: Path, labelled: bool) -> tuple[list[Case], list[Finding]]
             elif only in (None, named[0]):
                 named_files.setdefault(named[0], {}).setdefault(named[1], []).append(Path(folder, name))
     if named_files:
-        return _named_cases(named_files, labelled)
+        return _named_cases(named_files, labelled, fill_missing)
     return _volume_cases([file for file in other if _may_be_4d(file)], labelled)
 
 
@@ -169,7 +175,9 @@ def _role_of(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _named_cases(files: dict[str, dict[str, list[Path]]], labelled: bool) -> tuple[list[Case], list[Finding]]:
+def _named_cases(
+    files: dict[str, dict[str, list[Path]]], labelled: bool, fill_missing: bool
+) -> tuple[list[Case], list[Finding]]:
     cases, findings = [], []
     for name in sorted(files):
         roles = files[name]
@@ -177,6 +185,8 @@ def _named_cases(files: dict[str, dict[str, list[Path]]], labelled: bool) -> tup
         new_names = _PATTERN_2023.match(any_file.name) is not None
         wanted = MODALITIES + (("label",) if labelled else ())
         missing = [role for role in wanted if role not in roles]
+        if fill_missing and len(missing) == 1 and missing[0] != "label":
+            missing = []
         if set(roles) == {"label"}:
             findings.append(
                 Finding(
@@ -212,7 +222,9 @@ def _named_cases(files: dict[str, dict[str, list[Path]]], labelled: bool) -> tup
         if not missing and not doubled:
             label = roles["label"][0] if "label" in roles else ""
             values = [0, 1, 2, 3 if new_names else 4]
-            cases.append(_case(name, [roles[m][0] for m in MODALITIES], label, [0, 1, 2, 3], values))
+            cases.append(
+                _case(name, [roles[m][0] if m in roles else "" for m in MODALITIES], label, [0, 1, 2, 3], values)
+            )
     return cases, findings
 
 
@@ -238,7 +250,9 @@ def _volume_cases(files: Iterable[Path], labelled: bool) -> tuple[list[Case], li
     return cases, findings
 
 
-def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Case], list[Finding]]:
+def _from_datalist(
+    path: Path, dataset_dir: Any, labelled: bool, fill_missing: bool
+) -> tuple[list[Case], list[Finding]]:
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
@@ -258,12 +272,15 @@ def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[C
             entry = item if isinstance(item, dict) else {"image": item}  # Decathlon lists its test part as bare files
             images = entry.get("image")
             images = images if isinstance(images, list) else [images]
-            files = [base / image for image in images if isinstance(image, str)]
-            if len(files) not in (1, 4) or len(files) != len(images):
+            files = [base / image for image in images if isinstance(image, str) and image]
+            allowed = (1, 3, 4) if fill_missing and len(images) == 4 else (1, 4)  # "" is a modality that is filled
+            if len(files) not in allowed or len(files) != len(images) - images.count("") * fill_missing:
                 found = f"image: {entry.get('image')!r}"
                 findings.append(Finding(where, found, "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it"))
                 continue
-            roles = [_role_of(file.name) for file in files] if len(files) == len(MODALITIES) else []
+            given: list[Path | str] = [base / image if image else "" for image in images]
+            roles = [_role_of(file.name) if isinstance(file, Path) else None for file in given]
+            roles = roles if len(given) == len(MODALITIES) else []
             if any(role is not None and role[1] != wanted for role, wanted in zip(roles, MODALITIES, strict=False)):
                 order = ", ".join(role[1] if role else "?" for role in roles)
                 findings.append(
@@ -277,7 +294,7 @@ def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[C
             named = _role_of(files[0].name)
             name = str(entry.get("case") or (named[0] if named else _NIFTI.sub("", files[0].name)))
             new_names = _PATTERN_2023.match(files[0].name) is not None
-            case = _case(name, files, base / label if label else "", [0, 1, 2, 3], [0, 1, 2, 3 if new_names else 4])
+            case = _case(name, given, base / label if label else "", [0, 1, 2, 3], [0, 1, 2, 3 if new_names else 4])
             if files[0].parent.name in _MSD_IMAGES:
                 case.update(channels=_MSD_CHANNELS, label_values=_MSD_LABELS)
             for key in ("label_values", "channels"):
@@ -287,7 +304,7 @@ def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[C
     return cases, findings
 
 
-def _case(name: str, image: Sequence[Path], label: Path | str, channels: list[int], values: list[int]) -> Case:
+def _case(name: str, image: Sequence[Path | str], label: Path | str, channels: list[int], values: list[int]) -> Case:
     return {
         "case": name,
         "patient": patient_of(name),

@@ -28,7 +28,7 @@ def check_headers(cases: Sequence[Case], patch_size: Sequence[int] | None = None
 def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:
     findings: list[Finding] = []
     reference: tuple[str, tuple[int, ...], np.ndarray] | None = None
-    for file in [*case["image"], *(case.get("label_parts") or [case["label"]] if case["label"] else [])]:
+    for file in filter(None, [*case["image"], *(case.get("label_parts") or [case["label"]])]):
         try:
             header = open_nifti(file)
             shape, affine = tuple(int(n) for n in header.shape), np.asarray(header.affine)

@@ -1,5 +1,6 @@
 """Decode the files of a case once, and check every voxel."""
 
+# One of the modules that the BraTS bundles carry: edit it in tools/vendored/brats/, then `make sync`.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -74,21 +75,24 @@ class LoadCased(Transform):
         """Decode `data`, one case as `cases.find_cases` gives it."""
         findings: list[Finding] = []
         files = list(data["image"])
-        channels: list[np.ndarray] = []
-        for position, file in enumerate(files):
+        channels: list[np.ndarray | None] = []
+        for file in files:
+            if not file:  # a missing modality that is filled with zeros
+                channels.append(None)
+                continue
             try:
                 array = read_array(file)
             except BundleError as error:
                 findings += error.findings
                 continue
             if len(files) == 1:
-                channels = [array[..., channel] for channel in data["channels"]]
-                for name, channel in zip(data["channels"], channels, strict=True):
-                    findings += check_voxels(f"{file} (channel {name})", channel)
+                for channel in data["channels"]:
+                    findings += check_voxels(f"{file} (channel {channel})", array[..., channel])
+                    channels.append(array[..., channel])
             else:
                 array = array[..., 0] if array.ndim == 4 else array
                 findings += check_voxels(file, array)
-                channels.insert(position, array)
+                channels.append(array)
         label = None
         if self.with_label:
             try:
@@ -97,14 +101,16 @@ class LoadCased(Transform):
                 findings += error.findings
         if findings:
             raise BundleError(findings)
-        image = np.empty((len(channels), *channels[0].shape), np.float32)
-        for out, channel in zip(image, channels, strict=True):
-            out[...] = channel  # casts and makes contiguous in one pass
-        affine = torch.from_numpy(read_affine(files[0]))
+        source = next(file for file in files if file)
+        shape = next(channel.shape for channel in channels if channel is not None)
+        image = np.empty((len(channels), *shape), np.float32)
+        for out, part in zip(image, channels, strict=True):
+            out[...] = 0 if part is None else part  # casts and makes contiguous in one pass
+        affine = torch.from_numpy(read_affine(source))
         result: dict[Hashable, Any] = {
             "image": MetaTensor(torch.from_numpy(image), affine=affine),
             "case": data["case"],
-            "source": files[0],
+            "source": source,
             "label_file": data["label"],
             "label_values": torch.tensor([int(v) for v in data["label_values"]]),
         }

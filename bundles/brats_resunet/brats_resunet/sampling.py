@@ -1,5 +1,6 @@
 """Tumour-centred patches: where the tumour is, computed once per case, and a crop that draws from it."""
 
+# One of the modules that the BraTS bundles carry: edit it in tools/vendored/brats/, then `make sync`.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence

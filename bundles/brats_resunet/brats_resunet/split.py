@@ -168,7 +168,7 @@ def _trained_patients(trained: str | os.PathLike | None) -> set[str]:
 def _entry(case: Case) -> dict[str, Any]:
     entry = {key: value for key, value in case.items() if key != "subset"}
     # absolute, but not through links: what they lead to may have another name
-    entry["image"] = [os.path.abspath(file) for file in case["image"]]
+    entry["image"] = [os.path.abspath(file) if file else "" for file in case["image"]]
     entry["label"] = os.path.abspath(case["label"]) if case["label"] else ""
     if case.get("label_parts"):
         entry["label_parts"] = [os.path.abspath(file) for file in case["label_parts"]]
