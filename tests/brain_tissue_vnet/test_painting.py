@@ -140,8 +140,8 @@ def test_thick_slices_are_smooth_along_one_axis() -> None:
     def roughness(volume: torch.Tensor, axis: int) -> float:
         return float(volume.diff(n=2, dim=axis).abs().mean())
 
-    assert roughness(thick, 2) < 0.6 * roughness(thin, 2)
-    assert roughness(thick, 0) > 0.4 * roughness(thin, 0)
+    kept = [roughness(thick, axis) / roughness(thin, axis) for axis in range(3)]
+    assert kept[2] < 0.75 * min(kept[:2])
 
 
 def test_values_are_finite_and_bounded() -> None:

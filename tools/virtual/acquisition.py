@@ -18,7 +18,7 @@ MODALITIES = ("t1", "t1ce", "t2", "flair")
 # Signal of grey matter, fluid, oedema, necrosis, solid low-grade core and enhancing tumour, each as a range; how the
 # template's T1 detail shows; and the range of the vessels' signal.
 _Range = tuple[float, float]
-_CONTRAST: dict[str, dict[str, _Range]] = {
+CONTRAST: dict[str, dict[str, _Range]] = {
     "t1": {
         "gm": (0.76, 0.83), "csf": (0.33, 0.45), "oedema": (0.78, 0.88), "necrosis": (0.55, 0.70),
         "solid": (0.62, 0.78), "rim": (0.78, 0.92), "detail": (0.9, 1.1), "vessel": (0.5, 0.9),
@@ -46,17 +46,17 @@ def scan(
     White matter lies between about 120 and 2500, log-uniform, since scanners have no common unit.
     """
     brain = np.flatnonzero(anatomy.brain)
-    shared = _shared(rng, anatomy, lesion, axes, brain)
+    shared = shared_maps(rng, anatomy, lesion, axes, brain)
     images = {}
     for modality in MODALITIES:
-        contrast = {name: rng.uniform(*limits) for name, limits in _CONTRAST[modality].items()}
-        signal = _signal(contrast, shared, modality)
+        contrast = {name: rng.uniform(*limits) for name, limits in CONTRAST[modality].items()}
+        signal = clean_signal(contrast, shared, modality)
         signal *= np.exp(rng.uniform(0.04, 0.12) * SmoothField.draw(rng, 80.0).at(axes).ravel()[brain])
         images[modality] = acquire(rng, signal, contrast["csf"], brain, anatomy.brain.shape, spacing_mm)
     return images
 
 
-def _shared(
+def shared_maps(
     rng: np.random.Generator, anatomy: Anatomy, lesion: Lesion, axes: Axes, brain: np.ndarray
 ) -> dict[str, np.ndarray]:
     """What all scans of a case have in common, as float32 or bool vectors over the brain's voxels."""
@@ -78,7 +78,7 @@ def _shared(
     }
 
 
-def _signal(contrast: dict[str, float], shared: dict[str, np.ndarray], modality: str) -> np.ndarray:
+def clean_signal(contrast: dict[str, float], shared: dict[str, np.ndarray], modality: str) -> np.ndarray:
     """Noise-free signal over the brain's voxels, white matter = 1."""
     signal = shared["wm"] + contrast["gm"] * shared["gm"] + contrast["csf"] * shared["csf"]
     signal += contrast["detail"] * shared["detail"]
@@ -101,8 +101,12 @@ def acquire(
     brain: np.ndarray,
     shape: tuple[int, ...],
     spacing_mm: tuple[float, float, float],
+    thin: bool = False,
 ) -> np.ndarray:
-    """One int16 image of `signal` (over the voxels `brain`, white matter = 1): at least 1 inside, 0 outside."""
+    """One int16 image of `signal` (over the voxels `brain`, white matter = 1): at least 1 inside, 0 outside.
+
+    `thin`: no thick slices, as in a three-dimensional sequence; otherwise half of the images have them.
+    """
     white = np.exp(rng.uniform(np.log(120), np.log(2500)))
     sigma = rng.uniform(0.02, 0.05)
     thick, slice_mm, plane_mm = rng.uniform() < 0.5, rng.uniform(0.9, 1.8), rng.uniform(0.4, 0.6)
@@ -110,7 +114,7 @@ def acquire(
     imaginary = sigma * rng.standard_normal(len(brain), dtype=np.float32)
     volume = np.full(shape, fluid, np.float32)  # as if the fluid went on outside, so blur does not darken the rim
     volume.ravel()[brain] = np.hypot(real, imaginary)
-    for axis, blur_mm in enumerate((plane_mm, plane_mm, slice_mm if thick else plane_mm)):
+    for axis, blur_mm in enumerate((plane_mm, plane_mm, slice_mm if thick and not thin else plane_mm)):
         if blur_mm / spacing_mm[axis] > 0.2:  # less than that does not reach the neighbouring voxel
             volume = ndimage.gaussian_filter1d(volume, blur_mm / spacing_mm[axis], axis, mode="nearest", truncate=2.5)
     image = np.zeros(shape, np.int16)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from tools.virtual.acquisition import MODALITIES, scan
 from tools.virtual.anatomy import Head, grid
-from tools.virtual.fields import Axes
+from tools.virtual.fields import Axes, Push
 from tools.virtual.tumour import Tumour
 
 SHAPE = (240, 240, 155)
@@ -50,15 +50,10 @@ def brats(out: str, cases: int = 4, seed: int = 0, shape: Sequence[int] = SHAPE)
         ValueError: A bad argument; says what was found, what is expected and what to do.
     """
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
-    root = Path(out)
-    standing = next(path for path in (root, *root.absolute().parents) if path.exists())
-    if not str(out).strip() or not standing.is_dir():
-        found = f"{str(out)!r}, and {standing} is not a folder" if str(out).strip() else "empty"
-        raise ValueError(f"out is {found}; expected a folder, new or not; give a folder to write the cases to.")
-    root.mkdir(parents=True, exist_ok=True)
+    root = folder_of(out)
     folders = []
     for index in tqdm(range(cases), desc="virtual BraTS", unit="case"):
-        folders.append(_write(root, f"VirtualGlioma_{index:05d}", make_case(seed, index, size)))
+        folders.append(write_case(root, f"VirtualGlioma_{index:05d}", make_case(seed, index, size)))
     return folders
 
 
@@ -79,7 +74,7 @@ def make_case(seed: int, index: int, shape: Sequence[int] = SHAPE) -> dict[str, 
     head = Head(for_head)
     tumour = Tumour(for_tumour, head)
     axes, spacing = grid(size)
-    box, near = _box(head, tumour, axes)
+    box, near = box_of(head, tumour.pushes, axes)
     anatomy = head.sample(near, max(spacing), tumour.pushes)
     lesion = tumour.label(anatomy, near)
     parts = scan(for_scan, anatomy, lesion, near, spacing)
@@ -91,10 +86,10 @@ def make_case(seed: int, index: int, shape: Sequence[int] = SHAPE) -> dict[str, 
     return case | {"affine": affine_of(spacing)}
 
 
-def _box(head: Head, tumour: Tumour, axes: Axes) -> tuple[tuple[slice, slice, slice], Axes]:
+def box_of(head: Head, pushes: tuple[Push, ...], axes: Axes) -> tuple[tuple[slice, slice, slice], Axes]:
     """The part of the grid that holds the brain, and its axes; found on every sixth sample, with room to spare."""
     step = tuple(max(1, round(6.0 / (axis[1] - axis[0]))) for axis in axes)
-    coarse = head.sample((axes[0][:: step[0]], axes[1][:: step[1]], axes[2][:: step[2]]), 1.0, tumour.pushes)
+    coarse = head.sample((axes[0][:: step[0]], axes[1][:: step[1]], axes[2][:: step[2]]), 1.0, pushes)
     slices = []
     for axis in range(3):
         found = np.flatnonzero(coarse.brain.any(axis=tuple({0, 1, 2} - {axis}))) * step[axis]
@@ -111,25 +106,42 @@ def affine_of(spacing: tuple[float, float, float]) -> np.ndarray:
     return affine
 
 
-def _write(root: Path, name: str, case: dict[str, np.ndarray]) -> str:
-    """Writes the files of one case into a folder beside it, then moves them to `root / name`."""
+def write_case(
+    root: Path,
+    name: str,
+    case: dict[str, np.ndarray],
+    parts: Sequence[str] = (*MODALITIES, "seg"),
+    joint: str = "_",
+) -> str:
+    """Writes `{name}{joint}{part}.nii.gz` into a folder beside it, then moves the files to `root / name`."""
     final = root / name
     with tempfile.TemporaryDirectory(prefix=".virtual_", dir=root) as beside:
         ready = Path(beside) / name
         ready.mkdir()
-        for part in (*MODALITIES, "seg"):
+        for part in parts:
             image = nib.Nifti1Image(case[part], case["affine"])
             image.set_qform(case["affine"], code=1)
             image.set_sform(case["affine"], code=1)
             image.header.set_xyzt_units("mm")
             packed = gzip.compress(image.to_bytes(), compresslevel=1, mtime=0)  # no name, no time: same bytes
-            (ready / f"{name}_{part}.nii.gz").write_bytes(packed)
+            (ready / f"{name}{joint}{part}.nii.gz").write_bytes(packed)
         if final.exists():
             for file in sorted(ready.iterdir()):
                 os.replace(file, final / file.name)
         else:
             os.replace(ready, final)
     return str(final)
+
+
+def folder_of(out: str) -> Path:
+    """`out` as a folder, made if missing; ValueError if it cannot be one."""
+    root = Path(out)
+    standing = next(path for path in (root, *root.absolute().parents) if path.exists())
+    if not str(out).strip() or not standing.is_dir():
+        found = f"{str(out)!r}, and {standing} is not a folder" if str(out).strip() else "empty"
+        raise ValueError(f"out is {found}; expected a folder, new or not; give a folder to write the cases to.")
+    root.mkdir(parents=True, exist_ok=True)
+    return root
 
 
 def whole_number(name: str, value: int, least: int) -> int:

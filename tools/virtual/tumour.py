@@ -78,7 +78,7 @@ class Tumour:
         fine = self._fine.at(axes)
         beyond = self._beyond(anatomy, axes, fine)
         core, limit = _smallest(beyond, tissue, round(self.core_ml / voxel_ml))
-        wetness = _reach(core, anatomy, axes) + 2.5 * self._spread.at(axes) + 0.8 * fine + 8.0 * anatomy.gm
+        wetness = reach(core, anatomy, axes) + 2.5 * self._spread.at(axes) + 0.8 * fine + 8.0 * anatomy.gm
         wetness[core] = -1e3
         wet, edge = _smallest(wetness, tissue, round(self.volume_ml / voxel_ml))
         labels = np.where(wet, OEDEMA, 0).astype(np.uint8)
@@ -121,7 +121,7 @@ def _foci(rng: np.random.Generator, head: Head, core_ml: float) -> tuple[Focus, 
     near = places[(distance > 25) & (distance < 55)]
     second = near[rng.integers(len(near))] + rng.uniform(-2, 2, 3)
     two, share = rng.uniform() < TWO_FOCI_SHARE, rng.uniform(0.15, 0.4)
-    shapes = [_ellipsoid(rng) for _ in range(2)]
+    shapes = [ellipsoid(rng) for _ in range(2)]
     if not two:
         return (Focus(first, _radius_mm(core_ml), shapes[0]),)
     return (
@@ -139,7 +139,8 @@ def _radius_mm(volume_ml: float) -> float:
     return (3000 * volume_ml / (4 * math.pi)) ** (1 / 3)
 
 
-def _ellipsoid(rng: np.random.Generator) -> np.ndarray:
+def ellipsoid(rng: np.random.Generator) -> np.ndarray:
+    """A random (3, 3) that turns an ellipsoid into the unit sphere; determinant 1."""
     turn, _ = np.linalg.qr(rng.standard_normal((3, 3)))
     stretch = np.exp(rng.normal(0.0, 0.22, 3))
     return (turn * (stretch / np.cbrt(np.prod(stretch)))) @ turn.T
@@ -160,9 +161,9 @@ def _smallest(score: np.ndarray, allowed: np.ndarray, count: int) -> tuple[np.nd
     return chosen.reshape(score.shape), float(score.ravel()[index[order]].max())
 
 
-def _reach(core: np.ndarray, anatomy: Anatomy, axes: Axes) -> np.ndarray:
-    """Travel cost of fluid from the core, in mm of white matter, found on a 3 mm grid: float32 (X, Y, Z)."""
-    counts = [max(2, min(len(axis), round((axis[-1] - axis[0]) / 3.0))) for axis in axes]
+def reach(core: np.ndarray, anatomy: Anatomy, axes: Axes, pitch_mm: float = 3.0) -> np.ndarray:
+    """Travel cost of fluid from the core, in mm of white matter, found `pitch_mm` apart: float32 (X, Y, Z)."""
+    counts = [max(2, min(len(axis), round((axis[-1] - axis[0]) / pitch_mm))) for axis in axes]
     picks = np.ix_(*(np.rint(np.linspace(0, n - 1, m)).astype(int) for n, m in zip(core.shape, counts, strict=True)))
     wm, brain = anatomy.wm[picks], anatomy.brain[picks]
     cost = 1.0 + 2.5 * anatomy.gm[picks] + 11.0 * anatomy.csf[picks]

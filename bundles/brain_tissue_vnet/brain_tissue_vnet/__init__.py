@@ -11,7 +11,6 @@ from .dataset import EpochSeed, PatchDataset
 from .deformation import RandDeformedPatchd
 from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer, argmax_labels
-from .loss import TissueDiceLoss
 from .network import VNet
 from .numberings import EXTRA_CEREBRAL
 from .painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd
@@ -53,7 +52,6 @@ __all__ = [
     "SaveCheckpoints",
     "ScoreCases",
     "StructureCountsd",
-    "TissueDiceLoss",
     "TissueMasksd",
     "VNet",
     "WriteSegmentations",

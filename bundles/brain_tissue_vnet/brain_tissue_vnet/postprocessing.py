@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.transforms import Transform
 
-from .numberings import CSF_OR_GM
+from .numberings import IGNORE
 from .scores import TISSUES
 
 
@@ -44,7 +44,7 @@ class TissueMasksd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace both."""
         pred, label = data["pred"], data["label"].to(data["pred"].device)
-        known = label[0] < CSF_OR_GM
+        known = label[0] != IGNORE
         masks: dict[Hashable, Any] = {
             key: torch.stack([(value[0] == c) & known for c in TISSUES.values()]).to(torch.uint8)
             for key, value in (("pred", pred), ("label", label))

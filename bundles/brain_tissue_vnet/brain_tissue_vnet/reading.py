@@ -13,7 +13,7 @@ from monai.transforms import Transform
 
 from .errors import BundleError, Finding
 from .nifti import check_voxels, read_affine, read_array
-from .numberings import GM, WM, detect, to_structures, to_tissue
+from .numberings import CSF_OR_GM, GM, IGNORE, WM, detect, to_structures, to_tissue
 from .split import Case
 
 _TOLERANCE = 0.01  # of probabilities: they come resampled, and as scaled integers
@@ -56,10 +56,10 @@ def read_structures(file: str) -> tuple[np.ndarray, np.ndarray]:
 class LoadTissued(Transform):
     """Decode and check one case (`cases.Case`): the only place where the bundle reads voxels of a T1 or its label.
 
-    The output holds `image` (1xHWD float32 `MetaTensor`), `label` (1xHWD uint8 `MetaTensor` of the values in
-    `numberings`, only if `with_label`), and for those who write or score: `case`, `source` (the T1 file), `label_file`
-    ("" if none), `label_values` (4 integers) and `numbering` (of the label, found out if the case does not say; "" for
-    probability maps and without label).
+    The output holds `image` (1xHWD float32 `MetaTensor`), `label` (1xHWD uint8 `MetaTensor`, 0 to 3 and IGNORE, which
+    CSF_OR_GM is for a loss, only if `with_label`), and for those who write or score: `case`, `source` (the T1 file),
+    `label_file` ("" if none), `label_values` (4 integers) and `numbering` (of the label, found out if the case does not
+    say; "" for probability maps and without label).
 
     A label is taken at its numbering's word, but where white matter is not brighter than grey in the T1, the log warns:
     either the numbering is wrong (BIDS and FSL give 1, 2, 3 to different tissues) or the image is no adult's T1.
@@ -103,7 +103,8 @@ class LoadTissued(Transform):
             "numbering": numbering,
         }
         if label is not None:
-            result["label"] = MetaTensor(torch.from_numpy(label)[None], affine=affine)
+            for_loss = np.where(label == CSF_OR_GM, np.uint8(IGNORE), label)
+            result["label"] = MetaTensor(torch.from_numpy(for_loss)[None], affine=affine)
             _warn_of_contrast(image, label, data["label"], numbering)
         return result
 
