@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from brain_tissue_vnet.cases import find_cases
 from monai.bundle import ConfigParser
 from scipy.spatial.transform import Rotation
 
@@ -77,6 +78,21 @@ def test_mask_comes_back_within_half_a_voxel(tmp_path: Path, scan: dict[str, Any
     assert np.abs(shift).max() < 0.5, "voxels of the scan"
     assert np.abs(shift * nib.affines.voxel_sizes(image.affine)).max() < 0.5, "mm"
     assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > (0.93 if max(scan["spacing"]) < 2 else 0.85)
+
+
+@pytest.mark.parametrize("fit", ["none", "pad", "resize"])
+def test_image_and_label_stay_on_each_other_in_training(tmp_path: Path, fit: str) -> None:
+    image = phantom(tmp_path / "a_T1.nii.gz", (1.1, 0.9, 1.6), angles=(12, -20, 8), flips=(-1, 1, 1))
+    label = (np.asarray(image.dataobj) == 300).astype(np.uint8) * 3
+    nib.save(nib.Nifti1Image(label, image.affine), tmp_path / "a_seg.nii.gz")
+    parser = ConfigParser()
+    parser.read_config(str(CONFIG.with_name("train.yaml")))
+    parser.update({"clahe": 0, "normalise": "percentile", "fit": fit, "uniform_shape": [176, 160, 150]})
+    (case,) = find_cases(tmp_path)
+    data = parser.get_parsed_content("validate::preprocessing")(case)
+    bright, marked = (np.argwhere(np.asarray(v)[0]) for v in (data["image"] > 0.5, data["label"] == 3))
+    assert np.abs(bright.mean(0) - marked.mean(0)).max() < 0.2, "voxels; a label resampled half a voxel off has 0.45"
+    assert len(marked) == pytest.approx(len(bright), rel=0.06)
 
 
 def test_resampling_nothing_changes_nothing(tmp_path: Path) -> None:

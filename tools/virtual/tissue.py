@@ -1,4 +1,4 @@
-"""Virtual healthy heads: a T1 and a label map of its tissues, as a BIDS data set.
+"""Virtual healthy heads: a T1 and a label map of its tissues, under BIDS names.
 
 Files are `sub-000/anat/sub-000_T1w.nii.gz` (skull-stripped int16, background 0) and, below `derivatives/labels`,
 `sub-000/anat/sub-000_desc-aseg_dseg.nii.gz` (uint8 in FreeSurfer's numbering: 2 white matter, 3 grey matter, 24 CSF).

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cases import find_cases, scan_cases
-from .checkpoints import LoadWeights, ResumeRun, SaveCheckpoints, require_new_run
+from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
 from .command_line import refuse_unknown_settings
 from .dataset import EpochSeed, PatchDataset
 from .deformation import RandDeformedPatchd
@@ -14,13 +14,21 @@ from .inferer import BrainInferer, argmax_labels
 from .network import VNet
 from .numberings import EXTRA_CEREBRAL
 from .painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd
-from .postprocessing import AddLossd, TissueMasksd, fill_background, tissue_output
-from .preprocessing import CheckSkullStrippedd, CLAHEd, N4d, NormaliseTissued, select_foreground
+from .postprocessing import AddLossd, AirIsBackgroundd, TissueMasksd, fill_background, tissue_output
+from .preprocessing import (
+    CheckSkullStrippedd,
+    CLAHEd,
+    N4d,
+    NormaliseTissued,
+    check_settings,
+    limits_of,
+    select_foreground,
+)
 from .progress import Progress, installed
 from .reading import LoadStructuresd, LoadTissued
 from .scores import ScoreCases
-from .settings import recorded_settings, write_settings
-from .split import recorded_split, require_cases, select_cases, split_cases, write_datalist
+from .settings import recorded_settings
+from .split import recorded_split, require_cases, select_cases, split_cases
 from .version import __version__
 from .writing import WriteSegmentations
 
@@ -30,6 +38,7 @@ LoadCased = LoadTissued
 __all__ = [
     "EXTRA_CEREBRAL",
     "AddLossd",
+    "AirIsBackgroundd",
     "BrainInferer",
     "BundleError",
     "CLAHEd",
@@ -48,6 +57,7 @@ __all__ = [
     "PatchDataset",
     "Progress",
     "RandDeformedPatchd",
+    "RecordRun",
     "ResumeRun",
     "SaveCheckpoints",
     "ScoreCases",
@@ -58,9 +68,11 @@ __all__ = [
     "__version__",
     "argmax_labels",
     "bundle_root",
+    "check_settings",
     "fill_background",
     "find_cases",
     "installed",
+    "limits_of",
     "recorded_settings",
     "recorded_split",
     "refuse_unknown_settings",
@@ -72,8 +84,6 @@ __all__ = [
     "show_clear_errors",
     "split_cases",
     "tissue_output",
-    "write_datalist",
-    "write_settings",
 ]
 
 

@@ -354,7 +354,10 @@ def _label_map_cases(paths: Iterable[Path]) -> list[Case]:
     subjects: dict[str, _File] = {}
     for path in paths:
         if not _in_freesurfer(path):
-            cases.append(_label_map_case(_stem(path), path))
+            file, synthseg = _file_of(path), _SYNTHSEG.match(_stem(path))
+            scan = file.case if file and file.is_label else synthseg[1] if synthseg else _stem(path)
+            # the patient is the scan's, so that evaluation knows who has trained
+            cases.append({**_label_map_case(_stem(path), path), "patient": patient_of(scan)})
             continue
         file = _file_of(path)
         if file and file.is_label and (file.key not in subjects or file.rank < subjects[file.key].rank):

@@ -38,8 +38,8 @@ class PatchDataset(torch.utils.data.Dataset):
         data: cases, see `cases.find_cases`.
         transform: MONAI `Compose`.
         cache: where prepared cases are kept. "disk": MONAI's `PersistentDataset`, with files that are memory-mapped
-            (so that a patch reads its own pages only) and written whole; about 36 MB of disk per case and no memory.
-            "memory": MONAI's `CacheDataset`, about 36 MB of memory per case. "none": decode on every access.
+            (so that a patch reads its own pages only) and written whole; the config says how much per case. "memory":
+            MONAI's `CacheDataset`, as much memory. "none": decode on every access.
         cache_dir: folder for "disk"; None is the bundle's name in `$XDG_CACHE_HOME` or `~/.cache`. It may be shared
             between runs and deleted at any time.
         seed: of the random transforms.

@@ -1,4 +1,4 @@
-"""What the numbers in a label file mean: tables from six published numberings to the bundle's classes.
+"""What the numbers in a label file mean: tables from five published numberings to the bundle's classes.
 
 The classes are 0 background, 1 cerebrospinal fluid (CSF), 2 grey matter (GM), 3 white matter (WM). Two more values mark
 voxels whose class the label does not tell:

@@ -18,7 +18,7 @@ from monai.data import MetaTensor
 from monai.transforms import Randomizable, Transform
 
 from .numberings import CSF, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE, WM
-from .preprocessing import check_method, normalise, statistics
+from .preprocessing import check_method, foreground, normalise, statistics
 
 # T1 intensity of a structure as its place between grey (0) and white matter (1), where that is not simply its tissue's
 _T1_PLACE = {
@@ -33,6 +33,7 @@ _T1_RANGE = {  # relative to white matter, for what is neither grey nor white
 # soft tissue, skin and fat, skull, marrow and dura
 _T1_OUTSIDE = {507: (0.3, 0.8), 511: (0.8, 1.8), 515: (0.05, 0.35), 516: (0.4, 1.5)}
 _SAMPLE = 4096  # voxels drawn to foresee an image's statistics
+_BLURRED = 0.5  # what partial volume leaves of the deviation within a structure
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Paint:
     means: np.ndarray  # of each structure
     deviations: np.ndarray
     stripped: bool
+    clean_air: bool  # of a whole head: whether the air around it was set to 0
     rim: int  # what is left around the brain when the skull is stripped
     rests: bool  # whether that holds bits of dura and skull, or fluid alone
     blur: float  # partial volume, standard deviation
@@ -116,23 +118,30 @@ class LabelPainter:
                 slices[int(rng.integers(3))] = float(rng.uniform(1.5, 5))
             else:
                 slices = [float(rng.uniform(1, 2.5))] * 3
+        clean_air = bool(rng.random() < 0.4)
         seen = np.asarray(counts, float).copy()
-        seen[outside if stripped else 0] = 0
+        if stripped or clean_air:
+            seen[outside if stripped else 0] = 0
         sampled = rng.choice(len(seen), _SAMPLE, p=seen / seen.sum()) if seen.sum() else np.zeros(_SAMPLE, int)
-        values = _gamma(means[sampled] + deviations[sampled] * rng.standard_normal(_SAMPLE), gamma)
+        noise = float(rng.uniform(0, 0.05))
+        spread = np.hypot(deviations[sampled] * _BLURRED, noise)
+        values = _gamma(means[sampled] + spread * rng.standard_normal(_SAMPLE), gamma)
+        if not (stripped or clean_air):  # what preprocessing takes for the head where the air is noise
+            values = values[foreground(values)]
         offset, scale = statistics(values, self.method)
         return Paint(
             means=means,
             deviations=deviations,
             stripped=stripped,
+            clean_air=clean_air,
             rim=int(rng.integers(0, 6)),
             rests=bool(rng.random() < 0.2),
             blur=float(rng.uniform(0.3, 0.8)),
             bias=rng.normal(0, rng.uniform(0, 0.25), (4, 4, 4)),
             gamma=gamma,
-            noise=float(rng.uniform(0, 0.05)),
+            noise=noise,
             slices=(slices[0], slices[1], slices[2]),
-            offset=offset + float(rng.normal(0, 0.1)) * scale,
+            offset=offset + float(rng.normal(0, 0.15)) * scale,
             scale=scale * float(np.exp(rng.normal(0, 0.1))),
             seed=seed,
         )
@@ -152,7 +161,7 @@ class LabelPainter:
         index = structures[0].long()
         generator = torch.Generator(device).manual_seed(paint.seed)
         label = _table(TISSUE_OF_STRUCTURE, torch.uint8, device)[index]
-        kept = _kept(index, paint) if paint.stripped else None
+        kept = _kept(index, paint) if paint.stripped else index != 0 if paint.clean_air else None
 
         def normal() -> torch.Tensor:
             return torch.randn(index.shape, generator=generator, device=device)
@@ -211,7 +220,7 @@ class StructureCountsd(Transform):
 
 
 class PaintSeedd(Randomizable, Transform):
-    """Add `paint_seed`, from the random state of the patch, so that its image is reproducible on any device."""
+    """Add `paint_seed`, from the random state of the patch: its image is reproducible on the same kind of device."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Draw the seed."""
@@ -288,7 +297,7 @@ def _field(control: np.ndarray, shape: torch.Size, device: torch.device) -> torc
 
 
 def _gamma(values: Any, gamma: float) -> Any:
-    return values.clip(0, None) ** gamma
+    return abs(values) ** gamma  # magnitudes: noise around 0 does not become 0
 
 
 def _table(values: Any, kind: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -17,22 +17,23 @@ from .errors import BundleError, Finding
 NORMALISATIONS = ("zscore", "percentile")
 _PERCENTILES = (0.5, 99.5)
 _CLIP = 6.0  # standard deviations: bright vessels and fat do not stretch the rest
-_ZERO_AIR = 0.1  # share of voxels that are exactly 0 from which 0 is taken to be air that was set to it
+ZERO_AIR = 0.1  # share of voxels that are exactly 0 from which 0 is taken to be air that was set to it
 # millilitres of tissue in a scan: brains with their sulci stay below 2000, heads start above 2300
 _LARGEST_BRAIN_ML = 2100.0
 
 
 def foreground(image: torch.Tensor | np.ndarray) -> np.ndarray:
-    """Voxels that are not air, bool, of the shape of `image` (HWD or 1HWD).
+    """Voxels that are not air, bool, of the shape of `image` (HWD, 1HWD, or a sample of voxels).
 
     Where at least a tenth of the voxels is exactly 0 (skull-stripped, or air set to 0), those that are not 0; otherwise
-    those above Otsu's threshold, taken from every 16th voxel.
+    those above Otsu's threshold, taken from every eighth voxel.
     """
     array = np.asarray(image)
     tissue = array != 0
-    if np.count_nonzero(tissue) <= (1 - _ZERO_AIR) * tissue.size:
+    if np.count_nonzero(tissue) <= (1 - ZERO_AIR) * tissue.size:
         return tissue
-    return array > threshold_otsu(array.ravel()[::16])
+    every_second = array[tuple(slice(None, None, 2) for _ in array.shape)] if array.ndim > 2 else array
+    return array > threshold_otsu(every_second)
 
 
 def select_foreground(image: torch.Tensor) -> torch.Tensor:
@@ -190,6 +191,39 @@ def check_method(method: str) -> None:
         raise ValueError(f"normalise must be one of {', '.join(NORMALISATIONS)}, got {method!r}.")
 
 
+def limits_of(method: str) -> tuple[float, float]:
+    """Smallest and largest normalised intensity."""
+    check_method(method)
+    return (-_CLIP, _CLIP) if method == "zscore" else (0.0, 1.0)
+
+
+def check_settings(fit: str, deformation: str, clahe: float, n4: bool, painted: bool) -> None:
+    """Refuse values that a config does not use, before anything is trained with them in name only.
+
+    Args:
+        fit: "resize", "pad" or "none".
+        deformation: "spline", "torchio" or "none".
+        clahe: clip limit.
+        n4: whether the bias field is corrected.
+        painted: whether images are painted from label maps, patch by patch: nothing is done to whole volumes then.
+
+    Raises:
+        BundleError: naming the setting, what was given and what is possible.
+    """
+    problems = []
+    if fit not in ("resize", "pad", "none"):
+        problems.append(f"fit is {fit!r}; expected resize, pad or none.")
+    if deformation not in ("spline", "torchio", "none"):
+        problems.append(f"deformation is {deformation!r}; expected spline, torchio or none.")
+    if painted:
+        if fit != "none" or clahe or n4:
+            problems.append("fit, clahe and n4 work on whole scans; a training from label maps has none.")
+        if deformation == "torchio":
+            problems.append("TorchIO's deformation is not offered for label maps: give --deformation spline or none.")
+    if problems:
+        raise BundleError("\n".join(problems))
+
+
 def statistics(values: np.ndarray, method: str) -> tuple[float, float]:
     """Offset and scale of a normalisation from a sample of the foreground's intensities."""
     if method == "zscore":
@@ -200,8 +234,7 @@ def statistics(values: np.ndarray, method: str) -> tuple[float, float]:
 
 def normalise(image: Any, offset: Any, scale: Any, method: str) -> Any:
     """(image - offset) / scale, clipped as the method says; arrays or tensors."""
-    limits = (-_CLIP, _CLIP) if method == "zscore" else (0.0, 1.0)
-    return ((image - offset) / scale).clip(*limits)
+    return ((image - offset) / scale).clip(*limits_of(method))
 
 
 def _array(image: torch.Tensor) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cases import MODALITIES, find_cases, scan_cases
-from .checkpoints import LoadWeights, ResumeRun, SaveCheckpoints, require_new_run
+from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
 from .command_line import refuse_unknown_settings
 from .dataset import EpochSeed, PatchDataset
 from .errors import BundleError, Finding, show_clear_errors
@@ -17,8 +17,8 @@ from .reading import LoadCased
 from .regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
 from .sampling import TumourCentredCropd, TumourVoxelsd
 from .scores import ScoreCases
-from .settings import recorded_settings, write_settings
-from .split import recorded_split, require_cases, select_cases, split_cases, write_datalist
+from .settings import recorded_settings
+from .split import recorded_split, require_cases, select_cases, split_cases
 from .version import __version__
 from .writing import WriteSegmentations
 
@@ -33,6 +33,7 @@ __all__ = [
     "LoadWeights",
     "PatchDataset",
     "Progress",
+    "RecordRun",
     "RegionDiceLoss",
     "RegionProbabilitiesd",
     "ResUNet",
@@ -58,8 +59,6 @@ __all__ = [
     "select_cases",
     "show_clear_errors",
     "split_cases",
-    "write_datalist",
-    "write_settings",
 ]
 
 

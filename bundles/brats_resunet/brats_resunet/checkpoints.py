@@ -3,6 +3,7 @@
 # One of the modules that every bundle carries: edit it in tools/vendored/, then `make sync`.
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import nn
 
 from .errors import BundleError, Finding
 from .files import write_result
+from .settings import recorded_settings, write_settings
+from .split import write_datalist
 
 _log = logging.getLogger(__name__)
 
@@ -109,6 +112,34 @@ class SaveCheckpoints:
         write_result(self.ckpt_dir / name, lambda file: torch.save(content, file), "ckpt_dir")
 
 
+class RecordRun:
+    """MONAI handler: write `datalist.json` (the split) and `settings.json` beside the checkpoints when a run starts.
+
+    Before its first epoch, that is after `ResumeRun` has accepted it. Written by rank 0 alone.
+
+    Args:
+        ckpt_dir: folder, made if missing.
+        split: as `split.split_cases` returns it.
+        settings: what inference has to do as training did.
+    """
+
+    def __init__(self, ckpt_dir: str, split: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        self.ckpt_dir = ckpt_dir
+        self.split = split
+        self.settings = settings
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the two files; raises `BundleError` if that is not possible."""
+        if self.split:
+            write_datalist(self.split, str(Path(self.ckpt_dir, "datalist.json")), idist.get_rank())
+            write_settings(self.settings, self.ckpt_dir, idist.get_rank())
+        self.split = {}  # once is enough
+
+
 class ResumeRun:
     """MONAI handler: continue the run that `SaveCheckpoints` wrote, from the epoch after the saved one.
 
@@ -118,6 +149,7 @@ class ResumeRun:
         optimizer: as in `SaveCheckpoints`.
         lr_scheduler: as in `SaveCheckpoints`.
         validator: as in `SaveCheckpoints`.
+        settings: as in `RecordRun`; compared with what the run recorded.
     """
 
     def __init__(
@@ -127,8 +159,10 @@ class ResumeRun:
         optimizer: torch.optim.Optimizer,
         lr_scheduler: Any,
         validator: Engine | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
+        self.settings = settings
         self.network = network
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -184,6 +218,7 @@ class ResumeRun:
                 )
             )
         load_network(self.network, saved["model"], self.path)
+        self._same_settings()
         self.optimizer.load_state_dict(saved["optimizer"])
         self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
         engine.state.epoch, engine.state.iteration = at["epoch"], at["iteration"]
@@ -194,6 +229,22 @@ class ResumeRun:
             state: Any = self.validator.state
             state.best_metric, state.best_metric_epoch = saved["best"]["metric"], saved["best"]["epoch"]
         _log.info("resumed %s after epoch %d of %d", self.path, at["epoch"], engine.state.max_epochs)
+
+    def _same_settings(self) -> None:
+        if self.settings is None:
+            return
+        now = json.loads(json.dumps(dict(self.settings)))  # as they are recorded: tuples are lists
+        recorded = recorded_settings(self.path, now)
+        differing = [key for key in now if now[key] != recorded[key]]
+        if differing:
+            raise BundleError(
+                Finding(
+                    self.path,
+                    "a run with " + ", ".join(f"{key} {recorded[key]}" for key in differing),
+                    "the same settings; now " + ", ".join(f"{key} {now[key]}" for key in differing),
+                    "resume with the settings of the first start",
+                )
+            )
 
 
 class LoadWeights:
@@ -269,7 +320,7 @@ def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: st
     if not found:
         found = f"another network ({', '.join(list(state)[:3])}, ...)"
     elif setting != own_setting:
-        fix = f"give its widths: {setting}"
+        fix = f"give what it was trained with: {setting}"
     elif found == wanted:
         found += f" that differs in {(wrong + extra)[0]}"
     raise BundleError(Finding(path, found, wanted or type(network).__name__, fix))
