@@ -10,12 +10,14 @@ from tools.bench import deformation, inference, loader, network, painting
 from tools.check import check
 from tools.demo import demo
 from tools.sync import sync
-from tools.virtual import brats, icbm152, tissue
+from tools.virtual import brats, icbm152, metastases, tissue
+from tools.weights import weights
 
 COMMANDS = {
     "demo": demo,
     "check": check,
-    "virtual": {"brats": brats, "tissue": tissue, "icbm152": icbm152},
+    "weights": weights,
+    "virtual": {"brats": brats, "metastases": metastases, "tissue": tissue, "icbm152": icbm152},
     "sync": sync,
     "bench": {
         "loader": loader,

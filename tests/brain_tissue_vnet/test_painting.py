@@ -142,9 +142,7 @@ def test_a_stripped_brain_is_normalised_as_preprocessing_does(method: str) -> No
     painter = LabelPainter(method=method, strip_probability=1, low_resolution_probability=0)
     offsets, scales = [], []
     for seed in range(40):
-        paint = replace(
-            painter.draw(counts_of(structures), seed), bias=np.zeros((4, 4, 4)), rim=6, rests=False
-        )
+        paint = replace(painter.draw(counts_of(structures), seed), bias=np.zeros((4, 4, 4)), rim=6, rests=False)
         image, _ = painter.paint(structures, paint)
         inside = image[torch.isin(structures, torch.tensor(EXTRA_CEREBRAL), invert=True)]
         if method == "zscore":

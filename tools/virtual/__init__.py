@@ -1,6 +1,7 @@
 """Virtual patients: made-up cases in the format of a public data set, for demonstrations, tests and pre-training."""
 
 from tools.virtual.brats import brats, make_case
+from tools.virtual.metastases import metastases
 from tools.virtual.tissue import icbm152, tissue
 
-__all__ = ["brats", "icbm152", "make_case", "tissue"]
+__all__ = ["brats", "icbm152", "make_case", "metastases", "tissue"]

@@ -1,0 +1,70 @@
+"""What the brain metastasis bundle needs beyond MONAI, PyTorch and Ignite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .cases import MODALITIES, find_cases, scan_cases
+from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
+from .command_line import refuse_unknown_settings
+from .dataset import EpochSeed, PatchDataset
+from .errors import BundleError, Finding, show_clear_errors
+from .inferer import BrainInferer, argmax_labels
+from .loss import DiceFocalLoss
+from .network import NETWORKS, build_network
+from .postprocessing import RemoveSmallLesionsd
+from .progress import Progress, installed
+from .reading import LoadCased
+from .regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
+from .sampling import TumourCentredCropd, TumourVoxelsd
+from .scores import ScoreCases
+from .settings import recorded_settings
+from .split import recorded_split, require_cases, select_cases, split_cases
+from .version import __version__
+from .writing import WriteSegmentations
+
+__all__ = [
+    "MODALITIES",
+    "NETWORKS",
+    "REGIONS",
+    "BrainInferer",
+    "BundleError",
+    "DiceFocalLoss",
+    "EpochSeed",
+    "Finding",
+    "LoadCased",
+    "LoadWeights",
+    "PatchDataset",
+    "Progress",
+    "RecordRun",
+    "RegionProbabilitiesd",
+    "RemoveSmallLesionsd",
+    "ResumeRun",
+    "SaveCheckpoints",
+    "ScoreCases",
+    "TumourCentredCropd",
+    "TumourVoxelsd",
+    "WriteSegmentations",
+    "__version__",
+    "argmax_labels",
+    "build_network",
+    "bundle_root",
+    "find_cases",
+    "installed",
+    "recorded_settings",
+    "recorded_split",
+    "refuse_unknown_settings",
+    "region_output",
+    "regions_of",
+    "require_cases",
+    "require_new_run",
+    "scan_cases",
+    "select_cases",
+    "show_clear_errors",
+    "split_cases",
+]
+
+
+def bundle_root() -> str:
+    """Folder of the bundle that this package lies in, whatever the working directory."""
+    return str(Path(__file__).resolve().parents[1])
