@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from tools.virtual import brats, tissue
+from tools.virtual import brats, metastases, tissue
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "brats_resunet"
@@ -34,6 +34,12 @@ def cohort(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 def heads(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """Five virtual healthy heads of 48x48x36 voxels of 5 x 5 x 4.3 mm, as `cohort`."""
     return _made_once(tissue, "heads", tmp_path_factory, worker_id)
+
+
+@pytest.fixture(scope="session", name="metastases")
+def metastasis_cohort(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Five virtual cases of metastases of 48x48x36 voxels, as `cohort`."""
+    return _made_once(metastases, "metastases", tmp_path_factory, worker_id)
 
 
 def _made_once(make: Callable[..., object], name: str, factory: pytest.TempPathFactory, worker_id: str) -> Path:
