@@ -6,7 +6,7 @@ import logging
 
 import fire
 
-from tools.bench import deformation, inference, loader, network, painting
+from tools.bench import deformation, inference, loader, network, painting, resizing
 from tools.check import check
 from tools.demo import demo
 from tools.sync import sync
@@ -25,6 +25,7 @@ COMMANDS = {
         "inference": inference,
         "deformation": deformation,
         "painting": painting,
+        "resizing": resizing,
     },
 }
 

@@ -4,5 +4,6 @@ from tools.bench.deformation import deformation, painting
 from tools.bench.inference import inference
 from tools.bench.loader import loader
 from tools.bench.network import network
+from tools.bench.resizing import resizing
 
-__all__ = ["deformation", "inference", "loader", "network", "painting"]
+__all__ = ["deformation", "inference", "loader", "network", "painting", "resizing"]
