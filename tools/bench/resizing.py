@@ -41,7 +41,7 @@ def resizing(dataset_dir: str, uniform_shape: Sequence[int] = (128, 128, 128)) -
         if dice:
             lost, missed = sum(value < 0.7 for value in dice), dice.count(0)
             print(
-                f"{size:<14}{len(dice):4d} lesions   mean Dice {np.mean(dice):.3f}   below 0.7: {lost}   missed: {missed}"
+                f"{size:<14}{len(dice):4d} lesions  mean Dice {np.mean(dice):.3f}  below 0.7: {lost}  missed: {missed}"
             )
     print(f"false positives: {spurious}")
 
