@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import re
@@ -231,3 +232,22 @@ def test_hook_of_the_program_is_kept_for_other_errors() -> None:
     before = "sys.excepthook = lambda *_: print('own hook'); errors.show_clear_errors()"
     assert run(before, "int('x')", None).stdout == "own hook\n"
     assert run(before, BAD_INPUT, None).stdout == ""
+
+
+def test_logged_traces_of_bad_input_are_dropped_and_others_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MONAI's and Ignite's loggers print the trace of every exception that passes through them."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # restored afterwards
+    factory = logging.getLogRecordFactory()
+    monkeypatch.delenv("MONAI_DEBUG", raising=False)
+    try:
+        errors.show_clear_errors()
+        for error in (BundleError("bad input"), KeyError("a defect")):
+            try:
+                raise error
+            except Exception:
+                logging.getLogger("ignite").exception("passed on")
+    finally:
+        logging.setLogRecordFactory(factory)
+    assert [bool(record.exc_info) for record in caplog.records] == [False, True]

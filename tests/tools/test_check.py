@@ -66,3 +66,17 @@ def test_a_misspelt_setting_is_named(run: Run, cohort: Path) -> None:
     assert "no setting --et_lable" in done.stderr
     assert "et_label" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_label_maps_alone(run: Run, heads: Path) -> None:
+    done = run(
+        "-m",
+        "tools",
+        "check",
+        "brain_tissue_vnet",
+        "--dataset_dir",
+        heads / "derivatives" / "labels",
+        "--label_maps",
+        "True",
+    )
+    assert "5 complete case(s), files, headers and voxels checked: 0 finding(s)." in done.stdout

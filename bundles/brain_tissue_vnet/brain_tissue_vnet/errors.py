@@ -3,12 +3,14 @@
 # One of the modules that every bundle carries: edit it in tools/vendored/, then `make sync`.
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,26 @@ def show_clear_errors() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         message = bundle_error_in(error)
-        if message is None or os.environ.get("MONAI_DEBUG", "").lower() in ("1", "true"):
+        if message is None or _debugging():
             previous(kind, error, trace)
         else:
             print(f"\nERROR: {message}\n(MONAI_DEBUG=True shows the traceback)", file=sys.stderr)
 
     sys.excepthook = hook
+    make_record = logging.getLogRecordFactory()
+
+    def without_trace(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        """MONAI's and Ignite's loggers print the trace of what they pass on; the hook has the message."""
+        record = make_record(*args, **kwargs)
+        if record.exc_info and not _debugging() and bundle_error_in(record.exc_info[1]) is not None:
+            record.exc_info = None
+        return record
+
+    logging.setLogRecordFactory(without_trace)
+
+
+def _debugging() -> bool:
+    return os.environ.get("MONAI_DEBUG", "").lower() in ("1", "true")
 
 
 def _raised_here(error: BaseException) -> bool:

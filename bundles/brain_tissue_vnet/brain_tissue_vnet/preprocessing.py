@@ -70,8 +70,9 @@ class CheckSkullStrippedd(Transform):
                         str(data["source"]),
                         f"{volume:.0f} ml that is not air: a head with its skull",
                         "a skull-stripped scan (at most 2100 ml), as this network was trained on",
-                        "strip the skull (SynthStrip, HD-BET), use a network that was trained with --whole_head True, "
-                        "or go on knowingly with --whole_head True",
+                        "strip the skull (SynthStrip, HD-BET), use a network that has seen heads (trained with "
+                        "--whole_head True, or from label maps with --strip_probability below 1), or go on knowingly "
+                        "with --whole_head True",
                     )
                 )
         return dict(data)
