@@ -19,18 +19,7 @@ from tools.virtual import brats
 _SIZE = ["--channels", "[8,16,32,64,128]", "--patch_size", "[64,64,64]"]
 _TRAINING = [
     *["--epochs", "8", "--batch_size", "2", "--accumulation_steps", "1", "--learning_rate", "0.01"],
-    *[
-        "--cross_entropy",
-        "1.0",
-        "--draw",
-        "region",
-        "--patches_per_case",
-        "4",
-        "--val_interval",
-        "2",
-        "--num_workers",
-        "1",
-    ],
+    *["--cross_entropy", "1.0", "--patches_per_case", "4", "--val_interval", "2", "--num_workers", "1"],
 ]
 
 
