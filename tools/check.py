@@ -47,7 +47,7 @@ def check(
     cases, findings = module.scan_cases(dataset_dir, datalist=datalist, labelled=labelled, **options)
     checked = len(cases)
     if voxels:
-        load = module.LoadStructuresd() if options.get("label_maps") else module.LoadCased(with_label=labelled)
+        load = module.LoadCased(with_label=labelled)
         with ThreadPoolExecutor(num_workers) as pool:
             results = pool.map(lambda case: _findings(module, load, case), cases)
             bar = tqdm(results, total=checked, desc="check", unit="case", disable=not sys.stderr.isatty())

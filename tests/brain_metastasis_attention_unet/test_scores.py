@@ -18,8 +18,8 @@ import pytest
 import torch
 from brain_metastasis_attention_unet.errors import BundleError
 from brain_metastasis_attention_unet.lesions import SIZES, lesion_scores
-from brain_metastasis_attention_unet.regions import CLASSES, REGIONS, RegionProbabilitiesd, region_output, regions_of
-from brain_metastasis_attention_unet.scores import METRIC_DEFINITIONS, NOTES, ScoreCases, case_scores
+from brain_metastasis_attention_unet.regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
+from brain_metastasis_attention_unet.scores import CLASSES, METRIC_DEFINITIONS, NOTES, ScoreCases, case_scores
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from scipy import ndimage

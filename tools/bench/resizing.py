@@ -19,7 +19,7 @@ def resizing(dataset_dir: str, uniform_shape: Sequence[int] = (128, 128, 128)) -
         uniform_shape: voxels, of the volume cropped to the brain.
     """
     module = package("brain_metastasis_attention_unet")
-    lesions = module.scores.lesion_scores
+    lesions = module.lesions.lesion_scores
     load = module.LoadCased()
     totals: dict[str, list[float]] = {size: [] for size in module.lesions.SIZES}
     spurious = 0

@@ -1,5 +1,6 @@
-"""The classes and nested regions in which BraTS-METS trains and scores."""
+"""The nested regions in which BraTS trains and scores."""
 
+# One of the modules that the BraTS bundles carry: edit it in tools/vendored/brats/, then `make sync`.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -9,9 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-# non-enhancing tumour core, surrounding non-enhancing FLAIR hyperintensity, enhancing tumour; 0 is background
-CLASSES: dict[str, int] = {"NETC": 1, "SNFH": 2, "ET": 3}
-# whole tumour, tumour core, enhancing tumour
+# class indices 1 NCR (of metastases: NETC), 2 ED (SNFH), 3 ET; whole tumour, tumour core, enhancing tumour
 REGIONS: dict[str, tuple[int, ...]] = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
 
 

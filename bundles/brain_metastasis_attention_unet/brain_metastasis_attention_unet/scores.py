@@ -20,7 +20,10 @@ from scipy import ndimage
 
 from . import scoring
 from .lesions import DILATION_VOXELS, MINIMUM_MM3, PENALTY_MM, SIZES, lesion_scores, voxel_mm3
-from .regions import CLASSES, REGIONS
+from .regions import REGIONS
+
+# non-enhancing tumour core, surrounding non-enhancing FLAIR hyperintensity, enhancing tumour; 0 is background
+CLASSES: dict[str, int] = {"NETC": 1, "SNFH": 2, "ET": 3}
 
 N_CLASSES = 1 + len(CLASSES)
 SIZED_REGIONS = ("WT", "ET")  # scored by size of lesion too

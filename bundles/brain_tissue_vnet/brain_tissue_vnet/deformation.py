@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from monai.transforms import Randomizable, Transform
 from scipy.interpolate import BSpline
+from scipy.spatial.transform import Rotation
 
 _DRAWS = 200  # a brain fills more than a tenth of a head's bounding box: missed by chance 0.9 ** 200
 _BORDER_POINTS = 2  # control points at each side that stay where they are, as in TorchIO
@@ -131,7 +132,7 @@ class RandDeformedPatchd(Randomizable, Transform):
         if self.R.random() < self.affine_probability:
             angles = self.R.uniform(-self.rotate_range, self.rotate_range, 3)
             scales = self.R.uniform(1 - self.scale_range, 1 + self.scale_range, 3)
-            matrix = _rotation(angles) @ np.diag(1 / scales)
+            matrix = Rotation.from_euler("xyz", angles).as_matrix() @ np.diag(1 / scales)
         control = None
         if self.R.random() < self.elastic_probability:
             n = self.control_points
@@ -209,11 +210,3 @@ def _basis(points: int, size: int) -> torch.Tensor:
     knots = np.concatenate([np.zeros(3), np.linspace(0, 1, points - 2), np.ones(3)])
     weights = BSpline.design_matrix(np.linspace(0, 1, size), knots, 3).toarray()
     return torch.from_numpy(weights.astype(np.float32))
-
-
-def _rotation(angles: np.ndarray) -> np.ndarray:
-    (sx, sy, sz), (cx, cy, cz) = np.sin(angles), np.cos(angles)
-    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x

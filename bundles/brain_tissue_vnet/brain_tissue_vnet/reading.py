@@ -76,7 +76,9 @@ class LoadTissued(Transform):
         self.with_label = with_label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Decode `data`, one case as `cases.find_cases` gives it."""
+        """Decode `data`, one case as `cases.find_cases` gives it; a label map alone as `LoadStructuresd` does."""
+        if not data["image"]:
+            return LoadStructuresd()(data)
         findings: list[Finding] = []
         (file,) = data["image"]
         image, label, numbering = None, None, data["numbering"]
