@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from brain_metastasis_attention_unet import NETWORKS, __version__
-from monai.bundle import ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
 from tests.conftest import ROOT, Run, bundle_run
 
@@ -62,6 +62,17 @@ def test_train_evaluate_infer(network: str, run: Run, metastases: Path, tmp_path
     for name in ("dice_WT", "lesion_dice_ET", "false_positives_WT", "accuracy", "accuracy_of_empty_mask", "iou_ET"):
         assert name in rows[0]
     assert 0.9 < float(rows[0]["accuracy_of_empty_mask"]) < 1
+    if network == "unet":  # choose what is too small to believe, and find it used
+        all_files = command("evaluating", "inference.yaml", "evaluate.yaml", "choose_minimum_lesion.yaml")
+        run(*all_files, *common, "--dataset_dir", metastases, "--output_dir", tmp_path / "chosen",
+            "--candidates_ml", "[0,0.1,1000]")  # fmt: skip
+        found = json.loads((tmp_path / "chosen" / "minimum_lesion.json").read_text())
+        dice = {entry["minimum_lesion_ml"]: entry["lesion_dice"] for entry in found["candidates"]}
+        assert list(dice) == [0, 0.1, 1000]
+        assert dice[found["minimum_lesion_ml"]] == max(dice.values())
+        recorded = json.loads((tmp_path / "settings.json").read_text())
+        assert recorded["minimum_lesion_ml"] == found["minimum_lesion_ml"]
+        assert recorded["channels"] == [4, 8, 16]
     case = next(folder for folder in sorted(metastases.iterdir()) if folder.is_dir())
     run(*command("inferring", "inference.yaml"), *common, "--dataset_dir", case, "--output_dir", tmp_path / "masks")
     mask = nib.load(tmp_path / "masks" / f"{case.name}_seg.nii.gz")
@@ -119,6 +130,8 @@ def test_a_missing_modality_is_filled_on_demand_only(run: Run, metastases: Path,
         (["--class_weights", "[-1,1,1,1]"], "must be 0 or more"),
         (["--patch_size", "[30,32,32]"], "patch_size must divide by 4"),
         (["--gama", "2"], "did you mean --gamma?"),
+        (["--fit", "rezise"], "fit is 'rezise'; expected native or resize"),
+        (["--slab", "8"], "Add --fit resize"),
     ],
 )
 def test_bad_settings_give_one_clear_message(
@@ -143,6 +156,44 @@ def test_metadata_and_network(tmp_path: Path) -> None:
     verify_metadata(meta_file=META, filepath=schema)
     assert yaml.safe_load(Path(META).read_text())["version"] == __version__
     verify_net_in_out("network_def", meta_file=META, config_file=str(CONFIGS / "inference.yaml"), channels=[2, 4, 8])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_onnx_computes_the_same(network: str, tmp_path: Path) -> None:
+    import onnxruntime
+    from brain_metastasis_attention_unet import build_network
+
+    torch.manual_seed(0)
+    model = build_network(network, channels=[2, 4, 8]).eval()
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    onnx = str(tmp_path / "model.onnx")
+    onnx_export(
+        "network_def", onnx, ckpt_file=str(tmp_path / "model.pt"), meta_file=META,
+        config_file=str(CONFIGS / "inference.yaml"), input_shape=[1, 4, 16, 16, 16], channels=[2, 4, 8],
+        network=network,
+    )  # fmt: skip
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    x = torch.rand(1, 4, 16, 16, 16)
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(found), model(x), rtol=0, atol=1e-4)
+
+
+def test_two_processes_train_like_one(run: Run, metastases: Path, tmp_path: Path) -> None:
+    """Same cases, patches and steps; unlike the losses, equal weights also need the gradients' exchange."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = ["--network", "unet", "--loss::batch", "False"]
+    train(run, metastases, one, *more)
+    files = [str(CONFIGS / name) for name in ("train.yaml", "multi_gpu.yaml")]
+    run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "-m", "monai.bundle", "run", "training", "--config_file", str(files), "--dataset_dir", metastases,
+        "--ckpt_dir", two, "--output_dir", two, "--epochs", "2", *TINY, *TRAINING, *more,
+        "--batch_size", "1")  # fmt: skip
+    a, b = (torch.load(folder / "last.pt", weights_only=True)["model"] for folder in (one, two))
+    kernels = [key for key in a if a[key].ndim == 5]  # biases before a norm have no gradient but rounding
+    assert kernels
+    for key in kernels:
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=2e-3, msg=key)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -184,7 +235,8 @@ def test_properties_are_complete(kind: str, files: list[str]) -> None:
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:
     train_, infer = config("train.yaml"), config("inference.yaml")
-    assert {key: train_[key] for key in infer["defaults"]} == infer["defaults"]
-    assert set(train_["settings"]) == set(infer["defaults"])
+    chosen_later = {"minimum_lesion_ml"}
+    assert set(train_["settings"]) == set(infer["defaults"]) - chosen_later
+    assert all(train_[key] == infer["defaults"][key] for key in train_["settings"])
     assert train_["network"] == "attention_unet"
     assert train_["draw"] == "lesion"

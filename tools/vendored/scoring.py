@@ -113,14 +113,18 @@ class ScoreHandler(ABC):
                 raise BundleError(message) from error
             self._rows[case, file] = {"case": case, **scores}
 
-    def _finish(self, engine: Engine) -> None:
+    def _gathered(self) -> list[dict[str, Any]]:
+        """The rows of all processes, by case."""
         merged = dict(self._rows)
         if idist.get_world_size() > 1:
             for part in idist.all_gather(self._rows):  # type: ignore[union-attr]
                 merged |= part  # type: ignore[arg-type]
         if not merged:
             raise BundleError(f"no case was scored, so nothing was written to {self.output_dir}")
-        rows = [merged[key] for key in sorted(merged)]
+        return [merged[key] for key in sorted(merged)]
+
+    def _finish(self, engine: Engine) -> None:
+        rows = self._gathered()
         summary = summarise(rows, self.notes)
         engine.state.metrics["mean_dice"] = summary["metrics"]["mean_dice"]["mean"]
         if idist.get_rank() == 0:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from .cases import MODALITIES, find_cases, scan_cases
 from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
+from .checks import check_settings
 from .command_line import refuse_unknown_settings
 from .dataset import EpochSeed, PatchDataset
 from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer, argmax_labels
 from .loss import DiceFocalLoss
+from .minimum import ChooseMinimumLesion
 from .network import NETWORKS, build_network
 from .postprocessing import RemoveSmallLesionsd
 from .progress import Progress, installed
@@ -29,6 +31,7 @@ __all__ = [
     "REGIONS",
     "BrainInferer",
     "BundleError",
+    "ChooseMinimumLesion",
     "DiceFocalLoss",
     "EpochSeed",
     "Finding",
@@ -49,6 +52,7 @@ __all__ = [
     "argmax_labels",
     "build_network",
     "bundle_root",
+    "check_settings",
     "find_cases",
     "installed",
     "recorded_settings",

@@ -28,6 +28,21 @@ def write_settings(settings: Mapping[str, Any], ckpt_dir: str, rank: int = 0) ->
         write_result(Path(ckpt_dir, SETTINGS), lambda file: file.write(text.encode()), "ckpt_dir")
 
 
+def record_setting(checkpoint: str | os.PathLike, name: str, value: Any) -> None:
+    """Set one of the settings beside a checkpoint, for those that are chosen after training; the rest stays.
+
+    Args:
+        checkpoint: `model.pt` or `last.pt`.
+        name: of the setting.
+        value: what JSON can hold.
+
+    Raises:
+        BundleError: if the file is there and cannot be read, or cannot be written.
+    """
+    folder = Path(checkpoint).parent
+    write_settings({**_read(folder / SETTINGS), name: value}, str(folder))
+
+
 def recorded_settings(checkpoint: str | os.PathLike, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a training wrote beside its checkpoints, over the defaults.
 
@@ -38,13 +53,16 @@ def recorded_settings(checkpoint: str | os.PathLike, defaults: Mapping[str, Any]
     Raises:
         BundleError: if the file is there and cannot be read.
     """
-    path = Path(checkpoint).parent / SETTINGS
+    recorded = _read(Path(checkpoint).parent / SETTINGS)
+    return {key: recorded.get(key, value) for key, value in defaults.items()}
+
+
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        return dict(defaults)
+        return {}
     try:
-        recorded = json.loads(path.read_text())
-        return {key: recorded.get(key, value) for key, value in defaults.items()}
-    except (OSError, ValueError, AttributeError) as error:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise BundleError(
             Finding(str(path), f"cannot be read as JSON ({error})", "the settings that training wrote", "copy it again")
         ) from error

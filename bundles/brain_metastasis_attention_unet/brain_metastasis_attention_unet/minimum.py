@@ -1,0 +1,91 @@
+"""The smallest lesion that is believed, chosen on validation cases and kept beside the weights."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import ignite.distributed as idist
+import numpy as np
+from ignite.engine import Engine
+from nibabel.affines import voxel_sizes
+
+from . import scoring
+from .files import write_result
+from .lesions import lesion_scores, remove_small
+from .reading import read_label
+from .regions import REGIONS
+from .settings import record_setting
+
+_log = logging.getLogger(__name__)
+
+
+class ChooseMinimumLesion(scoring.ScoreHandler):
+    """Ignite handler that finds the `minimum_lesion_ml` of the best lesion-wise Dice, and records it.
+
+    It attaches to an evaluator whose postprocessing removes nothing, and reads what `ScoreCases` reads. Each case is
+    scored once for every candidate; the score is the lesion-wise Dice of `lesions.lesion_scores`, mean over WT, TC
+    and ET, then over cases. Of candidates that score alike the smallest is taken. At the end `output_dir` holds
+    `minimum_lesion.json` (every candidate's score, the number of cases), and `settings.json` beside the checkpoint
+    the choice, from where inference and evaluation take it.
+
+    Args:
+        candidates_ml: volumes in ml, 0 or more.
+        checkpoint: that is evaluated.
+        output_dir: folder, made if missing.
+
+    Raises:
+        ValueError: if there is no candidate, or one is negative.
+        BundleError: as `scoring.ScoreHandler`, or if a file cannot be written.
+    """
+
+    def __init__(
+        self,
+        candidates_ml: Sequence[float],
+        checkpoint: str | os.PathLike[str],
+        output_dir: str | os.PathLike[str],
+    ) -> None:
+        super().__init__(output_dir, {})
+        if not candidates_ml or min(candidates_ml) < 0:
+            raise ValueError(f"candidates_ml must be volumes of 0 ml or more, got {candidates_ml}.")
+        self.candidates_ml = sorted({float(volume) for volume in candidates_ml})
+        self.checkpoint = checkpoint
+
+    def score(self, item: Mapping[str, Any], pred: np.ndarray) -> dict[str, float]:
+        """Lesion-wise Dice of one case for every candidate."""
+        truth, affine = read_label(str(item["label_file"]), [int(value) for value in item["label_values"]])
+        spacing = [float(mm) for mm in voxel_sizes(affine)]
+        scores = {}
+        for volume in self.candidates_ml:
+            kept = remove_small(pred.astype(np.uint8), volume, spacing)
+            masks = ((np.isin(kept, classes), np.isin(truth, classes)) for classes in REGIONS.values())
+            scores[str(volume)] = float(np.mean([lesion_scores(p, t, spacing, with_hd95=False).dice for p, t in masks]))
+        return scores
+
+    def _finish(self, engine: Engine) -> None:
+        rows = self._gathered()
+        mean = {volume: float(np.mean([row[str(volume)] for row in rows])) for volume in self.candidates_ml}
+        chosen = max(mean, key=lambda volume: (mean[volume], -volume))
+        engine.state.metrics["minimum_lesion_ml"] = chosen
+        if idist.get_rank() == 0:
+            found = {
+                "minimum_lesion_ml": chosen,
+                "n_cases": len(rows),
+                "score": "lesion-wise Dice (BraTS-METS 2023), mean over WT, TC and ET, then over cases",
+                "candidates": [{"minimum_lesion_ml": volume, "lesion_dice": score} for volume, score in mean.items()],
+            }
+            text = json.dumps(found, indent=2) + "\n"
+            write_result(self.output_dir / "minimum_lesion.json", partial(_write, text), "output_dir")
+            record_setting(self.checkpoint, "minimum_lesion_ml", chosen)
+            table = "\n".join(f"{volume:>8g} ml  {score:.4f}" for volume, score in mean.items())
+            _log.info(
+                "lesion-wise Dice of %d cases by minimum_lesion_ml:\n%s\nrecorded: %g ml", len(rows), table, chosen
+            )
+
+
+def _write(text: str, file: Any) -> None:
+    file.write(text.encode())
