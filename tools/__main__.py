@@ -8,16 +8,20 @@ import fire
 
 from tools.bench import deformation, inference, loader, network, painting, resizing
 from tools.check import check
+from tools.convert import to_h5, to_nifti
+from tools.cv import cv
 from tools.demo import demo
 from tools.sync import sync
-from tools.virtual import brats, icbm152, metastases, tissue
+from tools.virtual import brats, ct, icbm152, metastases, tissue
 from tools.weights import weights
 
 COMMANDS = {
     "demo": demo,
     "check": check,
+    "cv": cv,
     "weights": weights,
-    "virtual": {"brats": brats, "metastases": metastases, "tissue": tissue, "icbm152": icbm152},
+    "virtual": {"brats": brats, "metastases": metastases, "tissue": tissue, "icbm152": icbm152, "ct": ct},
+    "convert": {"h5": to_h5, "nifti": to_nifti},
     "sync": sync,
     "bench": {
         "loader": loader,

@@ -70,6 +70,7 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
         ("train", ["train.yaml", "train_from_labels.yaml", "resume.yaml"]),
         ("infer", ["inference.yaml"]),
         ("infer", ["inference.yaml", "evaluate.yaml"]),
+        ("infer", ["inference.yaml", "evaluate.yaml", "cross_validation.yaml"]),
     ],
 )
 def test_properties_are_complete(kind: str, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

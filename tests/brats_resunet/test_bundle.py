@@ -74,8 +74,10 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
         ("train", ["train.yaml"]),
         ("train", ["train.yaml", "multi_gpu.yaml"]),
         ("train", ["train.yaml", "resume.yaml"]),
+        ("train", ["train.yaml", "cross_validation.yaml", "resume.yaml"]),
         ("infer", ["inference.yaml"]),
         ("infer", ["inference.yaml", "evaluate.yaml"]),
+        ("infer", ["inference.yaml", "evaluate.yaml", "cross_validation.yaml"]),
     ],
 )
 def test_properties_are_complete(kind: str, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -267,7 +267,7 @@ def test_a_link_to_another_file_is_replaced_not_followed(tmp_path: Path) -> None
 @pytest.mark.parametrize("shape", [(10, 12, 8), (12, 10, 7), (11, 10, 8)])
 def test_another_grid_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     source = write_nifti(tmp_path / "case_t1.nii.gz", scan())
-    with pytest.raises(RuntimeError, match=r"case: .*not on the input's grid"):
+    with pytest.raises(RuntimeError, match=r"not on the input's grid"):
         write(tmp_path / "out", item_of(source), pred=classes(shape))
     assert not (tmp_path / "out").exists()
 

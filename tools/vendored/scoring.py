@@ -129,7 +129,10 @@ class ScoreHandler(ABC):
         engine.state.metrics["mean_dice"] = summary["metrics"]["mean_dice"]["mean"]
         if idist.get_rank() == 0:
             # Both texts exist before either file is touched, so a value that cannot be written changes nothing.
-            files = {"scores.csv": _csv(rows), "summary.json": json.dumps(summary, indent=2, allow_nan=False) + "\n"}
+            files = {
+                "scores.csv": csv_text(rows),
+                "summary.json": json.dumps(summary, indent=2, allow_nan=False) + "\n",
+            }
             for name, text in files.items():
                 write_result(self.output_dir / name, partial(_write_text, text), "output_dir")
             _log.info("%s", _table(summary))
@@ -178,7 +181,8 @@ def _statistics(values: Sequence[float], seed: int) -> dict[str, Any]:
     return result
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of scores as CSV: 6 significant digits, undefined is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

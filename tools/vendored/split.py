@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.data import partition_dataset
+
 from .errors import BundleError, Finding
 from .files import write_result
 
@@ -37,7 +39,7 @@ def split_cases(
     cases: Sequence[Case],
     train_cases: int = 1000,
     train_fraction: float = 0.8,
-    trained: str | os.PathLike | None = None,
+    trained: str | os.PathLike | Sequence[str] | None = None,
 ) -> dict[str, list[Case]]:
     """Upstream's split, in a form that also serves smaller folders: the first `train_cases` train, the rest validate.
 
@@ -49,7 +51,8 @@ def split_cases(
         train_cases: number of cases that train, where there are more than that.
         train_fraction: the part of the cases that trains where there are not more than `train_cases`, 0 to 1.
         trained: the datalist that a training wrote beside its checkpoints. Where that file exists, the patients it
-            trained on are "training" and all others "validation", whatever folder the cases come from.
+            trained on are "training" and all others "validation", whatever folder the cases come from. Several of
+            them for an ensemble.
 
     Returns:
         `{"training": [...], "validation": [...]}`.
@@ -57,14 +60,14 @@ def split_cases(
     Raises:
         BundleError: if one side is left without a case (with `trained`: if no case is left for validation).
     """
-    if cases and trained is not None and Path(trained).is_file():
+    if cases and _datalists(trained):
         seen = _trained_patients(trained)
         known = [case for case in cases if case["patient"] in seen]
         unseen = [case for case in cases if case["patient"] not in seen]
         if not unseen:
             raise BundleError(
-                f"all {len(cases)} case(s) trained the network, says {trained}. Give other cases, or score them "
-                "knowingly with --subset training."
+                f"all {len(cases)} case(s) trained the network, says {_datalists(trained)[0]}. Give other cases, or score "
+                "them knowingly with --subset training."
             )
         return {"training": known, "validation": unseen}
     if any(case["subset"] == "validation" for case in cases):
@@ -90,12 +93,49 @@ def split_cases(
     return {"training": training, "validation": validation}
 
 
+def fold_cases(cases: Sequence[Case], fold: int, num_folds: int = 5, seed: int = 0) -> dict[str, list[Case]]:
+    """One fold of a cross-validation: a `num_folds`-th of the patients validates, all others train.
+
+    The folds depend on the names of the patients and on the seed alone, so that every machine and every start finds
+    the same. Scans of one patient stay on one side. All cases take part, whatever part a datalist puts them into.
+
+    Args:
+        cases: in any order.
+        fold: 0 to `num_folds` - 1.
+        num_folds: 2 or more.
+        seed: of the patients' order.
+
+    Returns:
+        As `split_cases`; empty lists for no cases.
+
+    Raises:
+        BundleError: if there is no such fold, or there are fewer patients than folds.
+    """
+    if num_folds < 2 or not 0 <= fold < num_folds:
+        raise BundleError(
+            f"fold is {fold} of num_folds {num_folds}; expected num_folds 2 or more and fold 0 to num_folds - 1."
+        )
+    patients = sorted({case["patient"] for case in cases})
+    if not patients:
+        return {"training": [], "validation": []}
+    if len(patients) < num_folds:
+        raise BundleError(
+            f"{len(cases)} case(s) of {len(patients)} patient(s) cannot be divided into {num_folds} folds. Add cases "
+            "or set a smaller num_folds."
+        )
+    left_out = set(partition_dataset(patients, num_partitions=num_folds, shuffle=True, seed=seed)[fold])
+    return {
+        "training": [case for case in cases if case["patient"] not in left_out],
+        "validation": [case for case in cases if case["patient"] in left_out],
+    }
+
+
 def select_cases(
     cases: Sequence[Case],
     subset: str = "validation",
     train_cases: int = 1000,
     train_fraction: float = 0.8,
-    trained: str | os.PathLike | None = None,
+    trained: str | os.PathLike | Sequence[str] | None = None,
 ) -> list[Case]:
     """The cases to score: a part of the split, or all.
 
@@ -158,11 +198,16 @@ def doubled_cases(cases: Sequence[Case], where: str) -> list[Finding]:
     ]
 
 
-def _trained_patients(trained: str | os.PathLike | None) -> set[str]:
-    """Patients that a training's datalist names as its own; none where there is no such file."""
-    if trained is None or not Path(trained).is_file():
-        return set()
-    return {entry.get("patient") for entry in json.loads(Path(trained).read_text()).get("training", [])}
+def _datalists(trained: str | os.PathLike | Sequence[str] | None) -> list[Path]:
+    """Those of the datalists that exist."""
+    several = [] if trained is None else [trained] if isinstance(trained, (str, os.PathLike)) else trained
+    return [Path(file) for file in several if Path(file).is_file()]
+
+
+def _trained_patients(trained: str | os.PathLike | Sequence[str] | None) -> set[str]:
+    """Patients that the datalists of trainings name as their own; none where there is no such file."""
+    lists = [json.loads(file.read_text()) for file in _datalists(trained)]
+    return {entry.get("patient") for datalist in lists for entry in datalist.get("training", [])}
 
 
 def _entry(case: Case) -> dict[str, Any]:

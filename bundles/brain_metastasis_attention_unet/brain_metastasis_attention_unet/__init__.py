@@ -9,6 +9,7 @@ from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, req
 from .checks import check_settings
 from .command_line import refuse_unknown_settings
 from .dataset import EpochSeed, PatchDataset
+from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer, argmax_labels
 from .loss import DiceFocalLoss
@@ -21,7 +22,7 @@ from .regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
 from .sampling import TumourCentredCropd, TumourVoxelsd
 from .scores import ScoreCases
 from .settings import recorded_settings
-from .split import recorded_split, require_cases, select_cases, split_cases
+from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
 from .version import __version__
 from .writing import WriteSegmentations
 
@@ -33,6 +34,7 @@ __all__ = [
     "BundleError",
     "ChooseMinimumLesion",
     "DiceFocalLoss",
+    "EnsembleInferer",
     "EpochSeed",
     "Finding",
     "LoadCased",
@@ -54,6 +56,8 @@ __all__ = [
     "bundle_root",
     "check_settings",
     "find_cases",
+    "fold_cases",
+    "fold_checkpoints",
     "installed",
     "recorded_settings",
     "recorded_split",

@@ -9,6 +9,7 @@ from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, req
 from .command_line import refuse_unknown_settings
 from .dataset import EpochSeed, PatchDataset
 from .deformation import RandDeformedPatchd
+from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer, argmax_labels
 from .network import VNet
@@ -28,14 +29,18 @@ from .progress import Progress, installed
 from .reading import LoadStructuresd, LoadTissued
 from .scores import ScoreCases
 from .settings import recorded_settings
-from .split import recorded_split, require_cases, select_cases, split_cases
+from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
 from .version import __version__
 from .writing import WriteSegmentations
 
 # tools know every bundle's reader of one case by this name
 LoadCased = LoadTissued
 
+SAVED_LABEL = {"numbering": "tissue"}
+"""Keys of a case whose label has this bundle's own numbers, as those that a viewer saves."""
+
 __all__ = [
+    "SAVED_LABEL",
     "EXTRA_CEREBRAL",
     "AddLossd",
     "AirIsBackgroundd",
@@ -43,6 +48,7 @@ __all__ = [
     "BundleError",
     "CLAHEd",
     "CheckSkullStrippedd",
+    "EnsembleInferer",
     "EpochSeed",
     "Finding",
     "LabelPainter",
@@ -71,6 +77,8 @@ __all__ = [
     "check_settings",
     "fill_background",
     "find_cases",
+    "fold_cases",
+    "fold_checkpoints",
     "installed",
     "limits_of",
     "recorded_settings",

@@ -8,6 +8,7 @@ from .cases import MODALITIES, find_cases, scan_cases
 from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
 from .command_line import refuse_unknown_settings
 from .dataset import EpochSeed, PatchDataset
+from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer, argmax_labels
 from .loss import RegionDiceLoss
@@ -18,7 +19,7 @@ from .regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
 from .sampling import TumourCentredCropd, TumourVoxelsd
 from .scores import ScoreCases
 from .settings import recorded_settings
-from .split import recorded_split, require_cases, select_cases, split_cases
+from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
 from .version import __version__
 from .writing import WriteSegmentations
 
@@ -27,6 +28,7 @@ __all__ = [
     "REGIONS",
     "BrainInferer",
     "BundleError",
+    "EnsembleInferer",
     "EpochSeed",
     "Finding",
     "LoadCased",
@@ -47,6 +49,8 @@ __all__ = [
     "argmax_labels",
     "bundle_root",
     "find_cases",
+    "fold_cases",
+    "fold_checkpoints",
     "installed",
     "recorded_settings",
     "recorded_split",

@@ -1,0 +1,62 @@
+"""Cross-validation and its ensemble from end to end, stopped and gone on with."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SMALL, TRAINING, Run, bundle_run
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open() as text:
+        return list(csv.DictReader(text))
+
+
+def test_three_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) -> None:
+    out = tmp_path / "cv"
+    command = ["-m", "tools", "cv", "brats_resunet", "--dataset_dir", cohort, "--out", out, "--num_folds", "3"]
+    command += ["--epochs", "2", *SMALL, *TRAINING]
+    # the first fold by hand, as a run that was stopped in between
+    one = ["--dataset_dir", cohort, "--cv_dir", out, "--num_folds", "3", "--epochs", "2", *SMALL, *TRAINING]
+    run(*bundle_run("training", "train.yaml", "cross_validation.yaml"), *one, "--fold", "1")
+
+    printed = run(*command).stdout
+    assert "fold 0: trained and scored" in printed
+    assert "fold 1: training" not in printed, "it had come to its end"
+    rows = rows_of(out / "scores.csv")
+    names = sorted(folder.name for folder in cohort.iterdir() if folder.is_dir())
+    assert sorted(row["case"] for row in rows) == names, "every case once"
+    assert {row["fold"] for row in rows} == {"0", "1", "2"}
+    for row in rows:
+        split = json.loads((out / f"fold_{row['fold']}" / "datalist.json").read_text())
+        assert row["case"] in {entry["case"] for entry in split["validation"]}
+    summary = json.loads((out / "summary.json").read_text())
+    wt = [float(row["dice_WT"]) for row in rows]
+    assert summary["metrics"]["dice_WT"]["mean"] == pytest.approx(sum(wt) / len(wt), abs=1e-5)
+    assert summary["n_cases"] == len(names)
+    assert set(summary["mean_dice_of_folds"]) == {"fold_0", "fold_1", "fold_2"}
+    assert "empty_region_rule" in summary
+
+    assert run(*command).stdout.count("finished before") == 3
+
+    ensemble = bundle_run("inferring", "inference.yaml", "inference_ensemble.yaml")
+    folds = ["--cv_dir", out, "--num_folds", "3", "--num_workers", "0"]
+    run(*ensemble, "--dataset_dir", cohort / names[0], "--output_dir", tmp_path / "masks", *folds, "--flips", "True")
+    assert (tmp_path / "masks" / f"{names[0]}_seg.nii.gz").is_file()
+
+    scored = bundle_run("evaluating", "inference.yaml", "evaluate.yaml", "inference_ensemble.yaml")
+    done = run(*scored, "--dataset_dir", cohort, "--output_dir", tmp_path / "s", *folds, status=1)
+    assert "all 5 case(s) trained the network" in done.stderr
+
+
+def test_failure_names_fold_and_cause(run: Run, cohort: Path, tmp_path: Path) -> None:
+    command = ["-m", "tools", "cv", "brats_resunet", "--dataset_dir", cohort, "--out", tmp_path / "cv"]
+    done = run(*command, "--num_folds", "9", "--jobs", "2", *SMALL, status=1)
+    assert "cannot be divided into 9 folds" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = run(*command, "--ckpt_dir", tmp_path, status=1)
+    assert "cross-validation sets this itself" in done.stderr
