@@ -11,6 +11,7 @@ from tools.check import check
 from tools.convert import to_h5, to_nifti
 from tools.cv import cv
 from tools.demo import demo
+from tools.label import label
 from tools.sync import sync
 from tools.virtual import brats, ct, icbm152, metastases, tissue
 from tools.weights import weights
@@ -20,6 +21,7 @@ COMMANDS = {
     "check": check,
     "cv": cv,
     "weights": weights,
+    "label": label,
     "virtual": {"brats": brats, "metastases": metastases, "tissue": tissue, "icbm152": icbm152, "ct": ct},
     "convert": {"h5": to_h5, "nifti": to_nifti},
     "sync": sync,

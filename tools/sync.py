@@ -7,7 +7,15 @@ from pathlib import Path
 from tools.bundles import ROOT, names
 
 VENDORED = Path(__file__).resolve().parent / "vendored"
-_BRATS = ("brats_resunet", "brain_metastasis_attention_unet")  # these also carry vendored/brats/
+_NIFTI = ("brats_resunet", "brain_metastasis_attention_unet")
+_BRATS = {  # modules of vendored/brats/ and the bundles that carry them
+    "cases.py": _NIFTI,
+    "reading.py": _NIFTI,
+    "patients.py": (*_NIFTI, "brats_unet_h5"),
+    "regions.py": (*_NIFTI, "brats_unet_h5"),
+    "sampling.py": (*_NIFTI, "brats_unet_h5"),
+    "scores.py": ("brats_resunet", "brats_unet_h5"),
+}
 
 
 def sync() -> None:
@@ -22,7 +30,7 @@ def drift() -> list[tuple[Path, Path]]:
     pairs = [
         (original, ROOT / bundle / bundle / original.name)
         for bundle in names()
-        for folder in (VENDORED, *([VENDORED / "brats"] if bundle in _BRATS else []))
-        for original in sorted(folder.glob("*.py"))
+        for original in (*sorted(VENDORED.glob("*.py")), *sorted((VENDORED / "brats").glob("*.py")))
+        if original.parent == VENDORED or bundle in _BRATS[original.name]
     ]
     return [(a, b) for a, b in pairs if not b.is_file() or b.read_bytes() != a.read_bytes()]

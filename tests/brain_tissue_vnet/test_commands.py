@@ -25,7 +25,7 @@ BUNDLE = ROOT / "bundles" / "brain_tissue_vnet"
 SMALL = ["--init_filters", "4", "--patch_size", "[32,32,32]", "--num_workers", "0", "--spacing", "[5,5,5]"]
 TRAINING = [
     *["--batch_size", "2", "--accumulation_steps", "1", "--learning_rate", "0.01", "--patches_per_case", "2"],
-    *["--fit", "none", "--dropout", "0"],
+    *["--fit", "none"],
 ]
 LABELS = ("train.yaml", "train_from_labels.yaml")
 

@@ -12,6 +12,7 @@ from pickle import UnpicklingError
 from types import CodeType, FunctionType
 from typing import Any
 
+import ignite.distributed as idist
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
@@ -74,8 +75,9 @@ class PatchDataset(torch.utils.data.Dataset):
         self.patches_per_case = int(patches_per_case)
         self.samples_per_epoch = samples_per_epoch
         self.epoch = 0
+        transform = transform.flatten()  # a Compose within it counts as random, whatever it holds
         first_random = transform.get_index_of_first(_is_random)
-        steps = list(transform.flatten().transforms)
+        steps = list(transform.transforms)
         first_random = len(steps) if first_random is None else first_random
         prepare, self.random = Compose(steps[:first_random]), Compose(steps[first_random:])
         self.cases: torch.utils.data.Dataset
@@ -162,7 +164,10 @@ class CaseCache(PersistentDataset):
 
 
 class EpochSeed:
-    """MONAI handler that tells a `PatchDataset` the trainer's epoch, from which its random states follow.
+    """MONAI handler that starts every epoch from a random state of its own, so that a resumed run repeats it.
+
+    It tells a `PatchDataset` the trainer's epoch, from which the patches follow, and seeds PyTorch's generators, from
+    which dropout draws, for each process otherwise.
 
     Args:
         dataset: the training data.
@@ -173,7 +178,13 @@ class EpochSeed:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer; the loader's workers start after `EPOCH_STARTED` and so see the epoch."""
-        engine.add_event_handler(Events.EPOCH_STARTED, lambda e: setattr(self.dataset, "epoch", e.state.epoch))
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the epoch's random state."""
+        self.dataset.epoch = engine.state.epoch
+        state = np.random.SeedSequence((self.dataset.seed, engine.state.epoch, idist.get_rank()))
+        torch.manual_seed(int(state.generate_state(1)[0]))
 
 
 def default_cache_dir() -> str:

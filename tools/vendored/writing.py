@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,26 +68,39 @@ class WriteSegmentations:
         if path.parent.resolve() == source.parent.resolve():
             found = "the folder of the scan itself, where a result is taken for a reference the next time"
             raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
-        original = open_nifti(source)
-        if tuple(array.shape[:3]) != tuple(original.shape[:3]):
-            raise RuntimeError(f"{item['case']}: output {array.shape} is not on the input's grid {original.shape}")
-        if isinstance(original, nib.MGHImage):  # its header has none of these fields
-            image = nib.Nifti1Image(array, original.affine)
-            image.header.set_xyzt_units("mm")
-            write_result(path, lambda file: _to_gzip(image, file), "output_dir")
-            return
-        header = original.header.copy()
-        header.set_data_dtype(array.dtype)
-        header.set_data_shape(array.shape)
-        header.set_slope_inter(1, 0)
-        header["cal_min"] = header["cal_max"] = 0  # the image's display window is not the mask's
-        header["descrip"] = b""
-        image = nib.Nifti1Image(array, original.affine, header)
-        for kind in ("sform", "qform"):
-            code = int(header[f"{kind}_code"])
-            getattr(image, f"set_{kind}")(getattr(original, f"get_{kind}")() if code else None, code)
+        image = on_grid_of(source, array)
         write_result(path, lambda file: _to_gzip(image, file), "output_dir")
         _log.info("wrote %s", path)
+
+
+def on_grid_of(source: str | os.PathLike, array: np.ndarray) -> nib.Nifti1Image:
+    """`array` as a NIfTI image with the grid of another: sform, qform and their codes, units.
+
+    Args:
+        source: NIfTI or MGH file.
+        array: HWD or HWDC on the file's grid.
+
+    Raises:
+        RuntimeError: if it is not on that grid.
+    """
+    original = open_nifti(source)
+    if tuple(array.shape[:3]) != tuple(original.shape[:3]):
+        raise RuntimeError(f"{source}: output {array.shape} is not on the input's grid {original.shape}")
+    if isinstance(original, nib.MGHImage):  # its header has none of these fields
+        image = nib.Nifti1Image(array, original.affine)
+        image.header.set_xyzt_units("mm")
+        return image
+    header = original.header.copy()
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # the image's display window is not the mask's
+    header["descrip"] = b""
+    image = nib.Nifti1Image(array, original.affine, header)
+    for kind in ("sform", "qform"):
+        code = int(header[f"{kind}_code"])
+        getattr(image, f"set_{kind}")(getattr(original, f"get_{kind}")() if code else None, code)
+    return image
 
 
 def _to_gzip(image: nib.Nifti1Image, file: Any) -> None:

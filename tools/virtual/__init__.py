@@ -1,7 +1,8 @@
 """Virtual patients: made-up cases in the format of a public data set, for demonstrations, tests and pre-training."""
 
 from tools.virtual.brats import brats, make_case
+from tools.virtual.ct import ct
 from tools.virtual.metastases import metastases
 from tools.virtual.tissue import icbm152, tissue
 
-__all__ = ["brats", "icbm152", "make_case", "metastases", "tissue"]
+__all__ = ["brats", "ct", "icbm152", "make_case", "metastases", "tissue"]

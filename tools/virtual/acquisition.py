@@ -20,20 +20,20 @@ MODALITIES = ("t1", "t1ce", "t2", "flair")
 _Range = tuple[float, float]
 CONTRAST: dict[str, dict[str, _Range]] = {
     "t1": {
-        "gm": (0.76, 0.83), "csf": (0.33, 0.45), "oedema": (0.78, 0.88), "necrosis": (0.55, 0.70),
-        "solid": (0.62, 0.78), "rim": (0.78, 0.92), "detail": (0.9, 1.1), "vessel": (0.5, 0.9),
+        "gm": (0.72, 0.85), "csf": (0.28, 0.50), "oedema": (0.76, 0.98), "necrosis": (0.50, 0.92),
+        "solid": (0.60, 0.85), "rim": (0.76, 1.05), "detail": (0.9, 1.1), "vessel": (0.5, 0.9),
     },
     "t1ce": {
-        "gm": (0.79, 0.86), "csf": (0.35, 0.48), "oedema": (0.76, 0.87), "necrosis": (0.52, 0.70),
-        "solid": (0.62, 0.80), "rim": (1.35, 2.30), "detail": (0.8, 1.0), "vessel": (1.4, 2.3),
+        "gm": (0.76, 0.90), "csf": (0.30, 0.55), "oedema": (0.74, 0.98), "necrosis": (0.50, 0.85),
+        "solid": (0.60, 0.85), "rim": (1.10, 2.20), "detail": (0.8, 1.0), "vessel": (1.4, 2.3),
     },
     "t2": {
-        "gm": (1.20, 1.34), "csf": (2.8, 3.7), "oedema": (1.70, 2.10), "necrosis": (1.9, 2.8),
-        "solid": (1.85, 2.4), "rim": (1.55, 1.95), "detail": (-0.7, -0.4), "vessel": (0.4, 0.8),
+        "gm": (1.15, 1.40), "csf": (2.2, 3.9), "oedema": (1.55, 2.40), "necrosis": (1.8, 3.2),
+        "solid": (1.8, 3.0), "rim": (1.45, 2.20), "detail": (-0.7, -0.4), "vessel": (0.4, 0.8),
     },
     "flair": {
-        "gm": (1.16, 1.30), "csf": (0.22, 0.45), "oedema": (1.70, 2.30), "necrosis": (1.1, 2.0),
-        "solid": (1.8, 2.4), "rim": (1.5, 2.1), "detail": (-0.35, -0.15), "vessel": (0.4, 0.8),
+        "gm": (1.08, 1.32), "csf": (0.20, 0.60), "oedema": (1.40, 2.20), "necrosis": (0.9, 2.2),
+        "solid": (1.4, 2.4), "rim": (1.35, 2.1), "detail": (-0.35, -0.15), "vessel": (0.4, 0.8),
     },
 }  # fmt: skip
 
@@ -51,7 +51,7 @@ def scan(
     for modality in MODALITIES:
         contrast = {name: rng.uniform(*limits) for name, limits in CONTRAST[modality].items()}
         signal = clean_signal(contrast, shared, modality)
-        signal *= np.exp(rng.uniform(0.04, 0.12) * SmoothField.draw(rng, 80.0).at(axes).ravel()[brain])
+        signal *= np.exp(rng.uniform(0.03, 0.16) * SmoothField.draw(rng, 80.0).at(axes).ravel()[brain])
         images[modality] = acquire(rng, signal, contrast["csf"], brain, anatomy.brain.shape, spacing_mm)
     return images
 
@@ -87,7 +87,7 @@ def clean_signal(contrast: dict[str, float], shared: dict[str, np.ndarray], moda
     core = "solid" if shared["low_grade"] else "necrosis"
     dull = 1 + 0.07 * shared["patch"]
     signal = np.where(shared["necrosis"], contrast[core] * dull, signal)
-    uneven = 1 + (0.18 if modality == "t1ce" else 0.06) * np.clip(shared["patch"], -1.5, 2)
+    uneven = 1 + (0.22 if modality == "t1ce" else 0.07) * np.clip(shared["patch"], -1.5, 2)
     signal = np.where(shared["rim"], contrast["rim"] * uneven, signal)
     signal += shared["vessel"] * ~shared["rim"] * (contrast["vessel"] - signal)
     signal *= 1 + 0.02 * shared["grain"]
@@ -108,13 +108,15 @@ def acquire(
     `thin`: no thick slices, as in a three-dimensional sequence; otherwise half of the images have them.
     """
     white = np.exp(rng.uniform(np.log(120), np.log(2500)))
-    sigma = rng.uniform(0.02, 0.05)
-    thick, slice_mm, plane_mm = rng.uniform() < 0.5, rng.uniform(0.9, 1.8), rng.uniform(0.4, 0.6)
+    sigma = rng.uniform(0.015, 0.07)
+    thick, slice_mm, plane_mm = rng.uniform() < 0.5, rng.uniform(0.9, 2.4), rng.uniform(0.35, 0.7)
+    slices = int(rng.choice(3, p=(0.1, 0.1, 0.8)))  # mostly axial
     real = signal + sigma * rng.standard_normal(len(brain), dtype=np.float32)
     imaginary = sigma * rng.standard_normal(len(brain), dtype=np.float32)
     volume = np.full(shape, fluid, np.float32)  # as if the fluid went on outside, so blur does not darken the rim
     volume.ravel()[brain] = np.hypot(real, imaginary)
-    for axis, blur_mm in enumerate((plane_mm, plane_mm, slice_mm if thick and not thin else plane_mm)):
+    for axis in range(3):
+        blur_mm = slice_mm if thick and not thin and axis == slices else plane_mm
         if blur_mm / spacing_mm[axis] > 0.2:  # less than that does not reach the neighbouring voxel
             volume = ndimage.gaussian_filter1d(volume, blur_mm / spacing_mm[axis], axis, mode="nearest", truncate=2.5)
     image = np.zeros(shape, np.int16)

@@ -1,4 +1,4 @@
-"""A different healthy head per case: the ICBM152 tissue maps, warped at random.
+"""A different healthy head per case: tissue maps of the ICBM152 template, or of one person, warped at random.
 
 Source: the ICBM152 2009a grey- and white-matter probability maps and T1 template that `nilearn` carries in its
 package, so nothing is downloaded. Their notice: Copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre,
@@ -18,11 +18,13 @@ from nilearn import datasets
 from scipy import ndimage
 
 from tools.virtual.fields import FIELD_MM, Axes, Push, SmoothField
+from tools.virtual.label_maps import template_of
 
 _CENTRE_MM = np.array([118.5, 128.5, 69.0])  # middle of the brain in BraTS images, mm on their 1 mm grid
 _MNI_CENTRE_MM = np.array([0.0, -17.0, 5.0])  # middle of the ICBM152 brain
 _MNI_PER_BRATS = np.array([-1.06, -1.05, 1.10])  # ICBM152 is larger than the BraTS atlas, and RAS where BraTS is LPS
 _VENTRICLES_MNI_MM = np.array([0.0, -18.0, 12.0])
+_FIRST_MM = (-98.0, -134.0, -72.0)  # position of the templates' first voxel
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,13 @@ class Anatomy:
 
 
 class Head:
-    """One random head: draw it once, then sample it on any grid, with or without pushes from tumours."""
+    """One random head: draw it once, then sample it on any grid, with or without pushes from tumours.
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    `label_map`: file of a person's label map in FreeSurfer's numbering; None: the ICBM152 template.
+    """
+
+    def __init__(self, rng: np.random.Generator, label_map: str | None = None) -> None:
+        self._label_map = label_map
         self._bend = [SmoothField.draw(rng, 40.0) for _ in range(3)]
         self._wiggle = [SmoothField.draw(rng, 15.0) for _ in range(3)]
         self._rough = SmoothField.draw(rng, 8.0)
@@ -73,7 +79,7 @@ class Head:
             room = np.clip(self._surface(axes) / 18.0, 0.0, 1.0)
             points += room * sum(push.sources(points) for push in pushes)
         mni = self._to_mni(points, axes)
-        gm, wm, t1, depth_mm = _lookup(_templates(round(max(0.0, 0.4 * (spacing_mm - 1.0)), 2)), mni)
+        gm, wm, t1, depth_mm = _lookup(_templates(round(max(0.0, 0.4 * (spacing_mm - 1.0)), 2), self._label_map), mni)
         rough = self._rough.at(axes)
         brain = depth_mm + 0.7 * rough > 1.0
         # The template ends in a film of fluid; a stripped skull takes most of it along, here more and there less.
@@ -86,7 +92,7 @@ class Head:
         """Depth below the unpushed surface, on every sixth sample, spread back to the grid: (X, Y, Z), mm."""
         coarse = tuple(np.linspace(axis[0], axis[-1], max(2, len(axis) // 6)) for axis in axes)
         points = np.stack(np.meshgrid(*(axis.astype(np.float32) for axis in coarse), indexing="ij"))
-        depth = _lookup(_templates(0.0), self._to_mni(points, (coarse[0], coarse[1], coarse[2])))[3:]
+        depth = _lookup(_templates(0.0, self._label_map), self._to_mni(points, (coarse[0], coarse[1], coarse[2])))[3:]
         size = tuple(len(axis) for axis in axes)
         grown = torch.nn.functional.interpolate(
             torch.from_numpy(depth.copy())[None], size=size, mode="trilinear", align_corners=True
@@ -132,13 +138,15 @@ def grid(shape: tuple[int, int, int]) -> tuple[Axes, tuple[float, float, float]]
 
 
 @functools.lru_cache(maxsize=4)
-def _templates(sigma_mm: float) -> torch.Tensor:
+def _templates(sigma_mm: float, label_map: str | None = None) -> torch.Tensor:
     """(1, 4, X, Y, Z) on a 1 mm grid: grey, white, T1 (1 = white matter), all smoothed by sigma_mm; depth in mm."""
     if sigma_mm:
-        maps = _templates(0.0).numpy().copy()
+        maps = _templates(0.0, label_map).numpy().copy()
         for volume in maps[0, :3]:
             ndimage.gaussian_filter(volume, sigma_mm, output=volume, truncate=3)
         return torch.from_numpy(maps)
+    if label_map is not None:
+        return template_of(label_map, _templates(0.0), _FIRST_MM)
     loaders = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template, datasets.load_mni152_template)
     gm, wm, t1 = (load(resolution=1).get_fdata(dtype=np.float32) for load in loaders)
     brain = ndimage.binary_fill_holes(t1 > 0.02)
@@ -151,7 +159,7 @@ def _templates(sigma_mm: float) -> torch.Tensor:
 def _lookup(maps: torch.Tensor, mni: np.ndarray) -> np.ndarray:
     """Linear interpolation of `maps` (1, C, X, Y, Z) at `mni` (3, ...) mm; the border value outside: (C, ...)."""
     where = np.empty((*mni.shape[1:], 3), np.float32)
-    for axis, first_mm in enumerate((-98.0, -134.0, -72.0)):  # the position of the templates' first voxel
+    for axis, first_mm in enumerate(_FIRST_MM):
         # grid_sample counts the axes from the last, and each from -1 to 1.
         np.multiply(
             mni[axis] - np.float32(first_mm), np.float32(2 / (maps.shape[2 + axis] - 1)), out=where[..., 2 - axis]

@@ -16,15 +16,19 @@ import operator
 import os
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from tools.virtual.acquisition import MODALITIES, scan
 from tools.virtual.anatomy import Head, grid
 from tools.virtual.fields import Axes, Push
+from tools.virtual.label_maps import find_label_maps
 from tools.virtual.tumour import Tumour
 
 SHAPE = (240, 240, 155)
@@ -34,7 +38,14 @@ MIN_VOXELS = 32
 """Fewest voxels along an axis; below it, small tumours vanish between voxels."""
 
 
-def brats(out: str, cases: int = 4, seed: int = 0, shape: Sequence[int] = SHAPE) -> list[str]:
+def brats(
+    out: str,
+    cases: int = 4,
+    seed: int = 0,
+    shape: Sequence[int] = SHAPE,
+    label_maps: str | None = None,
+    jobs: int = 1,
+) -> list[str]:
     """Writes `cases` virtual cases under folder `out` and returns their folders, in order.
 
     The same `seed` gives the same bytes, and case k does not depend on how many are asked for. Each file appears
@@ -45,25 +56,53 @@ def brats(out: str, cases: int = 4, seed: int = 0, shape: Sequence[int] = SHAPE)
         cases: How many, 1 or more.
         seed: 0 or more.
         shape: Voxels along x, y and z, each 32 or more; always the field of view of 240 x 240 x 155 mm.
+        label_maps: Folder of label maps in FreeSurfer's numbering: case k has the head of the k-th of them, beginning
+            again after the last. None: the ICBM152 template.
+        jobs: Processes that make cases at a time.
 
     Raises:
         ValueError: A bad argument; says what was found, what is expected and what to do.
     """
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
+    jobs = whole_number("jobs", jobs, 1)
+    heads: list[str | None] = [None] if label_maps is None else [*find_label_maps(label_maps)]
     root = folder_of(out)
-    folders = []
-    for index in tqdm(range(cases), desc="virtual BraTS", unit="case"):
-        folders.append(write_case(root, f"VirtualGlioma_{index:05d}", make_case(seed, index, size)))
-    return folders
+    # A process makes all cases of one head, which is prepared once; few heads are divided further.
+    parts = -(-2 * jobs // min(len(heads), cases)) if jobs > 1 else 1
+    tasks = [(head, range(k + len(heads) * part, cases, len(heads) * parts)) for k, head in enumerate(heads)
+             for part in range(parts)]  # fmt: skip
+    with tqdm(total=cases, desc="virtual BraTS", unit="case") as bar:
+        if jobs == 1:
+            for index in range(cases):
+                _make(root, seed, range(index, index + 1), size, heads[index % len(heads)])
+                bar.update()
+        else:
+            with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+                running = {pool.submit(_make, root, seed, some, size, head): len(some) for head, some in tasks if some}
+                for done in as_completed(running):
+                    done.result()
+                    bar.update(running[done])
+    return [str(root / _name(index)) for index in range(cases)]
 
 
-def make_case(seed: int, index: int, shape: Sequence[int] = SHAPE) -> dict[str, np.ndarray]:
+def _make(root: Path, seed: int, indices: Sequence[int], shape: Sequence[int], label_map: str | None) -> None:
+    for index in indices:
+        write_case(root, _name(index), make_case(seed, index, shape, label_map))
+
+
+def _name(index: int) -> str:
+    return f"VirtualGlioma_{index:05d}"
+
+
+def make_case(
+    seed: int, index: int, shape: Sequence[int] = SHAPE, label_map: str | None = None
+) -> dict[str, np.ndarray]:
     """Case `index` of the cohort `seed`, in memory.
 
     Returns arrays of `shape` (X, Y, Z), to be read with the affine: `t1`, `t1ce`, `t2`, `flair` (int16, 0 outside the
     brain, 1 or more inside), `seg` (uint8; 0, 1, 2, 4), `tissue` (uint8, what prevails in the head around and under
     the tumour: 0 outside, 1 fluid, 2 grey, 3 white matter; not written to disk) and `affine` (4, 4; voxel to mm, as
-    NIfTI has it). The whole tumour has 5 to 150 ml; one in five has no label 4.
+    NIfTI has it). The whole tumour has 5 to 200 ml; about one in seven has no label 4. `label_map`: see `anatomy.Head`.
 
     Raises:
         ValueError: A negative seed or index, or a bad shape.
@@ -71,7 +110,7 @@ def make_case(seed: int, index: int, shape: Sequence[int] = SHAPE) -> dict[str, 
     seed, index, size = whole_number("seed", seed, 0), whole_number("index", index, 0), size_of(shape)
     # Separate streams: what is drawn for the head or the tumour does not shift the draws of the others.
     for_head, for_tumour, for_scan = (np.random.default_rng([seed, index, part]) for part in range(3))
-    head = Head(for_head)
+    head = Head(for_head, label_map)
     tumour = Tumour(for_tumour, head)
     axes, spacing = grid(size)
     box, near = box_of(head, tumour.pushes, axes)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage
 from skimage.graph import MCP_Geometric
 
 from tools.virtual.anatomy import Anatomy, Head
@@ -17,14 +18,26 @@ from tools.virtual.fields import FIELD_MM, Axes, Push, SmoothField
 
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
 
-VOLUME_ML = (5.0, 150.0)
+VOLUME_ML = (5.0, 200.0)
 """Range of the whole tumour (all labels), in ml; log-uniform."""
 
 LOW_GRADE_SHARE = 0.2
 """Probability of a tumour without enhancement (no label 4)."""
 
-TWO_FOCI_SHARE = 0.15
-"""Probability of a second, smaller focus."""
+FOCI_SHARES = (0.8, 0.14, 0.06)
+"""Probabilities of one focus, two, and three; the later ones are smaller."""
+
+NODULE_SHARE = 0.3
+"""Of the low-grade tumours: probability of small enhancing nodules, up to about 1.5 ml."""
+
+SOLID_SHARE = 0.2
+"""Of the enhancing tumours: probability of one that enhances throughout, with hardly any necrosis."""
+
+INFILTRATIVE_SHARE = 0.15
+"""Probability of a core that is a small part (1 to 10 %) of much oedema."""
+
+VENTRICLE_SHARE = 0.2
+"""Probability of a first focus beside a ventricle."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +68,19 @@ class Tumour:
     """
 
     def __init__(self, rng: np.random.Generator, head: Head) -> None:
-        self.enhancing = bool(rng.uniform() >= LOW_GRADE_SHARE)
+        low_grade = bool(rng.uniform() < LOW_GRADE_SHARE)
+        self._nodules_ml = float(rng.uniform(0.1, 1.5)) * (low_grade and rng.uniform() < NODULE_SHARE)
+        self._solid = not low_grade and rng.uniform() < SOLID_SHARE
+        self.enhancing = not low_grade or self._nodules_ml > 0
         self.volume_ml = float(np.exp(rng.uniform(*np.log(VOLUME_ML))))
-        self.core_ml = self.volume_ml * rng.uniform(*((0.15, 0.5) if self.enhancing else (0.3, 0.65)))
+        core = rng.uniform(*((0.3, 0.65) if low_grade else (0.15, 0.5)))
+        infiltrative = np.exp(rng.uniform(np.log(0.01), np.log(0.1)))
+        core = infiltrative if rng.uniform() < INFILTRATIVE_SHARE else core
+        self.core_ml = self.volume_ml * core
         self.foci = _foci(rng, head, self.core_ml)
         firmness = rng.uniform(0.2, 0.42)
         self.pushes = tuple(_push(focus, firmness, self.volume_ml / self.core_ml) for focus in self.foci)
-        self._rim_mm = min(rng.uniform(2.2, 5.0), 0.5 * self.foci[0].radius_mm)
+        self._rim_mm = min(rng.uniform(1.5, 5.0), 0.5 * self.foci[0].radius_mm)
         self._coarse, self._fine = SmoothField.draw(rng, 14.0), SmoothField.draw(rng, 5.0)
         self._rim, self._gaps = SmoothField.draw(rng, 7.0), SmoothField.draw(rng, 16.0)
         self._spread = SmoothField.draw(rng, 9.0)
@@ -86,8 +105,15 @@ class Tumour:
         if self.enhancing:
             index = np.flatnonzero(core)
             thick = self._rim_mm * (1 + 0.45 * self._rim.at(axes).ravel()[index])
-            thick = np.where(self._gaps.at(axes).ravel()[index] < -1.4, 0.0, thick)
-            labels.ravel()[index[beyond.ravel()[index] > limit - thick]] = ENHANCING
+            gaps = self._gaps.at(axes).ravel()[index]
+            thick = np.where(gaps < -1.4, 0.0, thick)
+            enhances = beyond.ravel()[index] > limit - thick
+            if self._solid:
+                enhances = self._rim.at(axes).ravel()[index] > -1.8
+            if self._nodules_ml:
+                speckle = self._rim.at(axes).ravel()[index] + gaps
+                enhances = _smallest(-speckle, np.ones(len(index), bool), round(self._nodules_ml / voxel_ml))[0]
+            labels.ravel()[index[enhances]] = ENHANCING
         oedema = 1 / (1 + np.exp(np.clip((wetness - edge) / max(1.5, 0.12 * edge), -20, 20)))
         oedema *= anatomy.brain & (wetness < edge + 6)
         return Lesion(labels, oedema.astype(np.float32))
@@ -115,19 +141,22 @@ def _foci(rng: np.random.Generator, head: Head, core_ml: float) -> tuple[Focus, 
     axes = tuple(np.arange(2.0, length, 4.0) for length in FIELD_MM)
     seen = head.sample((axes[0], axes[1], axes[2]), 1.0)
     deep = (seen.wm > 0.5) & (seen.depth_mm > 10) & (seen.height_mm > -12) & (np.abs(seen.side_mm) > 9)
-    places = np.stack([axis[index] for axis, index in zip(axes, np.nonzero(deep), strict=True)], -1)
-    first = places[rng.integers(len(places))] + rng.uniform(-2, 2, 3)
-    distance = np.linalg.norm(places - first, axis=1)
-    near = places[(distance > 25) & (distance < 55)]
-    second = near[rng.integers(len(near))] + rng.uniform(-2, 2, 3)
-    two, share = rng.uniform() < TWO_FOCI_SHARE, rng.uniform(0.15, 0.4)
-    shapes = [ellipsoid(rng) for _ in range(2)]
-    if not two:
-        return (Focus(first, _radius_mm(core_ml), shapes[0]),)
-    return (
-        Focus(first, _radius_mm(core_ml * (1 - share)), shapes[0]),
-        Focus(second, _radius_mm(core_ml * share), shapes[1]),
-    )
+    fluid = ndimage.binary_dilation((seen.csf > 0.5) & (seen.depth_mm > 18), iterations=2)
+    beside = deep & fluid if (deep & fluid).any() else deep
+    at_ventricle = rng.uniform() < VENTRICLE_SHARE
+    shapes = [ellipsoid(rng) for _ in FOCI_SHARES]
+    count = 1 + int(np.searchsorted(np.cumsum(FOCI_SHARES), rng.uniform()))
+    weight = np.array([1.0, rng.uniform(0.15, 0.6), rng.uniform(0.05, 0.3)])[:count]
+    centres: list[np.ndarray] = []
+    for allowed in (beside if at_ventricle else deep, deep, deep)[:count]:
+        places = np.stack([axis[index] for axis, index in zip(axes, np.nonzero(allowed), strict=True)], -1)
+        if centres:
+            distance = np.linalg.norm(places[:, None] - np.stack(centres), axis=2).min(axis=1)
+            apart = places[(distance > 25) & (distance < 60)]
+            places = apart if len(apart) else places
+        centres.append(places[rng.integers(len(places))] + rng.uniform(-2, 2, 3))
+    parts = core_ml * weight / weight.sum()
+    return tuple(Focus(c, _radius_mm(ml), shape) for c, ml, shape in zip(centres, parts, shapes, strict=False))
 
 
 def _push(focus: Focus, firmness: float, wet_per_core: float) -> Push:

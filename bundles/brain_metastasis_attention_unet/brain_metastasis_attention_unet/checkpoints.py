@@ -20,6 +20,7 @@ from .settings import recorded_settings, write_settings
 from .split import write_datalist
 
 _log = logging.getLogger(__name__)
+_PARTS = ("model", "optimizer", "lr_scheduler", "trainer", "scaler", "best")  # of every last.pt
 
 
 def require_new_run(ckpt_dir: str, overwrite: bool = False) -> None:
@@ -59,6 +60,8 @@ class SaveCheckpoints:
         optimizer: of the network.
         lr_scheduler: of the optimizer.
         validator: evaluator whose `state.best_metric` decides; None: `model.pt` is the newest network.
+        also: further objects whose `state_dict()` of plain values belongs to the run, by the name to save them under,
+            e.g. the counter of an early stopping.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class SaveCheckpoints:
         optimizer: torch.optim.Optimizer,
         lr_scheduler: Any,
         validator: Engine | None = None,
+        also: Mapping[str, Any] | None = None,
     ) -> None:
+        self.also = _named_apart(also)
         self.ckpt_dir = Path(ckpt_dir)
         self.network = network
         self.optimizer = optimizer
@@ -105,6 +110,7 @@ class SaveCheckpoints:
                 },
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "best": {"metric": float(best.best_metric), "epoch": int(best.best_metric_epoch)} if best else {},
+                **{name: part.state_dict() for name, part in self.also.items()},
             },
         )
 
@@ -150,6 +156,7 @@ class ResumeRun:
         lr_scheduler: as in `SaveCheckpoints`.
         validator: as in `SaveCheckpoints`.
         settings: as in `RecordRun`; compared with what the run recorded.
+        also: as in `SaveCheckpoints`; one that the file does not have (it is of an earlier version) starts anew.
     """
 
     def __init__(
@@ -160,7 +167,9 @@ class ResumeRun:
         lr_scheduler: Any,
         validator: Engine | None = None,
         settings: Mapping[str, Any] | None = None,
+        also: Mapping[str, Any] | None = None,
     ) -> None:
+        self.also = _named_apart(also)
         self.path = path
         self.settings = settings
         self.network = network
@@ -219,6 +228,9 @@ class ResumeRun:
             )
         load_network(self.network, saved["model"], self.path)
         self._same_settings()
+        for name, part in self.also.items():
+            if name in saved:
+                part.load_state_dict(saved[name])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
         engine.state.epoch, engine.state.iteration = at["epoch"], at["iteration"]
@@ -324,3 +336,11 @@ def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: st
     elif found == wanted:
         found += f" that differs in {(wrong + extra)[0]}"
     raise BundleError(Finding(path, found, wanted or type(network).__name__, fix))
+
+
+def _named_apart(also: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`also` as a dict; ValueError if one of its names is that of another part of the file."""
+    taken = [name for name in also or {} if name in _PARTS]
+    if taken:
+        raise ValueError(f"also must use other names than {', '.join(_PARTS)}, got {', '.join(taken)}.")
+    return dict(also or {})

@@ -34,6 +34,8 @@ class BrainInferer(SlidingWindowInferer):
             fit into 80 % of the free memory; otherwise windows, and the log says so. The norms then see the whole
             brain instead of a window, which changes the result a little: check it on your own cases first.
         device: where the logits of the whole crop are put together; None: the input's device.
+        background: channel of the background; None: there is none, as in networks whose channels are regions of their
+            own (sigmoid), all of which are low in air.
         kwargs: further arguments of `SlidingWindowInferer`, e.g. `mode="constant"`, `progress=True`.
     """
 
@@ -46,6 +48,7 @@ class BrainInferer(SlidingWindowInferer):
         whole_brain: bool = False,
         device: torch.device | str | None = None,
         mode: str = "gaussian",
+        background: int | None = 0,
         **kwargs: object,
     ) -> None:
         super().__init__(
@@ -59,13 +62,14 @@ class BrainInferer(SlidingWindowInferer):
         )
         self.flips = flips
         self.whole_brain = whole_brain
+        self.background = background
 
     def __call__(  # type: ignore[override]
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
     ) -> torch.Tensor:
         """Logits BNHWD of `inputs` (BCHWD)."""
         one_pass = self.whole_brain and self._fits(inputs, network)
-        predict = _without_air(network)
+        predict = _without_air(network, self.background)
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs  # MetaTensor slows every slice
 
         def logits(x: torch.Tensor) -> torch.Tensor:
@@ -121,7 +125,7 @@ def argmax_labels(logits: torch.Tensor) -> torch.Tensor:
     return label[None]
 
 
-def _without_air(network: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _without_air(network: Callable[..., torch.Tensor], background: int | None = 0) -> Callable[..., torch.Tensor]:
     """`network`, called only for the windows of a batch that hold tissue."""
     classes = 0  # known after the first pass
 
@@ -138,7 +142,8 @@ def _without_air(network: Callable[..., torch.Tensor]) -> Callable[..., torch.Te
         elif not classes:  # air comes first: one window of it, only to learn the number
             classes = network(windows[:1], *args, **kwargs).shape[1]
         out = windows.new_full((len(windows), classes, *windows.shape[2:]), -_AIR_LOGIT)
-        out[:, 0] = _AIR_LOGIT
+        if background is not None:
+            out[:, background] = _AIR_LOGIT
         if found is not None:
             out = out.to(found.dtype)
             out[tissue] = found

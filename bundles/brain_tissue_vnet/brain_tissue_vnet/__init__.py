@@ -40,8 +40,8 @@ SAVED_LABEL = {"numbering": "tissue"}
 """Keys of a case whose label has this bundle's own numbers, as those that a viewer saves."""
 
 __all__ = [
-    "SAVED_LABEL",
     "EXTRA_CEREBRAL",
+    "SAVED_LABEL",
     "AddLossd",
     "AirIsBackgroundd",
     "BrainInferer",

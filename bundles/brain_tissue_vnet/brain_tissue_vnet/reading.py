@@ -11,9 +11,11 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
+from .cases import find_cases
 from .errors import BundleError, Finding
 from .nifti import check_voxels, read_affine, read_array
 from .numberings import CSF_OR_GM, GM, IGNORE, WM, detect, to_structures, to_tissue
+from .served import is_served, load_served
 from .split import Case
 
 _TOLERANCE = 0.01  # of probabilities: they come resampled, and as scaled integers
@@ -61,6 +63,9 @@ class LoadTissued(Transform):
     `label_file` ("" if none), `label_values` (4 integers) and `numbering` (of the label, found out if the case does not
     say; "" for probability maps and without label).
 
+    Where `image` is a path instead of a list, as from MONAI Label, the case it belongs to is found and checked as
+    `find_cases` does, and other keys are kept.
+
     A label is taken at its numbering's word, but where white matter is not brighter than grey in the T1, the log warns:
     either the numbering is wrong (BIDS and FSL give 1, 2, 3 to different tissues) or the image is no adult's T1.
 
@@ -76,7 +81,9 @@ class LoadTissued(Transform):
         self.with_label = with_label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Decode `data`, one case as `cases.find_cases` gives it; a label map alone as `LoadStructuresd` does."""
+        """Decode `data`, a case of `cases.find_cases` (label maps as `LoadStructuresd` does), or the case of a path."""
+        if is_served(data):
+            return load_served(self, find_cases, data)
         if not data["image"]:
             return LoadStructuresd()(data)
         findings: list[Finding] = []

@@ -66,8 +66,8 @@ def split_cases(
         unseen = [case for case in cases if case["patient"] not in seen]
         if not unseen:
             raise BundleError(
-                f"all {len(cases)} case(s) trained the network, says {_datalists(trained)[0]}. Give other cases, or score "
-                "them knowingly with --subset training."
+                f"all {len(cases)} case(s) trained the network, says {_datalists(trained)[0]}. Give other cases, or "
+                "score them knowingly with --subset training."
             )
         return {"training": known, "validation": unseen}
     if any(case["subset"] == "validation" for case in cases):

@@ -27,6 +27,7 @@ import numpy as np
 from .errors import BundleError, Finding
 from .headers import check_headers
 from .nifti import open_nifti, read_array
+from .patients import patient_of
 from .split import Case, doubled_cases
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
@@ -44,9 +45,6 @@ _MSD_CHANNELS = [1, 2, 3, 0]
 _MSD_LABELS = [0, 2, 1, 3]
 _LABELS_2018 = [0, 1, 2, 4]
 _LABELS_2023 = [0, 1, 2, 3]
-
-# BraTS 2023+ "BraTS-GLI-00001-000" and BraTS 2017-2019 "Brats18_TCIA01_147_1" end on the time point
-_TIME_POINT = re.compile(r"^(BraTS-[A-Za-z]+-\d+)-\d{3}$|^(BraTS1[789]_.+_\d+)_\d+$", re.IGNORECASE)
 
 _NAMES_EXPECTED = (
     "<case>_{t1,t1ce,t2,flair}.nii[.gz] (BraTS 2018-2021), <case>-{t1n,t1c,t2w,t2f}.nii[.gz] (BraTS 2023+), "
@@ -134,12 +132,6 @@ def scan_cases(
     cases = [case for case, found in zip(cases, wrong, strict=True) if not found]
     _set_et_label(cases, et_label)
     return cases, findings
-
-
-def patient_of(case: str) -> str:
-    """Name that all scans of one patient share, e.g. "BraTS-GLI-00001" for "BraTS-GLI-00001-000"."""
-    match = _TIME_POINT.match(case)
-    return next(filter(None, match.groups())) if match else case
 
 
 def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[Case], list[Finding]]:

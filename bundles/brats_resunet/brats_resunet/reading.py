@@ -11,8 +11,10 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
+from .cases import find_cases
 from .errors import BundleError, Finding
 from .nifti import check_voxels, read_affine, read_array
+from .served import is_served, load_served
 
 
 def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +62,10 @@ class LoadCased(Transform):
     first file), `label` (1xHWD uint8 class indices 0..3, only if `with_label`), and for those who write or score:
     `case`, `source` (first image file), `label_file` ("" if none) and `label_values` (4 integers).
 
+    Where `image` is a path instead of a case's list of files, as from MONAI Label, it may be any of the four files,
+    their folder, or a 4-D file: the case it belongs to is found and checked as `find_cases` does, and other keys are
+    kept.
+
     Args:
         with_label: whether to decode the segmentation too.
 
@@ -72,7 +78,9 @@ class LoadCased(Transform):
         self.with_label = with_label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Decode `data`, one case as `cases.find_cases` gives it."""
+        """Decode `data`, one case as `cases.find_cases` gives it, or one that a path names."""
+        if is_served(data):
+            return load_served(self, find_cases, data)
         findings: list[Finding] = []
         files = list(data["image"])
         channels: list[np.ndarray | None] = []

@@ -4,6 +4,7 @@ Definitions follow Taha & Hanbury, "Metrics for evaluating 3D medical image segm
 and the rules of the BraTS challenge for regions that are empty.
 """
 
+# One of the modules that BraTS bundles carry: edit it in tools/vendored/brats/, then `make sync`.
 from __future__ import annotations
 
 import math
@@ -106,7 +107,7 @@ class ScoreCases(scoring.ScoreHandler):
     Args:
         output_dir: folder for `scores.csv` and `summary.json`; made if missing.
         regions: region name -> its classes; `REGIONS` when None.
-        read_label: `(path, label_values) -> (classes HWD, affine 4x4)`; `brats_resunet.reading.read_label` when None.
+        read_label: `(path, label_values) -> (classes HWD, affine 4x4)`; the bundle's own when None.
     """
 
     def __init__(

@@ -9,13 +9,14 @@ from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, req
 from .chunks import KeepFactsd, OpenChunksd
 from .command_line import refuse_unknown_settings
 from .dataset import EpochSeed, PatchDataset
+from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer
 from .layout import MODALITIES
 from .loss import DiceBCELoss
 from .network import TARGETS, build_network
 from .postprocessing import AddLossd, DecideLabelsd, ProbabilitiesOfd, RegionMasksd
-from .preprocessing import NormaliseBraind
+from .preprocessing import NormaliseBraind, check_settings
 from .progress import Progress, installed
 from .reading import LoadCased, label_reader
 from .regions import REGIONS, region_output
@@ -23,7 +24,7 @@ from .results import WriteSegmentations
 from .sampling import TumourCentredCropd, TumourVoxelsd
 from .scores import ScoreCases
 from .settings import recorded_settings
-from .split import recorded_split, require_cases, select_cases, split_cases
+from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
 from .stopping import EarlyStop, StopEarly
 from .version import __version__
 
@@ -37,6 +38,7 @@ __all__ = [
     "DecideLabelsd",
     "DiceBCELoss",
     "EarlyStop",
+    "EnsembleInferer",
     "EpochSeed",
     "Finding",
     "KeepFactsd",
@@ -61,6 +63,8 @@ __all__ = [
     "bundle_root",
     "check_settings",
     "find_cases",
+    "fold_cases",
+    "fold_checkpoints",
     "installed",
     "label_reader",
     "recorded_settings",
@@ -79,17 +83,3 @@ __all__ = [
 def bundle_root() -> str:
     """Folder of the bundle that this package lies in, whatever the working directory."""
     return str(Path(__file__).resolve().parents[1])
-
-
-def check_settings(fit: str, read: str) -> None:
-    """Refuse values that the config does not know.
-
-    Raises:
-        BundleError: naming the setting, what was given and what is possible.
-    """
-    if fit not in ("resize", "native"):
-        raise BundleError(f"fit is {fit!r}; expected resize or native.")
-    if read not in ("whole", "chunks"):
-        raise BundleError(f"read is {read!r}; expected whole or chunks.")
-    if read == "chunks" and fit != "native":
-        raise BundleError("read chunks goes with fit native: a resized volume has to be read whole.")

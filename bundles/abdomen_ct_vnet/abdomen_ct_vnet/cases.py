@@ -1,0 +1,379 @@
+"""Find and check the cases of an abdominal CT data set: `dataset_dir` is all a user has to give.
+
+A case is a plain dict, so that it can be hashed, cached and written as JSON:
+
+    case          name of the scan, unique within the data set
+    patient       name that all scans of one patient share; the case, unless a datalist says otherwise
+    image         list with the CT file
+    label         file of the segmentation, "" where there is none
+    label_parts   where the segmentation is a file for each organ (TotalSegmentator): those that the classes need;
+                  `label` is the first; `part_organs` names their organs
+    numbering     what the label's numbers mean: a name in `organs.NUMBERINGS`, or organ -> number
+    classes       class name -> organs, see `organs.organ_classes`
+    label_values  the numbers that results are written with, background first
+    subset        "training" or "validation" where a datalist says so, else ""
+
+These layouts are known, at any depth, with files that end on .nii or .nii.gz:
+
+    FLARE22           FLARE22_Tr_0001_0000 with FLARE22_Tr_0001 (in any folders; also FLARETs_..., FLARE21_...)
+    BTCV              img0001 with label0001
+    AMOS              amos_0001 in a folder images* with amos_0001 in a folder labels*
+    TotalSegmentator  <case>/ct with <case>/segmentations/<organ>
+    plain             a file in a folder images* with the file of the same name, or without its _0000, in a folder
+                      labels* beside it; the numbering has to be given
+    any               without label, and only where there is no image of the above: every 3-D file
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError, Finding
+from .headers import check_headers
+from .organs import Classes, check_organs, label_values, numbering_of, organ_classes, segmentation_file
+from .split import Case, doubled_cases
+
+UPSTREAM_ORGANS: Classes = {"liver": ["liver"], "kidneys": ["right kidney", "left kidney"], "spleen": ["spleen"]}
+"""The four classes of the write-up less background; which organs they are is this bundle's choice."""
+
+_VOLUME = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+_IMAGES = re.compile(r"^(images?|imgs?)(Tr|Ts|Va|Val)?$", re.IGNORECASE)
+_LABELS = re.compile(r"^(labels?|masks?)(Tr|Ts|Va|Val)?$", re.IGNORECASE)
+_RESULT = re.compile(r"_(seg|probabilities)$")
+_FLARE = re.compile(r"^(FLARE\w*?\d{4})(_0000)?$", re.IGNORECASE)
+_BTCV = re.compile(r"^(img|label)(\d{4})$")
+_AMOS = re.compile(r"^(amos_\d{4})(_0000)?$")
+_LAYOUTS = (
+    "FLARE22 (FLARE22_Tr_0001_0000, FLARE22_Tr_0001), BTCV (img0001, label0001), AMOS (imagesTr/amos_0001, "
+    "labelsTr/amos_0001), TotalSegmentator (<case>/ct, <case>/segmentations/<organ>) or images/<case>, labels/<case>; "
+    ".nii or .nii.gz"
+)
+_EXPECTED = {
+    "flare22": "<case>.nii.gz, as FLARE22_Tr_0001.nii.gz for FLARE22_Tr_0001_0000.nii.gz",
+    "btcv": "label<number>.nii.gz, as label0001.nii.gz for img0001.nii.gz",
+    "amos": "a file of the same name in a folder labels*",
+    "totalsegmentator": "segmentations/<organ>.nii.gz beside it",
+    "plain": "a file of the same name in a folder labels* beside that of the images",
+}
+
+
+def find_cases(
+    dataset_dir: str | os.PathLike | None,
+    datalist: str | os.PathLike | None = None,
+    labelled: bool = True,
+    numbering: str | Mapping[str, int] | None = None,
+    organs: Mapping[str, Sequence[str]] | Sequence[str] | str | None = None,
+    output_numbering: str | Mapping[str, int] = "flare22",
+) -> list[Case]:
+    """Cases of a data set in sorted order, after a check of all their headers (seconds for a thousand cases).
+
+    Args:
+        dataset_dir: folder searched to any depth for the layouts above; or one CT file. None (and no `datalist`): no
+            case, so that a pipeline can be built and inspected without data.
+        datalist: JSON in MONAI's form, used instead of a search: `{"training": [{"image": file, "label": file}],
+            "validation": [...]}`, paths relative to `dataset_dir` (to the JSON's own folder if that is not given). An
+            entry may have `case`, `patient`, `numbering`, `label_parts` and `part_organs`. What is listed under "test"
+            or "testing" is taken too when `labelled` is False.
+        labelled: whether every case must have a segmentation.
+        numbering: what the numbers of all label files mean: a name in `organs.NUMBERINGS`, or organ -> number. None: by
+            layout; labels of no known layout are refused then.
+        organs: the classes, see `organs.organ_classes`; None: liver, kidneys and spleen.
+        output_numbering: the numbering in which results are written; "dataset": that of the case's own layout.
+
+    Raises:
+        BundleError: all that is wrong with all cases at once: no cases, missing or doubled files, unreadable headers,
+            images that are not 3-D, grids that differ within a case, organs that a numbering lacks.
+    """
+    cases, findings = scan_cases(dataset_dir, datalist, labelled, numbering, organs, output_numbering)
+    if findings:
+        raise BundleError(
+            f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(str(f) for f in findings)
+        )
+    return cases
+
+
+def scan_cases(
+    dataset_dir: str | os.PathLike | None,
+    datalist: str | os.PathLike | None = None,
+    labelled: bool = True,
+    numbering: str | Mapping[str, int] | None = None,
+    organs: Mapping[str, Sequence[str]] | Sequence[str] | str | None = None,
+    output_numbering: str | Mapping[str, int] = "flare22",
+) -> tuple[list[Case], list[Finding]]:
+    """As `find_cases`, but with what is wrong beside the complete cases instead of an error.
+
+    Raises:
+        BundleError: if the folder holds no case at all, or an argument is wrong.
+    """
+    classes = organ_classes(UPSTREAM_ORGANS if organs is None else organs)
+    fixed = None if output_numbering == "dataset" else label_values(classes, output_numbering)
+    if numbering is not None:
+        numbering_of(numbering, "--numbering")
+    if not dataset_dir and not datalist:
+        return [], []
+    where = str(datalist or dataset_dir)
+    if datalist:
+        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled, classes)
+    else:
+        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled, classes)
+    if not cases and not findings:
+        raise BundleError(Finding(where, "no case", _LAYOUTS, "check the folder given as --dataset_dir"))
+    for case in cases:
+        if numbering is not None and not case.get("label_parts"):
+            case["numbering"] = dict(numbering) if isinstance(numbering, Mapping) else numbering
+        case["classes"] = classes
+        case["label_values"] = fixed or label_values(classes, case["numbering"] or "flare22")
+    cases.sort(key=lambda case: case["case"])
+    findings += doubled_cases(cases, where) + (_numbering_findings(cases, where) if labelled else [])
+    if not labelled:
+        cases = [{**case, "label": "", "label_parts": []} for case in cases]
+    wrong = check_headers(cases)
+    findings += [finding for found in wrong for finding in found]
+    return [case for case, found in zip(cases, wrong, strict=True) if not found], findings
+
+
+def _numbering_findings(cases: Sequence[Case], where: str) -> list[Finding]:
+    """Labels whose numbers nobody explained, and numberings without a wanted organ: one finding for each kind."""
+    untold = [case for case in cases if case["label"] and not case["numbering"]]
+    findings = []
+    if untold:
+        findings.append(
+            Finding(
+                where,
+                f"{len(untold)} label(s) whose numbering the file names do not tell, e.g. {untold[0]['label']}",
+                "to be told which organ each number is",
+                "give --numbering flare22, btcv, amos, totalsegmentator_v1 or totalsegmentator_v2, or organs with "
+                "their numbers: --numbering \"{'liver': 1, 'spleen': 2}\"",
+            )
+        )
+    seen: list[Any] = []
+    for case in cases:
+        if case["label"] and case["numbering"] and not case.get("label_parts") and case["numbering"] not in seen:
+            seen.append(case["numbering"])
+            findings += check_organs(case["classes"], numbering_of(case["numbering"], where), case["label"])
+    return findings
+
+
+# --- files and what their names say -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of a known layout.
+
+    Args:
+        path: the file.
+        layout: key of `_EXPECTED`.
+        key: what image and label of one case share.
+        case: its name.
+        is_label: segmentation or CT.
+    """
+
+    path: Path
+    layout: str
+    key: str
+    case: str
+    is_label: bool
+
+
+def _stem(path: Path) -> str:
+    return _VOLUME.sub("", path.name)
+
+
+def _file_of(path: Path) -> _File | None:
+    """The role of a file by its name and folder, None if no layout has it."""
+    stem, folder = _stem(path), path.parent
+    if folder.name == "segmentations":
+        return _File(path, "totalsegmentator", str(folder.parent), folder.parent.name, True)
+    if stem == "ct":
+        return _File(path, "totalsegmentator", str(folder), folder.name, False)
+    if match := _FLARE.match(stem):
+        return _File(path, "flare22", match[1], match[1], not match[2] and not _IMAGES.match(folder.name))
+    if match := _BTCV.match(stem):
+        return _File(path, "btcv", match[2], f"img{match[2]}", match[1] == "label")
+    if match := _AMOS.match(stem):
+        return _File(path, "amos", match[1], match[1], bool(_LABELS.match(folder.name)))
+    for pattern, is_label in ((_IMAGES, False), (_LABELS, True)):
+        if match := pattern.match(folder.name):
+            case = stem.removesuffix("_0000")
+            return _File(path, "plain", f"{folder.parent}/{match[2] or ''}/{case}", case, is_label)
+    return None
+
+
+def _walk(root: Path) -> list[Path]:
+    files: list[Path] = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [Path(folder, n) for n in sorted(names) if not n.startswith(".") and _VOLUME.search(n)]
+    return [path for path in files if not _RESULT.search(_stem(path))]
+
+
+def _from_folder(root: Path, labelled: bool, classes: Classes) -> tuple[list[Case], list[Finding]]:
+    if not root.exists():
+        raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
+    if root.is_file():
+        if not _VOLUME.search(root.name):
+            raise BundleError(Finding(str(root), "a file of another type", "a .nii or .nii.gz file", "give the CT"))
+        return _from_file(root, labelled, classes)
+    paths = _walk(root)
+    files = [file for path in paths if (file := _file_of(path))]
+    if not labelled and not any(not file.is_label for file in files):
+        return [_case(_stem(path), path) for path in paths if not _file_of(path)], []
+    return _pair(files, labelled, classes)
+
+
+def _from_file(path: Path, labelled: bool, classes: Classes) -> tuple[list[Case], list[Finding]]:
+    """The case of one CT; its label is sought where the layout has it."""
+    file = _file_of(path)
+    if not labelled:
+        return [_case(file.case if file else _stem(path), path)], []
+    root = path.parent.parent if _IMAGES.match(path.parent.name) else path.parent
+    near = [found for other in _walk(root) if (found := _file_of(other))]
+    mine = [other for other in near if file and (other.layout, other.key) == (file.layout, file.key)]
+    if not mine:
+        return [], [_without_label(path, f"one of the layouts {_LAYOUTS}")]
+    return _pair(mine, labelled, classes)
+
+
+def _pair(files: Sequence[_File], labelled: bool, classes: Classes) -> tuple[list[Case], list[Finding]]:
+    groups: dict[tuple[str, str], list[_File]] = {}
+    for file in files:
+        groups.setdefault((file.layout, file.key), []).append(file)
+    cases, findings = [], []
+    for (layout, _), group in sorted(groups.items()):
+        images = [file.path for file in group if not file.is_label]
+        labels = [file.path for file in group if file.is_label]
+        name = group[0].case
+        if not images:
+            if labelled:
+                findings.append(_without_image(labels[0], name))
+        elif len(images) > 1 or (len(labels) > 1 and layout != "totalsegmentator" and labelled):
+            several = images if len(images) > 1 else labels
+            findings.append(
+                Finding(
+                    str(several[0].parent),
+                    f"case {name} more than once: {', '.join(map(str, several))}",
+                    "one CT and one label for each case",
+                    "keep one of them, or name the files in a datalist: --datalist",
+                )
+            )
+        elif layout == "totalsegmentator":
+            parts = _parts(images[0].parent, labels, classes)
+            missing = [organ for organ, file in parts.items() if file is None]
+            if labelled and missing:
+                findings.append(_without_label(images[0], f"segmentations/{segmentation_file(missing[0])}.nii.gz"))
+            else:
+                found = {} if missing else parts
+                cases.append({**_case(name, images[0]), **_spread(found), "numbering": "totalsegmentator_v2"})
+        elif labels or not labelled:
+            known = "" if layout == "plain" else layout
+            cases.append(_case(name, images[0], labels[0] if labels else "", known))
+        else:
+            findings.append(_without_label(images[0], _EXPECTED[layout]))
+    return cases, findings
+
+
+def _parts(folder: Path, files: Sequence[Path], classes: Classes) -> dict[str, Path | None]:
+    """The file of each organ that the classes need."""
+    by_stem = {_stem(file): file for file in files if file.parent.parent == folder}
+    return {organ: by_stem.get(segmentation_file(organ)) for organs in classes.values() for organ in organs}
+
+
+def _spread(parts: Mapping[str, Path | None]) -> dict[str, Any]:
+    files = [str(file) for file in parts.values()]
+    return {"label": files[0] if files else "", "label_parts": files, "part_organs": list(parts) if files else []}
+
+
+# --- datalist ---------------------------------------------------------------------------------------------------------
+
+
+def _from_datalist(
+    path: Path, dataset_dir: str | os.PathLike | None, labelled: bool, classes: Classes
+) -> tuple[list[Case], list[Finding]]:
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f'a {type(content).__name__} instead of {{"training": [...], "validation": [...]}}')
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            Finding(str(path), f"cannot be read as JSON ({error})", "a MONAI datalist", "check --datalist")
+        ) from error
+    parts = {"training": "training", "validation": "validation"}
+    if not labelled:
+        parts.update({key: "" for key in content if key.startswith("test")})
+    base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
+    cases, findings = [], []
+    for part, subset in parts.items():
+        for position, item in enumerate(content.get(part) or []):
+            where = f"{path} ({part}[{position}])"
+            entry = item if isinstance(item, dict) else {"image": item}
+            try:
+                cases.append({**_listed(entry, base, where, labelled, classes), "subset": subset})
+            except BundleError as error:
+                findings += error.findings
+    return cases, findings
+
+
+def _listed(entry: Mapping[str, Any], base: Path, where: str, labelled: bool, classes: Classes) -> Case:
+    image = entry.get("image") or []
+    images = image if isinstance(image, list) else [image]
+    if len(images) != 1 or not isinstance(images[0], str):
+        raise BundleError(Finding(where, f"image: {entry.get('image')!r}", "one CT file", "mend the entry"))
+    parts, organs = entry.get("label_parts") or [], entry.get("part_organs") or []
+    label = entry.get("label") or (parts[0] if parts else "")
+    if labelled and not label:
+        raise BundleError(Finding(where, "no label", "a segmentation file", "add it to the entry"))
+    file = _file_of(base / images[0])
+    name = str(entry.get("case") or (file.case if file else _stem(Path(images[0]))))
+    case = _case(name, base / images[0], base / label if label else "")
+    case["patient"] = str(entry.get("patient") or name)
+    of_label = _file_of(base / label) if label else None
+    told = of_label.layout if of_label and of_label.layout not in ("plain", "totalsegmentator") else ""
+    case["numbering"] = entry.get("numbering") or told
+    if case["numbering"]:
+        numbering_of(case["numbering"], where)
+    if parts:
+        wanted = {organ: None for organs_ in classes.values() for organ in organs_}
+        files = dict(zip(organs, (base / part for part in parts), strict=False))
+        missing = [organ for organ in wanted if organ not in files]
+        if missing or len(organs) != len(parts):
+            found = (
+                f"no part for {', '.join(missing)}" if missing else "label_parts and part_organs of different length"
+            )
+            raise BundleError(Finding(where, found, "a file for each organ of the classes", "mend the entry"))
+        case |= _spread({organ: files[organ] for organ in wanted})
+    return case
+
+
+# --- cases and findings -----------------------------------------------------------------------------------------------
+
+
+def _case(name: str, image: Path, label: Path | str = "", numbering: str = "") -> Case:
+    return {
+        "case": name,
+        "patient": name,
+        "image": [str(image)],
+        "label": str(label),
+        "numbering": numbering,
+        "subset": "",
+    }
+
+
+def _without_label(image: Path, expected: str) -> Finding:
+    fix = "add the label, take the CT out of the folder, or name both in a datalist: --datalist"
+    return Finding(str(image), "a CT without a segmentation", expected, fix)
+
+
+def _without_image(label: Path, case: str) -> Finding:
+    return Finding(
+        str(label),
+        "a segmentation without its CT",
+        f"the CT of {case}",
+        "add the CT; results of an earlier run belong outside the data set folder",
+    )

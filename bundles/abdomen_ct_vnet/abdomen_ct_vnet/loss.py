@@ -1,0 +1,62 @@
+"""Weighted Dice and categorical focal loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.losses import DiceLoss, FocalLoss
+from torch.nn.modules.loss import _Loss
+
+
+class DiceFocalLoss(_Loss):
+    """Weighted mean of each class's Dice loss, plus categorical focal loss, both MONAI's, on one softmax.
+
+    Upstream's weights are of the Dice term alone; `weigh_focal` applies them to the focal term too. MONAI's own
+    `DiceFocalLoss` takes the focal part of a sigmoid and weighs both. The focal term is averaged over voxels and
+    summed over classes, as cross-entropy is.
+
+    Focal loss: Lin et al., 2017, https://arxiv.org/abs/1708.02002.
+
+    Args:
+        class_weights: of background and the classes, 0 or more each; they are divided by their sum, so that only their
+            ratios matter and the Dice term lies between 0 and 1.
+        gamma: 0 or more; how much voxels that are right already are turned down. 0 is cross-entropy.
+        focal: weight of the focal term beside the Dice term.
+        weigh_focal: weigh the focal term by class, too, by weights of mean 1.
+        smooth: voxels added to numerator and denominator of the Dice term.
+        batch: pool the Dice term's sums over the batch, since most patches lack some class.
+
+    Raises:
+        ValueError: for negative weights, or weights that are all 0.
+    """
+
+    def __init__(
+        self,
+        class_weights: Sequence[float] = (0.26, 22.53, 22.53, 26.21),
+        gamma: float = 2.0,
+        focal: float = 1.0,
+        weigh_focal: bool = False,
+        smooth: float = 1.0,
+        batch: bool = True,
+    ) -> None:
+        super().__init__()
+        weights = [float(w) for w in class_weights]
+        if min([*weights, focal, gamma]) < 0 or sum(weights) == 0:
+            raise ValueError(f"weights and gamma must be 0 or more, got {weights}, focal {focal}, gamma {gamma}.")
+        scale = len(weights) / sum(weights)  # to mean 1: MONAI averages over classes
+        weights = [scale * w for w in weights]
+        self.focal = float(focal)
+        self.dice_loss = DiceLoss(
+            softmax=True, to_onehot_y=True, smooth_nr=smooth, smooth_dr=smooth, batch=batch, weight=weights
+        )
+        self.focal_loss = FocalLoss(
+            to_onehot_y=True, use_softmax=True, gamma=gamma, weight=weights if weigh_focal else None
+        )
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss of logits BNHW[D] and class indices B1HW[D]."""
+        loss = self.dice_loss(input.float(), target)
+        if self.focal:
+            loss = loss + self.focal * input.shape[1] * self.focal_loss(input.float(), target)
+        return loss

@@ -1,0 +1,127 @@
+"""Residual V-Net of upstream's table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import Convolution, ResidualUnit
+from torch import nn
+
+
+class VNet(nn.Module):
+    """V-Net with 3x3x3 residual blocks of any widths, for volumes of any size.
+
+    Upstream's table: 16, 32, 64 and 128 filters, residual convolution blocks, dropout, a decoder of transposed
+    convolutions whose output is concatenated with the encoder's features of that resolution, softmax. No network of
+    MONAI is that: its `VNet` has a fifth level of 256 filters and other blocks, and its `UNet` has no features at full
+    resolution and concatenates before it upsamples. So the blocks are MONAI's (`ResidualUnit`: two convolutions,
+    instance norm, dropout, PReLU; `Convolution`), put together here. The softmax is the loss's and the
+    postprocessing's. A volume whose size does not divide by 2 for each width but the last is padded at its far ends by
+    repeating its border, and cut back; an exported network takes sizes that divide alone.
+
+    Milletari et al., V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation, 2016,
+    https://arxiv.org/abs/1606.04797.
+
+    Args:
+        in_channels: image channels.
+        out_channels: classes, background among them.
+        channels: widths from full resolution to the bottleneck, two or more.
+        dropout: in every block, while training; 0 to below 1.
+
+    Raises:
+        ValueError: for widths or a dropout that make no network.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 4,
+        channels: Sequence[int] = (16, 32, 64, 128),
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        widths = [int(n) for n in channels]
+        if len(widths) < 2 or min(widths) < 1:
+            raise ValueError(f"channels must be two or more positive widths, got {widths}.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be from 0 to below 1, got {dropout}.")
+        self.in_channels = int(in_channels)
+        self.channels = widths
+        self.stride = 2 ** (len(widths) - 1)
+        self.encoder = nn.ModuleList(
+            ResidualUnit(3, into, out, subunits=2, dropout=dropout)
+            for into, out in zip([in_channels, *widths[1:]], widths, strict=True)
+        )
+        self.down = nn.ModuleList(
+            Convolution(3, into, out, strides=2, kernel_size=2, padding=0) for into, out in pairwise(widths)
+        )
+        self.up = nn.ModuleList(
+            Convolution(3, into, out, strides=2, kernel_size=2, padding=0, is_transposed=True, output_padding=0)
+            for out, into in reversed(list(pairwise(widths)))
+        )
+        self.decoder = nn.ModuleList(
+            ResidualUnit(3, 2 * out, out, subunits=2, dropout=dropout) for out in reversed(widths[:-1])
+        )
+        self.head = nn.Conv3d(widths[0], out_channels, kernel_size=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Logits of `x`: B x out_channels x HWD for B x in_channels x HWD.
+
+        Raises:
+            ValueError: if `x` has another number of axes or channels.
+        """
+        if torch.jit.is_tracing():  # sizes are tensors then
+            return self._forward(x)
+        if x.ndim != 5 or x.shape[1] != self.in_channels:
+            raise ValueError(
+                f"the network takes volumes in a batch, of {self.in_channels} channel(s), got shape {tuple(x.shape)}."
+            )
+        size = x.shape[2:]
+        lacking = [-int(n) % self.stride for n in size]
+        if not any(lacking):
+            return self._forward(x)
+        x = F.pad(x, [side for n in reversed(lacking) for side in (0, n)], mode="replicate")
+        return self._forward(x)[:, :, : size[0], : size[1], : size[2]]
+
+    def inference_bytes(self, shape: tuple[int, ...]) -> int:
+        """Estimate of the memory that one forward pass without gradients takes, in bytes, in single precision.
+
+        The peak is at full resolution in the decoder: the concatenation (2 widths), its residual (1), a convolution's
+        output, norm and working copy (4), beside input and logits.
+
+        Args:
+            shape: HWD of the input, in voxels.
+        """
+        voxels = 1
+        for n in shape:
+            voxels *= int(n) + -int(n) % self.stride
+        return 4 * voxels * (8 * self.channels[0] + self.head.out_channels + 2 * self.in_channels)
+
+    @staticmethod
+    def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, str]:
+        """What a state dict belongs to and the settings that give it; ("", "") for another network."""
+        if "encoder.0.conv.unit0.conv.weight" not in state or "head.weight" not in state:
+            return "", ""
+        widths: list[int] = []
+        while (key := f"encoder.{len(widths)}.conv.unit0.conv.weight") in state:
+            widths.append(int(state[key].shape[0]))
+        written = f"[{','.join(map(str, widths))}]"
+        classes = int(state["head.weight"].shape[0])
+        return (
+            f"a V-Net of channels {written} for {classes - 1} organ class(es)",
+            f'--channels "{written}" and --organs with {classes - 1} class(es)',
+        )
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
+        skips = []
+        for level, block in enumerate(self.encoder):
+            x = block(x)
+            if level < len(self.down):
+                skips.append(x)
+                x = self.down[level](x)
+        for up, block in zip(self.up, self.decoder, strict=True):
+            x = block(torch.cat([skips.pop(), up(x)], dim=1))
+        return self.head(x)

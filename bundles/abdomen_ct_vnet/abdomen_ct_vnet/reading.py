@@ -1,0 +1,200 @@
+"""Decode the files of a case once, and check every voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from nibabel.affines import apply_affine
+
+from .cases import find_cases
+from .errors import BundleError, Finding
+from .nifti import check_voxels, read_affine, read_array
+from .organs import Classes, numbering_of, to_classes
+from .served import is_served, load_served
+from .split import Case
+
+_FAT_HU = -30.0  # every CT of a body has fat, lung or air below this
+_LEAST_FAT = 0.005  # of the voxels
+_LEAST_RANGE_HU = 200.0  # between the 0.5 and the 99.5 % percentile
+_SAMPLE = 500_000  # voxels that are looked at for these
+
+# organs that lie on one side of others in everybody: axis in RAS+, the organs with the larger coordinate, the others
+_SIDES = (
+    (0, "right", ("liver", "right kidney", "gallbladder"), ("spleen", "left kidney")),
+    (1, "in front", ("liver", "stomach", "gallbladder"), ("right kidney", "left kidney", "kidneys")),
+    (2, "above", ("liver", "spleen"), ("right kidney", "left kidney", "kidneys")),
+)
+
+_KIDNEYS = {"right kidney", "left kidney"}
+
+
+def read_label(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """The segmentation of a case as class indices on its own grid, with its affine.
+
+    Args:
+        case: as `cases.find_cases` gives it.
+
+    Returns:
+        HWD uint8, and the 4x4 affine (mm).
+
+    Raises:
+        BundleError: for numbers that the numbering does not have, and where parts of a label are of different grids or
+            hold other values than 0 and 1.
+    """
+    file = case["label"]
+    if case.get("label_parts"):
+        return _merged(case), read_affine(file)
+    return to_classes(_volume(file), numbering_of(case["numbering"], file), case["classes"], file), read_affine(file)
+
+
+class LoadCased(Transform):
+    """Decode and check one case (`cases.Case`): the only place where the bundle reads voxels of a CT or its label.
+
+    The output holds `image` (1xHWD float32 `MetaTensor`, HU), `label` (1xHWD uint8 `MetaTensor`, class indices, only if
+    `with_label`), and for those who write or score: `case`, `source` (the CT file), `label_file` ("" if none),
+    `label_values`, `native_affine` (4x4) and `native_shape` (3).
+
+    Args:
+        with_label: whether to decode the segmentation too.
+        check_orientation: refuse a case whose organs lie on the wrong side of each other by its affine (liver left of
+            the spleen, kidneys in front of the liver or above it), which a flipped axis gives; False for situs
+            inversus.
+
+    Raises:
+        BundleError: for a file that is not whole, a NaN or infinite voxel, intensities that are not in HU, an unknown
+            number in the label, a flipped axis; all findings of the case at once.
+    """
+
+    def __init__(self, with_label: bool = True, check_orientation: bool = True) -> None:
+        self.with_label = with_label
+        self.check_orientation = check_orientation
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Decode `data`, one case as `cases.find_cases` gives it, or one that a server names by a path."""
+        if is_served(data):
+            return load_served(self, find_cases, data)
+        findings: list[Finding] = []
+        case = {str(key): value for key, value in data.items()}
+        (file,) = case["image"]
+        image, label = None, None
+        try:
+            image = _volume(file)
+            findings += check_voxels(file, image) or check_hu(file, image)
+        except BundleError as error:
+            findings += error.findings
+        if self.with_label:
+            try:
+                label, affine = read_label(case)
+                if self.check_orientation:
+                    findings += check_sides(label, affine, case["classes"], case["label"])
+            except BundleError as error:
+                findings += error.findings
+        if findings:
+            raise BundleError(findings)
+        assert image is not None
+        native_affine = torch.from_numpy(read_affine(file))
+        voxels: np.ndarray = np.empty(image.shape, np.float32)
+        voxels[...] = image  # in the machine's own byte order, in one pass
+        result: dict[Hashable, Any] = {
+            "image": MetaTensor(torch.from_numpy(voxels)[None], affine=native_affine),
+            "case": case["case"],
+            "source": file,
+            "label_file": case["label"],
+            "label_values": torch.tensor([int(v) for v in case["label_values"]]),
+            "native_affine": native_affine,
+            "native_shape": torch.tensor(image.shape),
+        }
+        if label is not None:
+            result["label"] = MetaTensor(torch.from_numpy(label)[None], affine=native_affine)
+        return result
+
+
+def check_hu(file: str, image: np.ndarray) -> list[Finding]:
+    """A finding if intensities cannot be Hounsfield units: MRI, windowed or normalised images, a lost intercept."""
+    sample = image.ravel()[:: max(image.size // _SAMPLE, 1)]
+    low, high = (float(v) for v in np.percentile(sample, [0.5, 99.5]))
+    fat = float((sample < _FAT_HU).mean())
+    if fat >= _LEAST_FAT and high - low >= _LEAST_RANGE_HU:
+        return []
+    found = f"intensities from {low:g} to {high:g} (0.5 to 99.5 %), {fat:.1%} of the voxels below {_FAT_HU:g}"
+    fix = "give the CT itself; an MRI, or an image that was windowed or normalised, cannot be used"
+    if low >= 0 and high > 800:
+        fix = "if it is a CT that lost its intercept, subtract 1024 (the DICOM header has it); an MRI cannot be used"
+    return [Finding(file, found, "a CT in Hounsfield units: air about -1000, fat about -100, bone above 300", fix)]
+
+
+def check_sides(label: np.ndarray, affine: np.ndarray, classes: Classes, file: str) -> list[Finding]:
+    """Findings for axes along which the organs lie the wrong way round, by their centres of mass.
+
+    Args:
+        label: class indices, HWD.
+        affine: 4x4, voxel to mm, RAS+.
+        classes: what the indices mean; those of one organ, and the kidneys taken together, are looked at.
+        file: name for the messages.
+    """
+    wanted = {name for _, _, first, second in _SIDES for name in (*first, *second)}
+    centres: dict[str, np.ndarray] = {}
+    for index, organs in enumerate(classes.values(), 1):
+        name = "kidneys" if set(organs) == _KIDNEYS else organs[0] if len(organs) == 1 else ""
+        if name in wanted:
+            # the mean over each axis' profile costs a third of listing the voxels
+            mask = label == index
+            profiles = [mask.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+            if profiles[0].sum():
+                centre = [float((p * np.arange(len(p))).sum() / p.sum()) for p in profiles]
+                centres[name] = np.asarray(apply_affine(affine, centre))
+    findings = []
+    for axis, word, first, second in _SIDES:
+        offsets = [
+            (centres[a][axis] - centres[b][axis], a, b) for a in first for b in second if a in centres and b in centres
+        ]
+        if offsets and all(mm < 0 for mm, _, _ in offsets):
+            mm, a, b = min(offsets)
+            findings.append(
+                Finding(
+                    file,
+                    f"{a} lies {-mm:.0f} mm on the other side of {b}, by the file's affine",
+                    f"{a} {'to the ' if word == 'right' else ''}{word} of {b}",
+                    "an axis is flipped, or left and right are exchanged: mend the affine or the voxels of CT and "
+                    "label; for mirrored anatomy (situs inversus) give --check_orientation False",
+                )
+            )
+    return findings
+
+
+def _merged(case: Case) -> np.ndarray:
+    index = {organ: i for i, organs in enumerate(case["classes"].values(), 1) for organ in organs}
+    merged: np.ndarray | None = None
+    for organ, file in zip(case["part_organs"], case["label_parts"], strict=True):
+        part = _volume(file)
+        if merged is None:
+            merged = np.zeros(part.shape, np.uint8)
+        values = np.unique(part)
+        if part.shape != merged.shape or not np.isin(values, (0, 1)).all():
+            found = f"shape {part.shape}" if part.shape != merged.shape else f"the values {values[:8].tolist()}"
+            raise BundleError(
+                Finding(file, found, f"a mask of 0 and 1 on a grid of {merged.shape}", "give the organ's own mask")
+            )
+        merged[part > 0] = index[organ]
+    assert merged is not None
+    return merged
+
+
+def _volume(file: str) -> np.ndarray:
+    """Voxels of a 3-D file, or of a 4-D one that has one frame.
+
+    Raises:
+        BundleError: if the file is not whole or has more frames.
+    """
+    array = read_array(file)
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        shape = "x".join(map(str, array.shape))
+        raise BundleError(Finding(file, f"an image of shape {shape}", "a 3-D volume", "give one frame of it"))
+    return array

@@ -1,0 +1,372 @@
+"""Find and check the cases of a folder of HDF5 files: one file per patient, or one file per slice.
+
+A case is a plain dict, so that it can be hashed, cached and written as JSON:
+
+    case          name of the scan: the file's, without its ending, or that of the volume whose slices these are
+    patient       name that all scans of one patient share
+    layout        "file" or "slices"
+    image         the files: one, or all slices in order
+    image_key     dataset of the image, and `image_axis`, its channel axis
+    channels      which channel holds T1, T1ce, T2, FLAIR
+    label         file of the mask (of slices: the first), "" where there is none
+    mask_key      dataset of the mask; `mask_axis`, its channel axis (None: integers); `mask_channels`, their names
+    label_values  values of background, NCR, ED, ET in an integer mask, and in the masks that inference writes
+    subset        "training" or "validation" where a datalist says so, else ""
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import BundleError, Finding
+from .hdf5 import affine_in, open_h5
+from .layout import LayoutError, channels_named, layout_of, mask_names, tell_mask_channels
+from .patients import patient_of
+from .reading import read_mask
+from .split import Case, doubled_cases
+
+_ENDING = re.compile(r"\.(h5|hdf5)$", re.IGNORECASE)
+_SLICE = re.compile(r"^(?P<case>.+)_slice_(?P<slice>\d+)\.(h5|hdf5)$", re.IGNORECASE)
+_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+
+_SLICE_ORDER = ("t1", "t1ce", "t2", "flair")  # as the slice-wise export of BraTS 2020 is documented by those who use it
+_BRATS_GRID, _BRATS_SLICES = (240, 240), 155
+_LABELS = [0, 1, 2, 4]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a user says about the files; None: found out. See `find_cases`."""
+
+    image_key: str | None = None
+    mask_key: str | None = None
+    channel_order: Sequence[str] | str | None = None
+    mask_channels: Sequence[str] | str | None = None
+    et_label: int | None = None
+
+
+def find_cases(
+    dataset_dir: str | os.PathLike | None,
+    datalist: str | os.PathLike | None = None,
+    labelled: bool = True,
+    image_key: str | None = None,
+    mask_key: str | None = None,
+    channel_order: Sequence[str] | str | None = None,
+    mask_channels: Sequence[str] | str | None = None,
+    et_label: int | None = None,
+    patch_size: Sequence[int] | None = None,
+) -> list[Case]:
+    """Cases of a data set in sorted order, after a check of their files' headers.
+
+    Args:
+        dataset_dir: folder searched to any depth for `.h5` and `.hdf5`; or one file. Files named
+            `<volume>_slice_<k>.h5` are the slices of one case; a gap among them is refused. None (and no `datalist`):
+            no case, so that a pipeline can be built and inspected without data.
+        datalist: JSON in MONAI's form, used instead of a search: `{"training": [{"image": file}], "validation":
+            [...]}`, paths relative to `dataset_dir` (to the JSON's own folder if that is not given). What is listed
+            under "test" or "testing" is taken too when `labelled` is False.
+        labelled: whether every case must have a mask.
+        image_key: dataset of the image; None: found by its usual names, or as the only one of that shape.
+        mask_key: dataset of the mask, likewise.
+        channel_order: names of the image's channels in their order, e.g. [flair, t1, t1ce, t2]. None: as the attribute
+            `modalities` of the file says; of slices T1, T1Gd, T2, FLAIR, with a notice; otherwise it is asked for.
+        mask_channels: what the channels of a mask are: "classes" (NCR, ED, ET), "regions" (WT, TC, ET), or their names
+            in order. None: told from the masks, where classes do not overlap and regions nest.
+        et_label: value of enhancing tumour in integer masks and in what inference writes, 3 or 4. None: as the file's
+            attribute or its mask says, else 4.
+        patch_size: voxels; refused if it is larger than a volume. None: not checked.
+
+    Raises:
+        BundleError: all that is wrong with all cases at once, each with file, found, expected and what to do.
+    """
+    cases, findings = scan_cases(
+        dataset_dir, datalist, labelled, image_key, mask_key, channel_order, mask_channels, et_label, patch_size
+    )
+    if findings:
+        raise BundleError(
+            f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(str(f) for f in findings)
+        )
+    return cases
+
+
+def scan_cases(
+    dataset_dir: str | os.PathLike | None,
+    datalist: str | os.PathLike | None = None,
+    labelled: bool = True,
+    image_key: str | None = None,
+    mask_key: str | None = None,
+    channel_order: Sequence[str] | str | None = None,
+    mask_channels: Sequence[str] | str | None = None,
+    et_label: int | None = None,
+    patch_size: Sequence[int] | None = None,
+) -> tuple[list[Case], list[Finding]]:
+    """As `find_cases`, but with what is wrong beside the complete cases instead of an error.
+
+    Raises:
+        BundleError: if the folder holds no HDF5 file at all, or an argument is wrong.
+    """
+    if not dataset_dir and not datalist:
+        return [], []
+    if et_label not in (None, 3, 4):
+        raise BundleError(f"et_label is {et_label!r}; expected 3, 4 or null (detect it).")
+    if isinstance(channel_order, str):
+        channel_order = channel_order.strip("[]() ").split(",")
+    if channel_order is not None:
+        channels_named([name.strip() for name in map(str, channel_order)])
+    said = Reading(image_key, mask_key, channel_order, mask_channels, et_label)
+    if datalist:
+        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled)
+    else:
+        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser())
+    cases.sort(key=lambda case: case["case"])
+    findings += doubled_cases(cases, str(datalist or dataset_dir))
+    complete = []
+    for case in cases:
+        found = _inspect(case, said, labelled, patch_size)
+        findings += found
+        complete += [] if found else [case]
+    findings += _missing_slices(complete)
+    if any(case.pop("assumed", False) for case in complete):
+        _log.warning(
+            "slices name no modalities: their channels are taken as T1, T1Gd, T2, FLAIR, as this export is documented; "
+            "if yours differ, give --channel_order"
+        )
+    incomplete = {finding.file for finding in findings}
+    complete = [case for case in complete if case["image"][0] not in incomplete]
+    findings += _tell_masks(complete, said, labelled)
+    _tell_et_label(complete, said)
+    return complete, findings
+
+
+def _from_folder(root: Path) -> tuple[list[Case], list[Finding]]:
+    if not root.exists():
+        raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
+    only = None
+    if root.is_file():
+        named = _SLICE.match(root.name)
+        if named is None:
+            return [_case(_ENDING.sub("", root.name), [root])], []
+        only, root = named["case"], root.parent
+    cases, nifti = [], 0
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        slices: dict[str, list[tuple[int, Path]]] = {}
+        for name in sorted(f for f in files if not f.startswith(".")):
+            nifti += bool(_NIFTI.search(name))
+            named = _SLICE.match(name)
+            if named is not None:
+                if only in (None, named["case"]):
+                    slices.setdefault(named["case"], []).append((int(named["slice"]), Path(folder, name)))
+            elif _ENDING.search(name) and only is None:
+                cases.append(_case(_ENDING.sub("", name), [Path(folder, name)]))
+        for name, parts in slices.items():
+            cases.append({**_case(name, [file for _, file in sorted(parts)]), "layout": "slices"})
+    if not cases:
+        found = f"no HDF5 file, but {nifti} NIfTI file(s)" if nifti else "no HDF5 file"
+        fix = "check --dataset_dir"
+        if nifti:
+            fix += ", or convert them: python -m tools convert h5 --from THIS_FOLDER --to ANOTHER"
+        raise BundleError(Finding(str(root), found, "files that end on .h5 or .hdf5", fix))
+    return cases, []
+
+
+def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Case], list[Finding]]:
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f'a {type(content).__name__} instead of {{"training": [...], "validation": [...]}}')
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            Finding(str(path), f"cannot be read as JSON ({error})", "a MONAI datalist", "check --datalist")
+        ) from error
+    parts = {"training": "training", "validation": "validation"}
+    if not labelled:
+        parts.update({key: "" for key in content if key.startswith("test")})
+    base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
+    cases: list[Case] = []
+    findings = []
+    for part, subset in parts.items():
+        for position, item in enumerate(content.get(part) or []):
+            entry = item if isinstance(item, dict) else {"image": item}
+            images = entry.get("image")
+            images = images if isinstance(images, list) else [images]
+            if not images or not all(isinstance(image, str) and image for image in images):
+                where = f"{path} ({part}[{position}])"
+                found = f"image: {entry.get('image')!r}"
+                findings.append(Finding(where, found, "an HDF5 file, or all slices of a volume", "mend the entry"))
+                continue
+            files = [base / image for image in images]
+            named = _SLICE.match(files[0].name)
+            if named is not None and len(files) == 1:  # one slice stands for its volume
+                found_cases, _ = _from_folder(files[0]) if files[0].exists() else ([_case(named["case"], files)], [])
+                files = [Path(file) for file in found_cases[0]["image"]]
+            name = str(entry.get("case") or (named["case"] if named else _ENDING.sub("", files[0].name)))
+            case = {**_case(name, files), "layout": "slices" if named else "file", "subset": subset}
+            case["patient"] = str(entry.get("patient") or case["patient"])
+            # what an earlier start found out or was told, unless it is told otherwise now
+            case["recorded"] = {
+                key: entry[key] for key in ("channels", "mask_channels", "label_values") if key in entry
+            }
+            cases.append(case)
+    if not cases and not findings:
+        raise BundleError(Finding(str(path), "no case", "entries under training or validation", "check --datalist"))
+    return cases, findings
+
+
+def _case(name: str, files: Sequence[Path]) -> Case:
+    return {
+        "case": name,
+        "patient": patient_of(name),
+        "layout": "file",
+        "image": [str(file) for file in files],
+        "label": "",
+        "label_values": list(_LABELS),
+        "subset": "",
+    }
+
+
+def _inspect(case: Case, said: Reading, labelled: bool, patch_size: Sequence[int] | None) -> list[Finding]:
+    """Complete a case by what its first file shows."""
+    path, recorded = case["image"][0], case.pop("recorded", {})
+    slices = case["layout"] == "slices"
+    try:
+        with open_h5(path) as file:
+            layout = layout_of(file, 2 if slices else 3, said.image_key, said.mask_key, labelled)
+        affine_in(path, layout.image_key)
+    except LayoutError as error:
+        return [Finding(path, *error.parts)]
+    except BundleError as error:
+        return error.findings
+    except ValueError as error:  # an attribute that contradicts the mask
+        return [Finding(path, str(error), "names that fit the mask", "mend the attribute mask_channels")]
+    channels = layout.channels or recorded.get("channels")
+    if said.channel_order is not None:
+        channels = channels_named(said.channel_order)
+    if channels is None and slices:
+        channels, case["assumed"] = channels_named(_SLICE_ORDER), True
+    if channels is None:
+        found = f"4 channels in {layout.image_key}, and nothing that says which is T1, T1ce, T2 and FLAIR"
+        fix = 'give their names in the order of the channels, e.g. --channel_order "[t1,t1ce,t2,flair]"'
+        return [Finding(path, found, "an attribute modalities with the four names, or --channel_order", fix)]
+    grid = (*layout.shape, len(case["image"])) if slices else layout.shape
+    if min(grid) < 2:
+        return [
+            Finding(path, f"a grid of {_by(grid)}", "a volume", "give the whole volume: slices cannot be segmented")
+        ]
+    if patch_size is not None and any(p > n for p, n in zip(patch_size, grid, strict=True)):
+        found, expected = f"a volume of {_by(grid)} voxels", f"at least patch_size {_by(patch_size)}"
+        return [Finding(path, found, expected, 'give a smaller patch, e.g. --patch_size "[64,64,64]"')]
+    case.update(
+        image_key=layout.image_key,
+        image_axis=layout.image_axis,
+        channels=[int(c) for c in channels],
+        mask_key=layout.mask_key,
+        mask_axis=layout.mask_axis if layout.mask_count else None,
+        mask_channels=layout.mask_channels or recorded.get("mask_channels"),
+        label=path if layout.mask_key else "",
+        told=layout.label_values or recorded.get("label_values"),
+        grid=list(layout.shape),
+        mask_count=layout.mask_count,
+    )
+    return []
+
+
+def _missing_slices(cases: Sequence[Case]) -> list[Finding]:
+    volumes = [case for case in cases if case["layout"] == "slices"]
+    numbers = {case["case"]: [_number(file) for file in case["image"]] for case in volumes}
+    usual = Counter(max(found) + 1 for found in numbers.values()).most_common(1)
+    findings = []
+    for case in volumes:
+        count = _BRATS_SLICES if tuple(case["grid"]) == _BRATS_GRID else usual[0][0]
+        found = numbers[case["case"]]
+        missing = sorted(set(range(max(count, max(found) + 1))) - set(found))
+        if missing or len(set(found)) < len(found):
+            what = f"{len(found)} slices of {case['case']}, without {_listed(missing)}" if missing else "a slice twice"
+            fix = "export or download the missing files, or take the volume out of the folder"
+            findings.append(Finding(case["image"][0], what, f"slices 0 to {max(count, max(found) + 1) - 1}", fix))
+    return findings
+
+
+def _tell_masks(cases: Sequence[Case], said: Reading, labelled: bool) -> list[Finding]:
+    """Give masks with channels their meaning: forced, else as the file said, else as the first mask that tells it."""
+    findings: list[Finding] = []
+    for count in sorted({case["mask_count"] for case in cases} - {0, 1}):
+        group = [case for case in cases if case["mask_count"] == count]
+        if said.mask_channels is not None:
+            try:
+                forced = mask_names(said.mask_channels, count)
+            except ValueError as error:
+                raise BundleError(str(error)) from error
+            for case in group:
+                case["mask_channels"] = forced
+        open_ones = [case for case in group if case["mask_channels"] is None]
+        told = _told_by(open_ones)
+        for case in open_ones:
+            case["mask_channels"] = told
+        if open_ones and told is not None:
+            _log.info("the channels of %s are taken as %s", open_ones[0]["mask_key"], ", ".join(told))
+        if open_ones and told is None and labelled:
+            found = f"{count} channels in {open_ones[0]['mask_key']}, which neither overlap nor nest so that they tell"
+            fix = "say what they are: --mask_channels classes (NCR, ED, ET), regions (WT, TC, ET), or their names"
+            findings.append(Finding(open_ones[0]["label"], found, "classes or regions", fix))
+    return findings
+
+
+def _told_by(cases: Sequence[Case]) -> list[str] | None:
+    for case in cases:
+        try:
+            told = tell_mask_channels(read_mask(case))
+        except BundleError:  # named, with everything else, when the case is decoded
+            continue
+        if told is not None:
+            return told
+    return None
+
+
+def _tell_et_label(cases: Sequence[Case], said: Reading) -> None:
+    """Value of enhancing tumour: forced, else as the file says, else as the integer masks show; then tidy the cases."""
+    open_ones = [case for case in cases if case["told"] is None and case["mask_count"] < 2 and case["label"]]
+    value = said.et_label or _seen_et_label(open_ones) or _LABELS[3]
+    for case in cases:
+        values = case.pop("told") or [*_LABELS[:3], value]
+        case["label_values"] = [*values[:3], said.et_label or values[3]]
+        if case["mask_count"] == 1:
+            case["mask_channels"] = None
+        del case["mask_count"], case["grid"]
+
+
+def _seen_et_label(cases: Sequence[Case]) -> int | None:
+    """3 or 4, whichever the first mask with one of them holds; a case with both is refused when it is decoded."""
+    for case in cases:
+        try:
+            seen = {3, 4} & set(np.unique(read_mask(case)).tolist())
+        except BundleError:
+            continue
+        if len(seen) == 1:
+            return int(seen.pop())
+    return None
+
+
+def _number(file: str) -> int:
+    named: Mapping[str, str] | re.Match[str] | None = _SLICE.match(Path(file).name)
+    return int(named["slice"]) if named is not None else 0
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    text = ", ".join(map(str, numbers[:8]))
+    return f"slice {text}" + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(str(int(n)) for n in shape)

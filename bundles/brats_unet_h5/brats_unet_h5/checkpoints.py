@@ -1,0 +1,346 @@
+"""Checkpoints that are written whole, resume a run exactly, and say what is wrong when they do not fit."""
+
+# One of the modules that every bundle carries: edit it in tools/vendored/, then `make sync`.
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from .errors import BundleError, Finding
+from .files import write_result
+from .settings import recorded_settings, write_settings
+from .split import write_datalist
+
+_log = logging.getLogger(__name__)
+_PARTS = ("model", "optimizer", "lr_scheduler", "trainer", "scaler", "best")  # of every last.pt
+
+
+def require_new_run(ckpt_dir: str, overwrite: bool = False) -> None:
+    """Refuse to start a run where another one has been: its files are hours of work.
+
+    Args:
+        ckpt_dir: of the new run.
+        overwrite: replace the earlier run, or (resume.yaml) go on with it.
+
+    Raises:
+        BundleError: if the folder holds a `last.pt` and `overwrite` is False.
+    """
+    last = Path(ckpt_dir, "last.pt")
+    if last.is_file() and not overwrite:
+        raise BundleError(
+            Finding(
+                str(last),
+                "an earlier run",
+                "a folder without one",
+                "go on with it (add configs/resume.yaml to --config_file), set --ckpt_dir to another folder, or "
+                "replace it with --overwrite True",
+            )
+        )
+
+
+class SaveCheckpoints:
+    """MONAI handler: after each epoch the state of the run, and the network whenever it is the best so far.
+
+    `last.pt` holds model, optimizer, schedule, trainer (epoch and iteration), AMP scaler and the best score, enough to
+    continue as if the run had not stopped: the random state is a function of seed, epoch and index (see
+    `dataset.PatchDataset`). `model.pt` is the state dict of the network with the best score, as MONAI expects it.
+    Attach it after the handlers that step the schedule and validate. Written by rank 0 alone.
+
+    Args:
+        ckpt_dir: folder, made if missing.
+        network: without its distributed wrapper.
+        optimizer: of the network.
+        lr_scheduler: of the optimizer.
+        validator: evaluator whose `state.best_metric` decides; None: `model.pt` is the newest network.
+        also: further objects whose `state_dict()` of plain values belongs to the run, by the name to save them under,
+            e.g. the counter of an early stopping.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        validator: Engine | None = None,
+        also: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.also = _named_apart(also)
+        self.ckpt_dir = Path(ckpt_dir)
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.validator = validator
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the files of this epoch.
+
+        Raises:
+            BundleError: if they cannot be written; the files of the epoch before are intact then.
+        """
+        if idist.get_rank() != 0:
+            return
+        best: Any = self.validator.state if self.validator is not None else None
+        if best is None or best.best_metric_epoch in (-1, engine.state.epoch):  # -1: not validated yet
+            self._save("model.pt", self.network.state_dict())
+        scaler = getattr(engine, "scaler", None)
+        self._save(
+            "last.pt",
+            {
+                "model": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "lr_scheduler": self.lr_scheduler.state_dict(),
+                "trainer": {
+                    "epoch": int(engine.state.epoch),
+                    "iteration": int(engine.state.iteration),
+                    "epoch_length": int(engine.state.epoch_length or 0),
+                    "max_epochs": int(engine.state.max_epochs or 0),
+                },
+                "scaler": scaler.state_dict() if scaler is not None else {},
+                "best": {"metric": float(best.best_metric), "epoch": int(best.best_metric_epoch)} if best else {},
+                **{name: part.state_dict() for name, part in self.also.items()},
+            },
+        )
+
+    def _save(self, name: str, content: Mapping[str, Any]) -> None:
+        write_result(self.ckpt_dir / name, lambda file: torch.save(content, file), "ckpt_dir")
+
+
+class RecordRun:
+    """MONAI handler: write `datalist.json` (the split) and `settings.json` beside the checkpoints when a run starts.
+
+    Before its first epoch, that is after `ResumeRun` has accepted it. Written by rank 0 alone.
+
+    Args:
+        ckpt_dir: folder, made if missing.
+        split: as `split.split_cases` returns it.
+        settings: what inference has to do as training did.
+    """
+
+    def __init__(self, ckpt_dir: str, split: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        self.ckpt_dir = ckpt_dir
+        self.split = split
+        self.settings = settings
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the two files; raises `BundleError` if that is not possible."""
+        if self.split:
+            write_datalist(self.split, str(Path(self.ckpt_dir, "datalist.json")), idist.get_rank())
+            write_settings(self.settings, self.ckpt_dir, idist.get_rank())
+        self.split = {}  # once is enough
+
+
+class ResumeRun:
+    """MONAI handler: continue the run that `SaveCheckpoints` wrote, from the epoch after the saved one.
+
+    Args:
+        path: `last.pt`.
+        network: as in `SaveCheckpoints`.
+        optimizer: as in `SaveCheckpoints`.
+        lr_scheduler: as in `SaveCheckpoints`.
+        validator: as in `SaveCheckpoints`.
+        settings: as in `RecordRun`; compared with what the run recorded.
+        also: as in `SaveCheckpoints`; one that the file does not have (it is of an earlier version) starts anew.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        validator: Engine | None = None,
+        settings: Mapping[str, Any] | None = None,
+        also: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.also = _named_apart(also)
+        self.path = path
+        self.settings = settings
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.validator = validator
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load everything.
+
+        Raises:
+            BundleError: if the file is missing, damaged, no checkpoint of a run, or of another network, or if it
+                is already at the last epoch, or was made with another number of epochs or of iterations per epoch.
+        """
+        saved = read_checkpoint(self.path)
+        if not {"model", "optimizer", "lr_scheduler", "trainer"} <= set(saved):
+            raise BundleError(
+                Finding(
+                    self.path,
+                    "a file with " + ", ".join(sorted(map(str, saved))[:4]),
+                    "the state of a run (model, optimizer, lr_scheduler, trainer)",
+                    "give the last.pt that training wrote, with --resume_from",
+                )
+            )
+        at = saved["trainer"]
+        if at["epoch"] >= engine.state.max_epochs:
+            raise BundleError(
+                Finding(
+                    self.path,
+                    f"a run that has finished epoch {at['epoch']}",
+                    f"one before epoch {engine.state.max_epochs}",
+                    "nothing is left to do: evaluate it, or start a new run with more epochs",
+                )
+            )
+        if at["max_epochs"] != engine.state.max_epochs:
+            raise BundleError(
+                Finding(
+                    self.path,
+                    f"a run of {at['max_epochs']} epochs",
+                    f"one of {engine.state.max_epochs}",
+                    f"the learning rate's schedule spans the run: resume with --epochs {at['max_epochs']}",
+                )
+            )
+        if at["epoch_length"] != engine.state.epoch_length:
+            raise BundleError(
+                Finding(
+                    self.path,
+                    f"a run of {at['epoch_length']} iterations per epoch",
+                    f"{engine.state.epoch_length}, from the present cases, batch_size and processes",
+                    "resume with the settings of the first start",
+                )
+            )
+        load_network(self.network, saved["model"], self.path)
+        self._same_settings()
+        for name, part in self.also.items():
+            if name in saved:
+                part.load_state_dict(saved[name])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
+        engine.state.epoch, engine.state.iteration = at["epoch"], at["iteration"]
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None and saved.get("scaler"):
+            scaler.load_state_dict(saved["scaler"])
+        if self.validator is not None and saved.get("best"):
+            state: Any = self.validator.state
+            state.best_metric, state.best_metric_epoch = saved["best"]["metric"], saved["best"]["epoch"]
+        _log.info("resumed %s after epoch %d of %d", self.path, at["epoch"], engine.state.max_epochs)
+
+    def _same_settings(self) -> None:
+        if self.settings is None:
+            return
+        now = json.loads(json.dumps(dict(self.settings)))  # as they are recorded: tuples are lists
+        recorded = recorded_settings(self.path, now)
+        differing = [key for key in now if now[key] != recorded[key]]
+        if differing:
+            raise BundleError(
+                Finding(
+                    self.path,
+                    "a run with " + ", ".join(f"{key} {recorded[key]}" for key in differing),
+                    "the same settings; now " + ", ".join(f"{key} {now[key]}" for key in differing),
+                    "resume with the settings of the first start",
+                )
+            )
+
+
+class LoadWeights:
+    """MONAI handler: load the network before an evaluator (or a trainer that fine-tunes) starts.
+
+    Args:
+        path: `model.pt` or `last.pt`.
+        network: to load into, without its distributed wrapper.
+    """
+
+    def __init__(self, path: str, network: nn.Module) -> None:
+        self.path = path
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator or a trainer."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the weights; raises `BundleError` as `read_checkpoint` and `load_network` do."""
+        saved = read_checkpoint(self.path)
+        load_network(self.network, saved.get("model", saved), self.path)
+        _log.info("loaded %s", self.path)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Content of a checkpoint, read without running any code from it.
+
+    Raises:
+        BundleError: if it is missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise BundleError(
+            Finding(
+                path,
+                "no such file",
+                "a checkpoint",
+                "train first, or name the file with --checkpoint (to resume: --resume_from)",
+            )
+        )
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(saved, dict):
+            raise TypeError(f"holds a {type(saved).__name__}")
+        return saved
+    except Exception as error:  # a dozen types for what is one thing to the user
+        raise BundleError(
+            Finding(path, f"cannot be read ({type(error).__name__})", "a whole PyTorch checkpoint", "copy it again")
+        ) from error
+
+
+def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
+    """Load a state dict strictly.
+
+    Args:
+        network: to load into; unchanged if the state does not fit. Its `identify(state)`, if it has one, says what a
+            state dict belongs to: a description and the settings that give that network, ("", "") if it does not know.
+        state: of the same network.
+        path: of the file, for the message.
+
+    Raises:
+        BundleError: if the state belongs to another network or other widths.
+    """
+    expected: Mapping[str, torch.Tensor] = network.state_dict()
+    wrong = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
+    extra = [k for k in state if k not in expected]
+    if not wrong and not extra:
+        network.load_state_dict(dict(state))
+        return
+    identify: Any = getattr(network, "identify", lambda state: ("", ""))
+    (found, setting), (wanted, own_setting) = identify(state), identify(expected)
+    fix = "use a checkpoint of this bundle"
+    if not found:
+        found = f"another network ({', '.join(list(state)[:3])}, ...)"
+    elif setting != own_setting:
+        fix = f"give what it was trained with: {setting}"
+    elif found == wanted:
+        found += f" that differs in {(wrong + extra)[0]}"
+    raise BundleError(Finding(path, found, wanted or type(network).__name__, fix))
+
+
+def _named_apart(also: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`also` as a dict; ValueError if one of its names is that of another part of the file."""
+    taken = [name for name in also or {} if name in _PARTS]
+    if taken:
+        raise ValueError(f"also must use other names than {', '.join(_PARTS)}, got {', '.join(taken)}.")
+    return dict(also or {})

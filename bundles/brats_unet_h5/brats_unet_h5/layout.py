@@ -1,0 +1,261 @@
+"""What lies where in an HDF5 file: which dataset is the image, which axis its channels, what the mask's values mean."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import h5py
+import numpy as np
+
+from .hdf5 import attribute, datasets_of, described, names_in
+
+MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
+
+_MODALITY_NAMES = {
+    "t1": "T1", "t1w": "T1", "t1n": "T1",
+    "t1ce": "T1ce", "t1gd": "T1ce", "t1c": "T1ce", "t1wce": "T1ce",
+    "t2": "T2", "t2w": "T2",
+    "flair": "FLAIR", "t2f": "FLAIR", "t2flair": "FLAIR",
+}  # fmt: skip
+_IMAGE_NAMES = ("image", "images", "img", "imgs", "data", "scan", "volume", "vol", "x", "raw")
+_MASK_NAMES = ("mask", "masks", "label", "labels", "seg", "segmentation", "gt", "target", "y")
+
+# meaning of a mask's channels
+CLASSES = ("NCR", "ED", "ET")
+REGION_NAMES = ("WT", "TC", "ET")
+_PRESETS = {"classes": CLASSES, "regions": REGION_NAMES}
+
+
+@dataclass
+class Layout:
+    """How to read one file. Axes are those of the dataset; `None` where there is no such thing.
+
+    Args:
+        image_key: dataset of the image.
+        image_axis: its channel axis.
+        channels: which channel holds T1, T1ce, T2 and FLAIR; None: the file does not say.
+        mask_key: dataset of the mask, "" where the file has none.
+        mask_axis: its channel axis; None: integer labels without one.
+        mask_count: channels along it.
+        mask_channels: their names; None: not known yet.
+        label_values: values of background, NCR, ED, ET in an integer mask, where the file says so.
+        shape: of the grid; two numbers in a slice.
+    """
+
+    image_key: str
+    image_axis: int
+    channels: list[int] | None = None
+    mask_key: str = ""
+    mask_axis: int | None = None
+    mask_count: int = 0
+    mask_channels: list[str] | None = None
+    label_values: list[int] | None = None
+    shape: tuple[int, ...] = field(default=())
+
+
+class LayoutError(ValueError):
+    """A file that cannot be understood.
+
+    Args:
+        found: what is there.
+        expected: what has to be there.
+        fix: what to do.
+    """
+
+    def __init__(self, found: str, expected: str, fix: str) -> None:
+        super().__init__(found)
+        self.parts = (found, expected, fix)
+
+
+def layout_of(
+    file: h5py.File, dimensions: int, image_key: str | None = None, mask_key: str | None = None, masked: bool = True
+) -> Layout:
+    """Find image and mask in an open file; reads no voxel.
+
+    Args:
+        file: to look into.
+        dimensions: of the grid: 3 for a volume, 2 for a slice.
+        image_key: dataset of the image; None: by its usual names, else the only dataset that can be one.
+        mask_key: of the mask, likewise.
+        masked: whether there must be a mask.
+
+    Raises:
+        LayoutError: if a dataset is missing or more than one could be it, or its shape is not that of four modalities
+            on one grid, or of a mask on that grid.
+    """
+    datasets = {name: item for name, item in datasets_of(file).items() if not name.startswith("nifti/")}
+    images = {name: item for name, item in datasets.items() if _channel_axes(item.shape, dimensions, (4,))}
+    name = _pick("image", datasets, images, image_key, _IMAGE_NAMES, described(datasets))
+    expected = f"{dimensions}-D with 4 channels first or last (T1, T1ce, T2, FLAIR)"
+    shape = tuple(int(n) for n in datasets[name].shape)
+    axes = _channel_axes(shape, dimensions, (4,))
+    if not axes:
+        by = "x".join(map(str, shape))
+        what = f"image dataset {name} of shape {by}: rank {len(shape)}, expected rank {dimensions + 1}"
+        fix = "give the dataset that holds all four modalities, with --image_key"
+        raise LayoutError(
+            what if len(shape) != dimensions + 1 else f"image dataset {name} of shape {by}", expected, fix
+        )
+    if len(axes) > 1:
+        found = f"image dataset {name} of shape {'x'.join(map(str, shape))}, with 4 first and last"
+        raise LayoutError(
+            found, expected, "pad the volume along an axis: a grid of 4 voxels cannot be told from channels"
+        )
+    grid = tuple(n for axis, n in enumerate(shape) if axis != axes[0])
+    layout = Layout(name, axes[0], _channels_said(file, name), shape=grid)
+
+    others = {key: item for key, item in datasets.items() if key != name}
+    fitting = {key: item for key, item in others.items() if _mask_axis(item.shape, grid) is not False}
+    if not masked and mask_key is None and not any(_base(key) in _MASK_NAMES for key in others):
+        return layout
+    mask = _pick("mask", others, fitting, mask_key, _MASK_NAMES, described(datasets))
+    axis = _mask_axis(datasets[mask].shape, grid)
+    if axis is False:
+        by = "x".join(str(int(n)) for n in datasets[mask].shape)
+        same = "x".join(map(str, grid))
+        raise LayoutError(
+            f"mask dataset {mask} of shape {by} beside an image of {same} voxels",
+            f"a mask on the image's grid: {same} integer labels, or with 3 or 4 channels first or last",
+            "resample the mask to the image's grid, or name another dataset with --mask_key",
+        )
+    layout.mask_key, layout.mask_axis = mask, axis
+    layout.mask_count = 0 if axis is None else int(datasets[mask].shape[axis])
+    said = names_in(file, mask, "mask_channels")
+    layout.mask_channels = mask_names(said, layout.mask_count) if said and layout.mask_count > 1 else None
+    values = attribute(file, mask, "label_values")
+    if values is not None and values.shape == (4,):
+        layout.label_values = [int(v) for v in values]
+    return layout
+
+
+def channels_named(order: Sequence[str]) -> list[int]:
+    """Channels that hold T1, T1ce, T2 and FLAIR, from the names of the channels in their order.
+
+    Raises:
+        ValueError: if these are not the four modalities, once each.
+    """
+    names = [_MODALITY_NAMES.get(_plain(str(name)), str(name)) for name in order]
+    if sorted(names) != sorted(MODALITIES):
+        raise ValueError(
+            f"channel_order is {[str(name) for name in order]}; expected the four modalities in the order of the "
+            'file\'s channels, e.g. "[flair,t1,t1ce,t2]".'
+        )
+    return [names.index(modality) for modality in MODALITIES]
+
+
+def mask_names(given: str | Sequence[str], count: int) -> list[str]:
+    """Names of a mask's channels, from a preset or the names themselves.
+
+    Args:
+        given: "classes" (NCR, ED, ET; with four channels the background first), "regions" (WT, TC, ET), or the names of
+            the channels in order.
+        count: channels of the mask.
+
+    Raises:
+        ValueError: if the names are not those of classes or of regions, or of another number of channels.
+    """
+    words = [given] if isinstance(given, str) else [str(name) for name in given]
+    known = {name.lower(): name for name in (*CLASSES, *REGION_NAMES, "BG")} | {"background": "BG", "edema": "ED"}
+    known |= {"oedema": "ED", "net": "NCR", "ncr/net": "NCR"}
+    names = [known.get(word.lower(), word) for word in words]
+    if len(words) == 1 and words[0].lower() in _PRESETS:
+        names = list(_PRESETS[words[0].lower()])
+        names = ["BG", *names] if count == len(names) + 1 else names
+    core = sorted(name for name in names if name != "BG")
+    if core not in (sorted(CLASSES), sorted(REGION_NAMES)) or len(names) != count:
+        raise ValueError(
+            f"mask_channels is {list(words)} for masks of {count} channels; expected classes, regions, or the names of "
+            'the channels in order, e.g. "[NCR,ED,ET]" or "[TC,WT,ET]" (BG for the background).'
+        )
+    return names
+
+
+def tell_mask_channels(mask: np.ndarray) -> list[str] | None:
+    """Meaning of a mask's channels (CHWD, 0 is no member), where one mask tells it; None where it does not.
+
+    Three channels of which each lies within another are WT, TC and ET, from large to small; three that share no
+    voxel are taken as NCR, ED and ET, in the order of their labels. Four that cover every voxel once, the first the
+    largest, are the same after the background.
+    """
+    inside = mask != 0
+    sizes = inside.reshape(len(inside), -1).sum(axis=1)
+    if len(inside) == 4:
+        once = bool((inside.sum(axis=0) == 1).all())
+        return ["BG", *CLASSES] if once and int(sizes.argmax()) == 0 and (sizes[1:] > 0).any() else None
+    if len(inside) != 3 or (sizes > 0).sum() < 2:
+        return None
+    if int((inside.sum(axis=0) > 1).sum()) == 0:
+        return list(CLASSES)
+    order = np.argsort(-sizes, kind="stable")
+    nested = all(not (inside[small] & ~inside[large]).any() for large, small in itertools.pairwise(order))
+    if not nested or len(set(sizes.tolist())) < 3:
+        return None
+    names = [""] * 3
+    for name, channel in zip(REGION_NAMES, order, strict=True):
+        names[int(channel)] = name
+    return names
+
+
+def _pick(
+    role: str,
+    datasets: dict[str, h5py.Dataset],
+    possible: dict[str, h5py.Dataset],
+    key: str | None,
+    usual: Sequence[str],
+    what_is_there: str,
+) -> str:
+    """The dataset of a role: the one given, else by name, else the only possible one."""
+    fix = f"name it with --{role}_key"
+    if key is not None:
+        if key.strip("/") not in datasets:
+            raise LayoutError(what_is_there, f"a dataset {key!r} ({role}_key)", fix)
+        return key.strip("/")
+    named = [name for name in datasets if _base(name) in usual]
+    for found in (named, list(possible)):
+        if len(found) == 1:
+            return found[0]
+        fitting = [name for name in found if name in possible]
+        if len(fitting) == 1:
+            return fitting[0]
+        if len(found) > 1:
+            raise LayoutError(f"{', '.join(found)}, each of which may be the {role}", f"one {role} dataset", fix)
+    raise LayoutError(what_is_there, f"a dataset with the {role} ({', '.join(usual[:6])}, ...)", fix)
+
+
+def _channel_axes(shape: Sequence[int], dimensions: int, counts: Sequence[int]) -> list[int]:
+    """First and last axis, where they have as many entries as channels are possible."""
+    if len(shape) != dimensions + 1:
+        return []
+    return [axis for axis in (0, dimensions) if int(shape[axis]) in counts]
+
+
+def _mask_axis(shape: Sequence[int], grid: Sequence[int]) -> int | bool | None:
+    """Channel axis of a mask on `grid`; None: it has none; False: it is not on that grid."""
+    shape = tuple(int(n) for n in shape)
+    if shape == tuple(grid):
+        return None
+    for axis in (0, len(shape) - 1):
+        if shape[axis] in (1, 3, 4) and shape[:axis] + shape[axis + 1 :] == tuple(grid):
+            return axis
+    return False
+
+
+def _channels_said(file: h5py.File, key: str) -> list[int] | None:
+    for name in ("modalities", "channel_names", "channels"):
+        said = names_in(file, key, name)
+        if said:
+            try:
+                return channels_named(said)
+            except ValueError:
+                continue
+    return None
+
+
+def _base(name: str) -> str:
+    return name.rsplit("/", 1)[-1].lower()
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())

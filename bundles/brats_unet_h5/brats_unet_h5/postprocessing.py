@@ -1,0 +1,112 @@
+"""From the network's logits to probabilities, loss, label map and masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+
+from .inferer import argmax_labels
+from .network import TARGETS
+from .regions import REGIONS, regions_of
+
+
+class ProbabilitiesOfd(Transform):
+    """Probabilities in place of logits (NHWD), still on their grid: these may be interpolated, labels may not.
+
+    Args:
+        target: "regions": sigmoid of WT, TC, ET; "classes": softmax of background, NCR, ED, ET.
+        key: logits.
+    """
+
+    def __init__(self, target: str, key: str = "pred") -> None:
+        if target not in TARGETS:
+            raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}.")
+        self.target = target
+        self.key = key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the logits."""
+        logits = data[self.key]
+        plain = torch.as_tensor(logits).float()
+        out = plain.sigmoid() if self.target == "regions" else plain.softmax(dim=0)
+        return {**data, self.key: MetaTensor(out, meta=dict(logits.meta)) if isinstance(logits, MetaTensor) else out}
+
+
+class DecideLabelsd(Transform):
+    """One label map (1HWD class indices) in place of probabilities (NHWD).
+
+    Regions are decided from the outside in: a voxel is tumour where WT is above `threshold`, core where TC is too, and
+    enhancing where ET is too; so that ET lies in TC and TC in WT, whatever the three channels say. Classes: the most
+    probable one. What lies outside the brain's box has no probability at all and is background.
+
+    Args:
+        target: as in `ProbabilitiesOfd`.
+        threshold: of the regions, above 0 and below 1.
+        keep: whether to add `probabilities` of WT, TC and ET (3HWD), as they are.
+        key: probabilities.
+
+    Raises:
+        ValueError: for a threshold outside 0 to 1.
+    """
+
+    def __init__(self, target: str, threshold: float = 0.5, keep: bool = False, key: str = "pred") -> None:
+        if not 0 < threshold < 1:
+            raise ValueError(f"threshold must be above 0 and below 1, got {threshold}.")
+        self.target = target
+        self.threshold = float(threshold)
+        self.keep = keep
+        self.key = key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace the probabilities."""
+        given = data[self.key]
+        p = torch.as_tensor(given)
+        meta = dict(getattr(given, "meta", {}))
+        result = {**data}
+        if self.target == "classes":
+            label = argmax_labels(p)
+            regions = [p[list(classes)].sum(dim=0) for classes in REGIONS.values()] if self.keep else []
+        else:
+            label = nested_labels(p, self.threshold)
+            regions = list(p)
+        if self.keep:
+            result["probabilities"] = MetaTensor(torch.stack(regions), meta=dict(meta))
+        return result | {self.key: MetaTensor(label, meta=meta)}
+
+
+class AddLossd(Transform):
+    """Add `loss` of one case's logits, for the validation loss that schedule and early stopping go by.
+
+    Args:
+        loss: takes logits BNHWD and class indices B1HWD.
+    """
+
+    def __init__(self, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        self.loss = loss
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Compare `pred` with `label`."""
+        pred, label = torch.as_tensor(data["pred"]), torch.as_tensor(data["label"])
+        return {**data, "loss": self.loss(pred[None], label[None].to(pred.device)).detach()}
+
+
+class RegionMasksd(Transform):
+    """Masks of WT, TC and ET (3HWD) in place of the class indices `pred` and `label` (1HWD)."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Replace both."""
+        return {**data, **{key: regions_of(torch.as_tensor(data[key])) for key in ("pred", "label")}}
+
+
+def nested_labels(probabilities: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
+    """Class indices (1HWD uint8) of probabilities of WT, TC, ET (3HWD), decided from the outside in."""
+    whole, core, enhancing = probabilities > threshold
+    core = core & whole
+    enhancing = enhancing & core
+    # 2 ED; 1 NCR within the core, 3 ET within that
+    label = whole.to(torch.uint8) * 2 - core.to(torch.uint8) + enhancing.to(torch.uint8) * 2
+    return label[None]

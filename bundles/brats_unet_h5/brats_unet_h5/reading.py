@@ -1,0 +1,228 @@
+"""Decode cases: whole, for a cache, or the part of them that a patch needs; the only place that reads voxels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+
+from .errors import BundleError, Finding
+from .hdf5 import affine_in, open_h5
+from .nifti import check_voxels
+from .split import Case
+
+Box = tuple[slice, slice, slice]
+_WHOLE: Box = (slice(None), slice(None), slice(None))
+_log = logging.getLogger(__name__)
+
+
+def read_image(case: Mapping[Any, Any], box: Box = _WHOLE) -> np.ndarray:
+    """Intensities of a box of a case, CHWD in the order T1, T1ce, T2, FLAIR and in the type of the file.
+
+    Reads the HDF5 chunks that the box touches; of a case in slices, the files that it touches.
+
+    Raises:
+        BundleError: if a file cannot be decoded.
+    """
+    return _read(case, "image", box)[[int(c) for c in case["channels"]]]
+
+
+def read_mask(case: Mapping[Any, Any], box: Box = _WHOLE) -> np.ndarray:
+    """Mask of a box of a case as the file has it, CHWD; C is 1 for integer labels.
+
+    Raises:
+        BundleError: if a file cannot be decoded.
+    """
+    return _read(case, "mask", box)
+
+
+def read_classes(case: Mapping[Any, Any], box: Box = _WHOLE) -> np.ndarray:
+    """Reference of a box of a case as class indices, HWD uint8: 0 background, 1 NCR, 2 ED, 3 ET.
+
+    Raises:
+        BundleError: if a file cannot be decoded, or holds a value that is no label, or channels that overlap or do not
+            nest as their names say.
+    """
+    mask, file = read_mask(case, box), str(case["label"])
+    if len(mask) == 1:
+        return _from_integers(mask[0], case["label_values"], file)
+    names = list(case["mask_channels"])
+    values = np.unique(mask)
+    if not np.isin(values, (0, 1)).all() and not np.isin(values, (0, 255)).all():
+        found = f"mask value(s) {', '.join(f'{v:g}' for v in values[:8])} in a mask of {len(mask)} channels"
+        fix = "mend the mask, or name another dataset with --mask_key"
+        raise BundleError(Finding(file, found, "only 0 and 1 (or 0 and 255) in a mask with channels", fix))
+    part = {name: mask[index] != 0 for index, name in enumerate(names)}
+    fix = 'say what the channels are with --mask_channels, e.g. "[NCR,ED,ET]" or "[WT,TC,ET]"'
+    if "WT" in part:
+        stray = int((part["TC"] & ~part["WT"]).sum() + (part["ET"] & ~part["TC"]).sum())
+        if stray:
+            found = f"{stray} voxel(s) of a region outside the one around it, for channels {', '.join(names)}"
+            raise BundleError(Finding(file, found, "regions that nest: ET in TC in WT", fix))
+        return part["WT"].astype(np.uint8) * 2 - (part["TC"] & ~part["ET"]) + part["ET"].astype(np.uint8)
+    double = int((sum(part[name].astype(np.uint8) for name in ("NCR", "ED", "ET")) > 1).sum())
+    if double:
+        found = f"{double} voxel(s) of two classes, for channels {', '.join(names)}"
+        raise BundleError(Finding(file, found, "classes that do not overlap", fix))
+    return (part["NCR"] + 2 * part["ED"] + 3 * part["ET"]).astype(np.uint8)
+
+
+def air_of(case: Mapping[Any, Any], image: np.ndarray) -> np.ndarray:
+    """What air has as intensity in each modality, to be subtracted, so that air is 0: 4x1x1x1, of slices 4x1x1xD.
+
+    Exports that were z-scored together with the air around the brain hold a constant there that is not 0. It is looked
+    up in the corners of the volume, or of every slice, and taken as air where all of them hold the same value.
+
+    Args:
+        case: to which `image` belongs.
+        image: the whole volume, CHWD.
+    """
+    corners = image[:, :: image.shape[1] - 1, :: image.shape[2] - 1, :]
+    if case["layout"] == "slices":
+        corners = corners.reshape(len(image), 4, image.shape[3])
+    else:
+        corners = corners[..., :: image.shape[3] - 1].reshape(len(image), 8, 1)
+    same = (corners == corners[:, :1]).all(axis=1)
+    return np.where(same, corners[:, 0], 0)[:, None, None, :]
+
+
+def without_air(image: np.ndarray, air: np.ndarray) -> np.ndarray:
+    """`image` (CHWD) as float32 in which air is 0; `air` as `air_of` gives it, or its part of the same slices."""
+    return (image - air if air.any() else image).astype(np.float32)
+
+
+def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Reference of a file that explains itself (see `cases.find_cases`), as class indices HWD uint8, with its affine.
+
+    Raises:
+        BundleError: as `read_classes`, or if the file does not explain itself.
+    """
+    from .cases import find_cases
+
+    (case,) = find_cases(path)
+    return label_reader([case])(path, label_values)
+
+
+def label_reader(cases: Sequence[Case]) -> Callable[[str, Sequence[int]], tuple[np.ndarray, np.ndarray]]:
+    """A function `(label file, label_values) -> (class indices HWD uint8, affine 4x4)` for the given cases."""
+    by_file = {str(case["label"]): case for case in cases}
+
+    def read(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        case = by_file[path]
+        return read_classes({**case, "label_values": list(label_values)}), affine_of(case)
+
+    return read
+
+
+def affine_of(case: Mapping[Any, Any]) -> np.ndarray:
+    """Voxel-to-world matrix of a case (4x4, mm): its file's attribute, the identity (1 mm) where there is none."""
+    affine = affine_in(str(case["image"][0]), str(case["image_key"]))
+    return np.eye(4) if affine is None else affine
+
+
+class LoadCased(Transform):
+    """Decode and check one case (see `cases`).
+
+    The output holds `image` (4xHWD float32 `MetaTensor` in the order T1, T1ce, T2, FLAIR, with the file's affine; air
+    is 0), `label` (1xHWD uint8 class indices 0..3, only if `with_label`), and for those who write or score: `case`,
+    `source` (first file), `label_file` ("" if none) and `label_values` (4 integers).
+
+    Args:
+        with_label: whether to decode the mask too.
+        for_chunks: whether to add what `chunks` needs: `air` (what was subtracted) and `read_from` (the case).
+
+    Raises:
+        BundleError: for a file that is not whole, a NaN or infinite voxel, a constant modality, an unknown label; all
+            findings of the case at once.
+    """
+
+    def __init__(self, with_label: bool = True, for_chunks: bool = False) -> None:
+        self.with_label = with_label
+        self.for_chunks = for_chunks
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Decode `data`, one case as `cases.find_cases` gives it."""
+        findings: list[Finding] = []
+        source = str(data["image"][0])
+        where = source if data["layout"] == "file" else f"{source} and its other slices"
+        result: dict[Hashable, Any] = {}
+        affine = torch.from_numpy(affine_of(data))
+        try:
+            image = read_image(data)
+            for modality, channel in zip(("T1", "T1ce", "T2", "FLAIR"), image, strict=True):
+                findings += check_voxels(f"{where} ({modality})", channel)
+            if not findings:
+                air = air_of(data, image)
+                result["image"] = MetaTensor(torch.from_numpy(without_air(image, air)), affine=affine)
+                if self.for_chunks:
+                    result |= {"air": torch.from_numpy(air.astype(np.float64)), "read_from": dict(data)}
+        except BundleError as error:
+            findings += error.findings
+        if self.with_label:
+            try:
+                label = torch.from_numpy(read_classes(data))[None]
+                result["label"] = MetaTensor(label, affine=affine)
+            except BundleError as error:
+                findings += error.findings
+        if findings:
+            raise BundleError(list(dict.fromkeys(findings)))
+        return result | {
+            "case": data["case"],
+            "source": source,
+            "label_file": data["label"],
+            "label_values": torch.tensor([int(v) for v in data["label_values"]]),
+        }
+
+
+def _read(case: Mapping[Any, Any], role: str, box: Box) -> np.ndarray:
+    """CHWD of the image or the mask, channels in the file's order."""
+    key, axis = str(case[f"{role}_key"]), case[f"{role}_axis"]
+    if case["layout"] == "file":
+        with open_h5(str(case["image"][0])) as file:
+            return _part(file[key], axis, box)
+    slices: list[np.ndarray] = []
+    for path in list(case["image"])[box[2]]:
+        with open_h5(str(path)) as file:
+            shape = tuple(file[key].shape) if key in file else ()
+            part = _part(file[key], axis, box[:2]) if key in file else None
+        if part is None or (slices and part.shape != slices[0].shape):
+            found = f"{role} of shape {'x'.join(map(str, shape))}" if shape else f"no dataset {key}"
+            fix = "export the slice again, or take the volume out of the folder"
+            raise BundleError(Finding(str(path), found, "the same as in the other slices of its volume", fix))
+        slices.append(part)
+    return np.stack(slices, axis=-1)
+
+
+def _part(item: Any, axis: int | None, box: Sequence[slice]) -> np.ndarray:
+    """A box of a dataset, channels first."""
+    index = list(box)
+    if axis is not None:
+        index.insert(axis, slice(None))
+    part = item[tuple(index)]
+    return part[None] if axis is None else np.moveaxis(part, axis, 0)
+
+
+def _from_integers(raw: np.ndarray, label_values: Sequence[int], file: str) -> np.ndarray:
+    values = [int(v) for v in label_values]
+    out = np.zeros(raw.shape, np.uint8)
+    known = raw == values[0]
+    for index, value in enumerate(values[1:], start=1):
+        hit = raw == value
+        out[hit] = index
+        known |= hit
+    if not known.all():
+        unknown = np.unique(raw[~known])
+        raise BundleError(
+            Finding(
+                file,
+                f"label value(s) {', '.join(f'{v:g}' for v in unknown[:8])} in {int((~known).sum())} voxel(s)",
+                f"only {values[0]} (background), {values[1]} (NCR), {values[2]} (ED), {values[3]} (ET)",
+                "mend the mask, or force the value of enhancing tumour with --et_label 3 or --et_label 4",
+            )
+        )
+    return out

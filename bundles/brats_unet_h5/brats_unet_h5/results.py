@@ -1,0 +1,81 @@
+"""Write segmentations of HDF5 cases as NIfTI, and as HDF5 where that is wished."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import nibabel as nib
+import numpy as np
+from isal import igzip
+
+from . import writing
+from .errors import BundleError, Finding
+from .files import write_result
+from .hdf5 import affine_in, datasets_of, open_h5
+
+_log = logging.getLogger(__name__)
+
+
+class WriteSegmentations(writing.WriteSegmentations):
+    """MONAI handler: write `<case>_seg.nii.gz`, and on demand `<case>_seg.h5` and `<case>_probabilities.nii.gz`.
+
+    The mask is uint8 with the case's own label values, on the grid of its image. The affine is the file's attribute
+    `affine`; where there is none the identity, and a warning says so. In HDF5 the mask is the dataset `mask`, with the
+    affine and `label_values` as attributes.
+
+    Args:
+        output_dir: folder, made if missing.
+        write_h5: whether to write HDF5 too.
+    """
+
+    def __init__(self, output_dir: str, write_h5: bool = False) -> None:
+        super().__init__(output_dir)
+        self.write_h5 = write_h5
+
+    def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> None:
+        source = Path(item["source"])
+        path = self.output_dir / f"{item['case']}_{suffix}.nii.gz"
+        if path.parent.resolve() == source.parent.resolve():
+            found = "the folder of the scan itself, where a result is taken for a case the next time"
+            raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
+        affine = _affine_of(str(source))
+        if affine is None:
+            _log.warning(
+                "%s keeps no affine (attribute affine): %s gets the identity, voxels of 1 mm in no known orientation",
+                source,
+                path.name,
+            )
+        header_affine = np.eye(4) if affine is None else affine
+        image = nib.Nifti1Image(array, header_affine)
+        for kind in ("set_qform", "set_sform"):
+            getattr(image, kind)(header_affine, code=1)
+        image.header.set_xyzt_units("mm")
+        write_result(path, partial(_to_gzip, image), "output_dir")
+        _log.info("wrote %s", path)
+        if self.write_h5 and suffix == self.suffix:
+            values = [int(v) for v in item["label_values"]]
+            path = self.output_dir / f"{item['case']}_{suffix}.h5"
+            write_result(path, partial(_to_h5, array, affine, values), "output_dir")
+
+
+def _affine_of(source: str) -> np.ndarray | None:
+    with open_h5(source) as file:
+        keys = list(datasets_of(file))
+    return next((found for key in keys if (found := affine_in(source, key)) is not None), None)
+
+
+def _to_gzip(image: nib.Nifti1Image, file: Any) -> None:
+    with igzip.open(file, "wb", compresslevel=2) as packed:
+        packed.write(image.to_bytes())
+
+
+def _to_h5(array: np.ndarray, affine: np.ndarray | None, label_values: list[int], file: Any) -> None:
+    with h5py.File(file, "w") as out:
+        out.create_dataset("mask", data=array, chunks=True, compression="gzip", shuffle=True, fletcher32=True)
+        out["mask"].attrs["label_values"] = label_values
+        if affine is not None:
+            out.attrs["affine"] = affine

@@ -1,0 +1,133 @@
+"""What is read, and how little of it: chunks, air, and the same voxels as from NIfTI."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import brats_resunet
+import h5py
+import numpy as np
+import pytest
+import torch
+from brats_unet_h5 import BundleError, LoadCased, PatchDataset, find_cases
+from brats_unet_h5.reading import air_of, label_reader, read_classes, read_image, read_label, without_air
+from monai.bundle import ConfigParser
+from torch.utils.data import DataLoader
+
+from tests.brats_unet_h5.conftest import classes, image, write_case, write_slices
+from tests.conftest import ROOT
+
+TRAIN = str(ROOT / "bundles" / "brats_unet_h5" / "configs" / "train.yaml")
+BOX = (slice(2, 7), slice(1, 9), slice(3, 6))
+
+
+def dataset(data: Path, folder: Path, part: str = "train", **settings: Any) -> PatchDataset:
+    parser = ConfigParser()
+    parser.read_config(TRAIN)
+    common = {"dataset_dir": str(data), "cache_dir": str(folder), "fit": "native", "patch_size": [24, 24, 24]}
+    for key, value in {**common, "patches_per_case": 2, **settings}.items():
+        parser[key] = value
+    return parser.get_parsed_content(f"{part}::dataset")
+
+
+def test_a_box_is_what_the_whole_holds(tmp_path: Path) -> None:
+    write_case(tmp_path / "case.h5")
+    write_slices(tmp_path, 2)
+    for case in find_cases(tmp_path):
+        np.testing.assert_array_equal(read_image(case, BOX), read_image(case)[(slice(None), *BOX)])
+        np.testing.assert_array_equal(read_classes(case, BOX), classes()[BOX])
+
+
+def test_only_the_chunks_of_the_box_are_read(tmp_path: Path) -> None:
+    """Chunks are of 4 voxels: one that is damaged is noticed by its checksum, if it is read at all."""
+    path = write_case(tmp_path / "case.h5")
+    (case,) = find_cases(tmp_path)
+    with h5py.File(path) as file:
+        where = file["image"].id.get_chunk_info_by_coord((0, 0, 0, 0))
+    with path.open("r+b") as raw:
+        raw.seek(where.byte_offset)
+        raw.write(b"\x55" * 8)
+    np.testing.assert_array_equal(read_image(case, (slice(4, 8),) * 3), image()[:, 4:8, 4:8, 4:8])
+    with pytest.raises(BundleError, match="cannot be read to its end"):
+        read_image(case, (slice(3, 8),) * 3)
+
+
+def test_air_of_volumes_and_slices() -> None:
+    volume = image().astype(float)
+    for layout in ("file", "slices"):
+        assert not air_of({"layout": layout}, volume).any()
+    shifted = volume + np.array([0, 1, -2, 3.5])[:, None, None, None]
+    air = air_of({"layout": "file"}, shifted)
+    assert air.ravel().tolist() == [0, 1, -2, 3.5]
+    np.testing.assert_array_equal(without_air(shifted, air), volume)
+    per_slice = volume * 2 - np.arange(1, 9)  # every slice on a scale of its own
+    np.testing.assert_array_equal(without_air(per_slice, air_of({"layout": "slices"}, per_slice)), 2 * volume)
+    shifted[1, 0, 0, 0] = 7  # no air in that corner: nothing is subtracted
+    assert air_of({"layout": "file"}, shifted).ravel().tolist() == [0, 0, -2, 3.5]
+
+
+def test_labels_are_read_for_scoring(tmp_path: Path) -> None:
+    affine = np.diag([2, 2, 2, 1.0])
+    write_case(tmp_path / "case.h5", affine=affine)
+    cases = find_cases(tmp_path)
+    for read in (read_label, label_reader(cases)):
+        label, found = read(cases[0]["label"], [0, 1, 2, 4])
+        np.testing.assert_array_equal(label, classes())
+        np.testing.assert_array_equal(found, affine)
+
+
+def test_the_same_voxels_as_from_nifti(cohort: Path, h5_cohort: Path) -> None:
+    nifti, h5 = brats_resunet.find_cases(cohort), find_cases(h5_cohort)
+    assert [case["case"] for case in nifti] == [case["case"] for case in h5]
+    for a, b in zip(nifti, h5, strict=True):
+        one, other = brats_resunet.LoadCased()(a), LoadCased()(b)
+        for key in ("image", "label"):
+            assert torch.equal(one[key].as_tensor(), other[key].as_tensor())
+            assert torch.equal(one[key].affine, other[key].affine)
+        assert torch.equal(one["label_values"], other["label_values"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"normalise": "zscore", "tumour_probability": 0.0}])
+def test_patches_from_chunks_are_those_from_the_cache(
+    settings: dict[str, Any], h5_cohort: Path, tmp_path: Path
+) -> None:
+    whole = dataset(h5_cohort, tmp_path, read="whole", **settings)
+    chunks = dataset(h5_cohort, tmp_path, read="chunks", **settings)
+    assert len(whole) == len(chunks) == 8
+    for index in range(len(whole)):
+        for key in ("image", "label"):
+            assert torch.equal(whole[index][key], chunks[index][key])
+    assert chunks[0]["image"].shape == (4, 24, 24, 24)
+
+
+def test_slices_come_in_chunks_too(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write_slices(tmp_path / "data", number, air=-0.3)
+    settings = {"patch_size": [8, 8, 8], "rotation_probability": 0.0}
+    whole = dataset(tmp_path / "data", tmp_path / "cache", read="whole", **settings)
+    chunks = dataset(tmp_path / "data", tmp_path / "cache", read="chunks", **settings)
+    for index in range(len(whole)):
+        assert torch.equal(whole[index]["image"], chunks[index]["image"])
+        assert torch.equal(whole[index]["label"], chunks[index]["label"])
+
+
+def test_what_is_kept_of_a_case_read_in_chunks_is_small(h5_cohort: Path, tmp_path: Path) -> None:
+    sizes = {}
+    for read in ("whole", "chunks"):
+        data = dataset(h5_cohort, tmp_path / read, read=read)
+        for case in range(len(data.data)):
+            data.cases[case]
+        sizes[read] = sum(file.stat().st_size for file in (tmp_path / read).iterdir())
+    assert sizes["chunks"] < sizes["whole"] / 5
+
+
+def test_workers_read_the_same_and_the_cache_is_used(
+    h5_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset(h5_cohort, tmp_path, read="chunks", cache="disk")
+    alone = [data[index] for index in range(len(data))]
+    for index, item in enumerate(DataLoader(data, batch_size=None, num_workers=2)):
+        assert torch.equal(item["image"], alone[index]["image"])
+    monkeypatch.setattr(LoadCased, "__call__", lambda self, case: pytest.fail("decoded again"))
+    assert torch.equal(dataset(h5_cohort, tmp_path, read="chunks")[1]["image"], alone[1]["image"])

@@ -1,0 +1,149 @@
+"""NIfTI to HDF5 and back: nothing is lost, nothing is overwritten."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import h5py
+import nibabel as nib
+import numpy as np
+import pytest
+from brats_unet_h5 import LoadCased, find_cases
+
+from tests.brats_resunet.conftest import NAMES_2023, SHAPE, scan, segmentation, write_case, write_decathlon, write_nifti
+from tests.brats_unet_h5.conftest import classes, image, write_file, write_slices
+from tests.conftest import Run
+from tools.convert import to_h5, to_nifti
+
+
+def inflated(path: Path) -> bytes:
+    raw = path.read_bytes()
+    return gzip.decompress(raw) if path.suffix == ".gz" else raw
+
+
+def round_trip(source: Path, tmp_path: Path) -> list[Path]:
+    """Convert there and back; the HDF5 files, after a check that every NIfTI file came back byte for byte."""
+    written = to_h5(str(tmp_path / "h5"), **{"from": str(source)})
+    to_nifti(str(tmp_path / "back"), **{"from": str(tmp_path / "h5")})
+    originals = sorted(path for path in source.rglob("*.nii*"))
+    assert originals
+    for file in originals:
+        assert inflated(tmp_path / "back" / file.relative_to(source)) == inflated(file), file.name
+    assert len(list((tmp_path / "back").rglob("*.nii*"))) == len(originals)
+    return [Path(path) for path in written]
+
+
+def test_virtual_cases_through_the_command_line(run: Run, cohort: Path, tmp_path: Path) -> None:
+    run("-m", "tools", "convert", "h5", "--from", cohort, "--to", tmp_path / "h5")
+    to_nifti(str(tmp_path / "back"), **{"from": str(tmp_path / "h5")})
+    for file in cohort.rglob("*.nii.gz"):
+        assert inflated(tmp_path / "back" / file.relative_to(cohort)) == inflated(file)
+    with h5py.File(tmp_path / "h5" / "VirtualGlioma_00000.h5") as file:
+        original = nib.load(cohort / "VirtualGlioma_00000" / "VirtualGlioma_00000_t1ce.nii.gz")
+        np.testing.assert_array_equal(file["image"][1], np.asarray(original.dataobj))
+        np.testing.assert_array_equal(file.attrs["affine"], original.affine)
+        assert (int(file.attrs["qform_code"]), int(file.attrs["sform_code"])) == (1, 1)
+        assert (file["image"].compression, file["image"].shuffle, file["image"].chunks) == (
+            "gzip",
+            True,
+            (1, 32, 32, 32),
+        )
+        assert file["mask"].attrs["label_values"].tolist() == [0, 1, 2, 4]
+    with pytest.raises(ValueError, match="already there, nothing was written"):
+        to_h5(str(tmp_path / "h5"), **{"from": str(cohort)})
+    with pytest.raises(ValueError, match="--from DIR --to ANOTHER_DIR"):
+        to_h5(str(tmp_path / "h5"))
+
+
+def test_names_types_and_headers_come_back(tmp_path: Path) -> None:
+    source = tmp_path / "nifti"
+    write_case(source / "train" / "BraTS-GLI-00001-000", NAMES_2023, ".nii", (0, 1, 2, 3))
+    folder = write_case(source / "other" / "BraTS-GLI-00002-000", NAMES_2023, values=None)
+    affine = np.array([[0, -1.5, 0, 3], [1.5, 0, 0, -7], [0, 0, 2.5, 11], [0, 0, 0, 1]])
+    for seed, (name, dtype) in enumerate(zip(NAMES_2023, ("<i2", ">f4", "<u1", ">i4"), strict=False)):
+        volume = nib.Nifti1Image((scan(seed) % 200).astype(dtype), affine)
+        volume.header.set_data_dtype(dtype)
+        volume.set_qform(affine, 3)
+        volume.set_sform(None, 0)
+        volume.header["descrip"] = b"of a scanner"
+        volume.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"kept"))
+        nib.save(volume, folder / f"{folder.name}{name}.nii.gz")
+    first, second = round_trip(source, tmp_path)
+    with h5py.File(first) as file:
+        assert file["image"].dtype == np.int16
+        assert file["mask"].attrs["label_values"].tolist() == [0, 1, 2, 3]
+    with h5py.File(second) as file:
+        assert "mask" not in file
+        assert int(file.attrs["qform_code"]) == 3
+        assert file["image"].dtype == np.float64  # int32 beside float32 fits into nothing less
+        np.testing.assert_allclose(file.attrs["affine"], affine, atol=1e-6)
+
+
+def test_scaled_integers_hold_their_intensities(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "nifti" / "Case_1")
+    content = bytearray(nib.Nifti1Image(scan(0), np.diag([-1, -1, 1, 1.0])).to_bytes())
+    content[112:120] = np.array([0.25, 10], "<f4").tobytes()
+    (folder / "Case_1_t1.nii.gz").write_bytes(gzip.compress(bytes(content)))
+    for name in ("_t1ce", "_t2", "_flair", "_seg"):
+        old = nib.load(folder / f"Case_1{name}.nii.gz")
+        write_nifti(folder / f"Case_1{name}.nii.gz", np.asarray(old.dataobj), np.diag([-1, -1, 1, 1.0]))
+    (path,) = round_trip(tmp_path / "nifti", tmp_path)
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["image"][0], scan(0) * 0.25 + 10)
+
+
+def test_4d_files_keep_their_channel_order_and_numbering(tmp_path: Path) -> None:
+    write_decathlon(tmp_path / "nifti", ("BRATS_001", "BRATS_002"))
+    first, _ = round_trip(tmp_path / "nifti", tmp_path)
+    with h5py.File(first) as file:
+        assert list(file["image"].attrs["modalities"]) == ["FLAIR", "T1", "T1ce", "T2"]
+    case = find_cases(tmp_path / "h5")[0]
+    assert case["channels"] == [1, 2, 3, 0]
+    assert case["label_values"] == [0, 2, 1, 3]
+    np.testing.assert_array_equal(LoadCased()(case)["image"][3].numpy(), scan(1, (*SHAPE, 4))[..., 0])
+    ed_is_1 = LoadCased()(case)["label"][0].numpy() == 2
+    np.testing.assert_array_equal(ed_is_1, segmentation((0, 1, 2, 3)) == 1)
+
+
+def test_files_of_others_become_nifti(tmp_path: Path) -> None:
+    write_slices(tmp_path / "data", 7)
+    to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "data"), "mask_channels": "classes"})
+    mask = nib.load(tmp_path / "out" / "volume_7" / "volume_7_seg.nii.gz")
+    np.testing.assert_array_equal(np.searchsorted([0, 1, 2, 4], np.asarray(mask.dataobj)), classes())
+    np.testing.assert_array_equal(mask.affine, np.eye(4))
+    assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 5
+
+
+def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "nifti" / "Case_1")
+    content = inflated(folder / "Case_1_t2.nii.gz")
+    (folder / "Case_1_t2.nii.gz").write_bytes(gzip.compress(content + b"more"))
+    with pytest.raises(ValueError, match=r"Case_1_t2.nii.gz: its voxels cannot be restored exactly"):
+        to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
+    assert not [path for path in (tmp_path / "h5").rglob("*") if path.is_file()], "nothing half written"
+    (folder / "Case_1_t2.nii.gz").unlink()
+    with pytest.raises(ValueError, match="1 problem"):
+        to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
+    with pytest.raises(ValueError, match="no setting --speed"):
+        to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti"), "speed": 1})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file"):
+        to_nifti(str(tmp_path / "file"), **{"from": str(tmp_path / "nifti")})
+
+
+def test_a_file_cannot_name_places_outside(tmp_path: Path) -> None:
+    write_case(tmp_path / "nifti" / "Case_1")
+    (path,) = to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
+    with h5py.File(path, "a") as file:
+        file["nifti/t1"].attrs["file"] = "../../t1.nii.gz"
+    with pytest.raises(ValueError, match="below the folder"):
+        to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "h5")})
+
+
+def test_a_case_without_mask_becomes_four_files(tmp_path: Path) -> None:
+    write_file(tmp_path / "x" / "a.h5", {"image": image()}, modalities=["T1", "T1ce", "T2", "FLAIR"])
+    to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "x")})
+    names = sorted(path.name for path in (tmp_path / "out" / "a").iterdir())
+    assert names == [f"a_{role}.nii.gz" for role in ("flair", "t1", "t1ce", "t2")]
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out" / "a" / "a_t2.nii.gz").dataobj), image()[2])

@@ -1,0 +1,92 @@
+"""What `python -m tools label` says before it starts anything; the server itself: tests/label/serving.py."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tools.bundles import names
+from tools.label import app_folder
+from tools.label.app_folder import make_app
+from tools.label.server import label
+
+NAME = "brats_resunet"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """What a training leaves; no state dict, since nothing here loads it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "model.pt").write_bytes(b"weights")
+    (folder / "settings.json").write_text("{}")
+    (folder / "last.pt").write_bytes(b"to resume")
+    return folder
+
+
+def test_app_folder_is_a_copy(tmp_path: Path, weights: Path) -> None:
+    assert make_app(tmp_path / "app", [NAME], {NAME: str(weights)}) == [NAME]
+    copy = tmp_path / "app" / "model" / NAME
+    assert {path.name for path in (copy / "models").iterdir()} == {"model.pt", "settings.json"}
+    assert (copy / "configs" / "inference.yaml").read_bytes() == (
+        ROOT / "bundles" / NAME / "configs" / "inference.yaml"
+    ).read_bytes()
+    assert (copy / NAME / "__init__.py").is_file()
+    assert (tmp_path / "app" / "main.py").is_file()
+
+
+def test_fine_tuned_weights_are_kept_until_others_are_named(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    served = tmp_path / "app" / "model" / NAME / "models" / "model.pt"
+    make_app(tmp_path / "app", [NAME], {NAME: str(weights / "model.pt")})
+    served.write_bytes(b"fine-tuned")
+    make_app(tmp_path / "app", [NAME], {})
+    assert served.read_bytes() == b"fine-tuned"
+
+    monkeypatch.setattr(app_folder, "_weights_of", lambda name, given: weights / "model.pt")  # as if it shipped some
+    make_app(tmp_path / "app", [NAME], {})
+    assert served.read_bytes() == b"fine-tuned"
+    assert "--fresh True" in capsys.readouterr().out
+    make_app(tmp_path / "app", [NAME], {}, fresh=True)
+    assert served.read_bytes() == b"weights"
+
+
+def test_untrained_networks_are_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(app_folder, "_weights_of", lambda name, given: None)  # as if none shipped any
+    with pytest.raises(ValueError, match=r"not trained is not served.*--weights brats_resunet="):
+        make_app(tmp_path / "app", [NAME], {})
+    with pytest.raises(ValueError, match="no trained weights for"):
+        make_app(tmp_path / "app", None, {})
+    assert all(f"{name}: no trained weights" in capsys.readouterr().out for name in names()[:1])
+    assert not (tmp_path / "app").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bundles": "spleen"}, "no bundle named 'spleen'"),
+        ({"weights": "spleen=x.pt"}, "no bundle named 'spleen'"),
+        ({"weights": "x.pt"}, "expected NAME=PATH"),
+        ({"weights": f"{NAME}=nothing.pt"}, "no such file; expected the model.pt"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        label(str(tmp_path), app=str(tmp_path / "app"), **arguments)  # type: ignore[arg-type]
+
+
+def test_studies_and_port_are_checked_first(tmp_path: Path, weights: Path) -> None:
+    given = {"weights": f"{NAME}={weights}", "bundles": NAME, "app": str(tmp_path / "app")}
+    with pytest.raises(ValueError, match="no such folder"):
+        label(str(tmp_path / "nowhere"), **given)  # type: ignore[arg-type]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(ValueError, match=r"cannot be used.*give another one"):
+            label(str(tmp_path), port=taken.getsockname()[1], **given)  # type: ignore[arg-type]

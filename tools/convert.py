@@ -1,0 +1,257 @@
+"""Between NIfTI folders and HDF5 files of BraTS cases, with nothing lost on the way."""
+
+from __future__ import annotations
+
+import gzip
+import inspect
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import h5py
+import nibabel as nib
+import numpy as np
+from isal import igzip
+from tqdm import tqdm
+
+from tools.bundles import package
+
+_CHUNK = 32  # voxels along each axis: a patch of 96 voxels touches 27 to 64 chunks of a modality
+_MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
+_ROLES = ("t1", "t1ce", "t2", "flair", "seg")
+
+
+def to_h5(to: str | None = None, **options: Any) -> list[str]:
+    """Write one HDF5 file for each case of a folder of BraTS NIfTI files, and return their names.
+
+    `<case>.h5` holds `image` (4xHWD, in the intensities and the type of the files), `mask` (HWD, the data set's own
+    label values) and as attributes `modalities`, `affine`, `spacing_mm`, `qform`, `qform_code`, `sform`, `sform_code`,
+    `label_values` (background, NCR, ED, ET). Under `nifti/` lies what else a NIfTI file has, so that `convert nifti`
+    gives back every file byte for byte (compressed anew). Chunks of 32 voxels, gzip with shuffle and checksums.
+
+    Example: python -m tools convert h5 --from NIFTI_DIR --to DIR
+
+    Args:
+        to: folder for the files; a file that is there already is never replaced.
+        options: `--from`, the folder of cases; further settings of the data, e.g. --et_label 4.
+
+    Raises:
+        ValueError: if a case is not sound, a file exists already, or a file cannot be kept without loss.
+    """
+    source, target, settings = _folders("h5", to, options)
+    resunet = package("brats_resunet")
+    cases = _all_sound(*resunet.scan_cases(source, labelled=False, **_known(resunet.scan_cases, settings)))
+    _refuse_existing([target / f"{case['case']}.h5" for case in cases])
+    write_whole = package("brats_unet_h5").files.write_whole
+    written = []
+    for case in tqdm(cases, desc="to HDF5", unit="case"):
+        path = target / f"{case['case']}.h5"
+        write_whole(path, partial(_write_h5, case, Path(source)))
+        written.append(str(path))
+    return written
+
+
+def to_nifti(to: str | None = None, **options: Any) -> list[str]:
+    """Write the NIfTI files of each case of a folder of HDF5 files, and return the folders they went to.
+
+    What `convert h5` wrote comes back under its own names, byte for byte. Any other file that the h5 bundle reads
+    becomes `<case>/<case>_{t1,t1ce,t2,flair,seg}.nii.gz`, with the affine of its attribute or the identity.
+
+    Example: python -m tools convert nifti --from H5_DIR --to DIR
+
+    Args:
+        to: folder for the files; a file that is there already is never replaced.
+        options: `--from`, the folder of HDF5 files; further settings of the data, e.g. --channel_order
+            "[flair,t1,t1ce,t2]" or --mask_channels classes.
+
+    Raises:
+        ValueError: if a case is not sound, or a file exists already.
+    """
+    source, target, settings = _folders("nifti", to, options)
+    unet = package("brats_unet_h5")
+    cases = _all_sound(*unet.scan_cases(source, labelled=False, **_known(unet.scan_cases, settings)))
+    planned = {str(case["case"]): _names_of(case) for case in cases}
+    _refuse_existing([target / name for names in planned.values() for name in names.values()])
+    written = []
+    for case in tqdm(cases, desc="to NIfTI", unit="case"):
+        names = planned[str(case["case"])]
+        for role, content in _contents(case, unet):
+            path = target / names[role]
+            unet.files.write_whole(path, partial(_write_bytes, content, path.name.lower().endswith(".gz")))
+            written.append(str(path.parent))
+    return list(dict.fromkeys(written))
+
+
+def _write_h5(case: Mapping[str, Any], root: Path, out: Any) -> None:
+    parts = [_Nifti(file, root) for file in case["image"]]
+    label = _Nifti(case["label"], root) if case["label"] else None
+    if len(parts) == 1:  # 4-D: its channels stay in the order of the file
+        image = np.moveaxis(parts[0].intensities, -1, 0)
+        modalities = [""] * len(image)
+        for name, channel in zip(_MODALITIES, case["channels"], strict=True):
+            modalities[channel] = name
+    else:
+        arrays = [part.intensities for part in parts]
+        image = np.stack([a[..., 0] if a.ndim == 4 else a for a in arrays]).astype(np.result_type(*arrays))
+        modalities = list(_MODALITIES)
+    if len(image) != 4:
+        raise ValueError(f"{parts[0].path} has {len(image)} channels; expected 4; take the others out of it first.")
+    with h5py.File(out, "w") as file:
+        _store(file, "image", image, (1,))
+        file.attrs.update(_geometry(parts[0].image), case=str(case["case"]))
+        file["image"].attrs["modalities"] = modalities
+        if label is not None:
+            mask = label.intensities[..., 0] if label.intensities.ndim == 4 else label.intensities
+            _store(file, "mask", mask, ())
+            file["mask"].attrs["label_values"] = [int(v) for v in case["label_values"]]
+        roles = ["image"] if len(parts) == 1 else list(_ROLES[:4])
+        for role, part in [*zip(roles, parts, strict=True), *([("seg", label)] if label else [])]:
+            stored = mask if role == "seg" else image if len(parts) == 1 else image[roles.index(role)]
+            if part.rebuilt(stored) != part.content:
+                raise ValueError(
+                    f"{part.path}: its voxels cannot be restored exactly (type {part.image.get_data_dtype()}, slope "
+                    "and intercept, or bytes after the voxels); expected a plain NIfTI file; save it anew first."
+                )
+            item = file.create_dataset(f"nifti/{role}", data=np.frombuffer(part.head, np.uint8))
+            item.attrs["file"] = part.name
+
+
+class _Nifti:
+    """One NIfTI file: its bytes, its intensities and how to get the one from the other."""
+
+    def __init__(self, path: str, root: Path) -> None:
+        self.path = path
+        raw = Path(path).read_bytes()
+        self.content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        self.image = _kind(self.content).from_bytes(self.content)
+        self.head = self.content[: int(self.image.dataobj.offset)]
+        self.intensities = np.asarray(self.image.dataobj)
+        folder = os.path.abspath(root if root.is_dir() else root.parent)  # not through links: these have other names
+        self.name = Path(os.path.relpath(os.path.abspath(path), folder)).as_posix()
+        self.name = Path(path).name if self.name.startswith("..") else self.name
+
+    def rebuilt(self, intensities: np.ndarray) -> bytes:
+        return _rebuilt(self.head, intensities)
+
+
+def _rebuilt(head: bytes, intensities: np.ndarray) -> bytes:
+    """A whole NIfTI file, of what precedes its voxels and of its intensities."""
+    kind = _kind(head)
+    header = kind.header_class(head[: kind.header_class.template_dtype.itemsize], check=False)
+    slope, inter = header.get_slope_inter()
+    values = intensities.reshape(header.get_data_shape(), order="F") if intensities.ndim == 3 else intensities
+    if intensities.ndim == 4:
+        values = np.moveaxis(intensities, 0, -1)
+    dtype = header.get_data_dtype()
+    if (slope, inter) not in ((None, None), (1.0, 0.0)):
+        values = (np.asarray(values, np.float64) - inter) / slope
+        values = np.rint(values) if dtype.kind in "iu" else values
+    return head + np.asarray(values).astype(dtype).tobytes(order="F")
+
+
+def _kind(content: bytes) -> Any:
+    """NIfTI-2 where the header says that it has its 540 bytes, else NIfTI-1."""
+    return nib.Nifti2Image if b"\x1c\x02" in (content[:2], content[3:1:-1]) else nib.Nifti1Image
+
+
+def _store(file: h5py.File, name: str, array: np.ndarray, leading: Sequence[int]) -> None:
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    chunks = (*leading, *(min(_CHUNK, n) for n in array.shape[len(leading) :]))
+    file.create_dataset(name, data=native, chunks=chunks, compression="gzip", shuffle=True, fletcher32=True)
+
+
+def _geometry(image: nib.Nifti1Image) -> dict[str, Any]:
+    header = image.header
+    found: dict[str, Any] = {"affine": np.asarray(image.affine), "spacing_mm": np.asarray(header.get_zooms()[:3])}
+    for kind in ("qform", "sform"):
+        matrix, code = getattr(image, f"get_{kind}")(coded=True)
+        found |= {kind: np.eye(4) if matrix is None else matrix, f"{kind}_code": int(code)}
+    return found
+
+
+def _names_of(case: Mapping[str, Any]) -> dict[str, str]:
+    """Role -> name of the NIfTI file, below the target folder."""
+    unet = package("brats_unet_h5")
+    with unet.hdf5.open_h5(str(case["image"][0])) as file:
+        if "nifti" in file:
+            return {role: _safe(str(item.attrs["file"]), case) for role, item in file["nifti"].items()}
+    name = case["case"]
+    return {role: f"{name}/{name}_{role}.nii.gz" for role in (_ROLES if case["label"] else _ROLES[:4])}
+
+
+def _safe(name: str, case: Mapping[str, Any]) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise ValueError(f"{case['image'][0]} names a file {name!r}; expected a NIfTI file below the folder; mend it.")
+    return name
+
+
+def _contents(case: Mapping[str, Any], unet: Any) -> list[tuple[str, bytes]]:
+    """Role and content of each NIfTI file of a case."""
+    with unet.hdf5.open_h5(str(case["image"][0])) as file:
+        if "nifti" in file:
+            image = file[case["image_key"]][()]
+            found = []
+            for role, item in file["nifti"].items():
+                stored = image if role == "image" else image[_ROLES.index(role)] if role != "seg" else file["mask"][()]
+                found.append((role, _rebuilt(item[()].tobytes(), stored)))
+            return found
+    affine = unet.reading.affine_of(case)
+    arrays = dict(zip(_ROLES, unet.reading.read_image(case), strict=False))
+    if case["label"]:
+        values = np.asarray(case["label_values"], np.uint8)
+        arrays["seg"] = values[unet.reading.read_classes(case)]
+    return [(role, _plain_nifti(array, affine)) for role, array in arrays.items()]
+
+
+def _plain_nifti(array: np.ndarray, affine: np.ndarray) -> bytes:
+    kept = array.astype(np.int32) if array.dtype.kind in "iu" and array.dtype.itemsize > 4 else array
+    if kept.dtype == np.bool_ or kept.dtype == np.float16:
+        kept = kept.astype(np.uint8 if kept.dtype == np.bool_ else np.float32)
+    image = nib.Nifti1Image(np.ascontiguousarray(kept), affine)
+    for kind in ("set_qform", "set_sform"):
+        getattr(image, kind)(affine, code=1)
+    image.header.set_xyzt_units("mm")
+    return image.to_bytes()
+
+
+def _write_bytes(content: bytes, packed: bool, file: Any) -> None:
+    file.write(igzip.compress(content, compresslevel=2, mtime=0) if packed else content)
+
+
+def _folders(command: str, to: str | None, options: Mapping[str, Any]) -> tuple[str, Path, dict[str, Any]]:
+    settings = dict(options)
+    source = settings.pop("from", None)
+    if not source or not to:
+        raise ValueError(f"two folders are needed: python -m tools convert {command} --from DIR --to ANOTHER_DIR.")
+    target = Path(str(to)).expanduser()
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file; expected a folder, new or not; give another one with --to.")
+    return str(Path(str(source)).expanduser()), target, settings
+
+
+def _known(scan: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    known = [
+        name for name in inspect.signature(scan).parameters if name not in ("dataset_dir", "labelled", "patch_size")
+    ]
+    unknown = [name for name in settings if name not in known]
+    if unknown:
+        raise ValueError(f"no setting --{', --'.join(unknown)}; there are: from, to, {', '.join(known)}.")
+    return settings
+
+
+def _all_sound(cases: list[dict[str, Any]], findings: list[Any]) -> list[dict[str, Any]]:
+    if findings:
+        raise ValueError(f"{len(findings)} problem(s); nothing was written.\n" + "\n".join(map(str, findings)))
+    return cases
+
+
+def _refuse_existing(paths: Sequence[Path]) -> None:
+    there = [str(path) for path in paths if path.exists()]
+    if there:
+        more = f" and {len(there) - 3} more" if len(there) > 3 else ""
+        raise ValueError(
+            f"{', '.join(there[:3])}{more}: already there, nothing was written. Give another folder with --to."
+        )
