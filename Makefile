@@ -2,13 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint sync clean
+.PHONY: demo test test-label label lint sync clean
 
 demo: .venv/tools  ## virtual cases: train, score, segment, draw; leaves demo/
 	$(BIN)/python -m tools demo
 
 test: .venv/dev lint  ## everything CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+label: .venv/tools  ## MONAI Label's server: make label STUDIES=DIR WEIGHTS=brats_resunet=demo/run/model.pt
+	@test -n "$(STUDIES)" || { echo "make label STUDIES=DIR: the folder with your scans"; exit 1; }
+	$(BIN)/python -m tools label --studies "$(STUDIES)" $(if $(BUNDLES),--bundles "$(BUNDLES)") \
+		$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(PORT),--port $(PORT)) $(if $(LABELS),--labels "$(LABELS)")
+
+test-label: .venv/dev  ## the real MONAI Label server with every bundle; makes its environment
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/label/serving.py
 
 lint: .venv/dev  ## style, formatting and types
 	$(BIN)/ruff check .
@@ -18,8 +26,8 @@ lint: .venv/dev  ## style, formatting and types
 sync: .venv/tools  ## copy the modules that bundles share from tools/vendored/ into each
 	$(BIN)/python -m tools sync
 
-clean:  ## remove the environment and the demo
-	rm -rf .venv demo
+clean:  ## remove the environments and the demo
+	rm -rf .venv .venv-label demo
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \

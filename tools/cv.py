@@ -147,11 +147,12 @@ def _call(
 
 
 def _finished(bundle: str, last: Path) -> bool:
-    """Whether a run came to its last epoch."""
+    """Whether a run came to its last epoch, or stopped early."""
     if not last.is_file():
         return False
-    at = importlib.import_module(f"{bundle}.checkpoints").read_checkpoint(str(last))["trainer"]
-    return bool(at["epoch"] >= at["max_epochs"])
+    saved = importlib.import_module(f"{bundle}.checkpoints").read_checkpoint(str(last))
+    at = saved["trainer"]
+    return bool(at["epoch"] >= at["max_epochs"] or saved.get("early_stop", {}).get("ended"))
 
 
 def _ids(file: Path) -> dict[str, Any]:

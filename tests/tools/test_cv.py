@@ -7,8 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import SMALL, TRAINING, Run, bundle_run
+from tools.cv import _finished
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -51,6 +53,17 @@ def test_three_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) 
     scored = bundle_run("evaluating", "inference.yaml", "evaluate.yaml", "inference_ensemble.yaml")
     done = run(*scored, "--dataset_dir", cohort, "--output_dir", tmp_path / "s", *folds, status=1)
     assert "all 5 case(s) trained the network" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("epoch", "more", "expected"),
+    [(2, {}, False), (5, {}, True), (2, {"early_stop": {"ended": True}}, True), (2, {"early_stop": {}}, False)],
+)
+def test_a_run_that_came_to_its_end_is_not_resumed(epoch: int, more: dict, expected: bool, tmp_path: Path) -> None:
+    last = tmp_path / "last.pt"
+    assert not _finished("brats_unet_h5", last)
+    torch.save({"trainer": {"epoch": epoch, "max_epochs": 5}, **more}, last)
+    assert _finished("brats_unet_h5", last) == expected
 
 
 def test_failure_names_fold_and_cause(run: Run, cohort: Path, tmp_path: Path) -> None:

@@ -1,0 +1,449 @@
+"""The real MONAI Label server with every bundle, driven over REST: `make test-label`.
+
+Not collected by default (its name says no test): it needs the server's own environment.
+Networks are tiny and untrained.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import psutil
+import pytest
+import requests
+import SimpleITK as sitk  # noqa: N813 (its usual name)
+import torch
+from monai.bundle import ConfigParser
+
+from tests.conftest import ROOT
+from tools.bundles import names, package
+from tools.convert import to_h5
+from tools.label.server import free_port
+from tools.virtual import brats, ct, tissue
+
+DATA = Path(os.environ.get("BRAIN_DATA", ROOT.parent / "shared" / "data"))
+GLIOMA, HEAD, TORSO = "VirtualGlioma_00000", "sub-000", "FLARE22_Tr_0001"
+BRATS_LABELS = {"necrotic core": 1, "oedema": 2, "3 (not used)": 3, "enhancing tumour": 4}
+
+
+@dataclass(frozen=True)
+class Served:
+    """A bundle, what its tiny network is, and a virtual case for it.
+
+    Args:
+        settings: as a training records them.
+        case: name.
+        file: one file of the case, below the studies folder.
+        answered: names and values in the order of the values.
+        real: pattern of the files of a real case, below the folder of the real data.
+        trains: whether it can train on labels from a viewer.
+    """
+
+    settings: dict[str, Any]
+    case: str
+    file: str
+    answered: dict[str, int]
+    real: str = ""
+    trains: bool = True
+
+
+BUNDLES = {
+    "brats_resunet": Served(
+        {"channels": [4, 8, 16, 32], "patch_size": [32, 32, 32]},
+        GLIOMA, f"glioma/{GLIOMA}/{GLIOMA}_flair.nii.gz", BRATS_LABELS,
+        "brats_glioma/BraTS2021_00006/*_[tf]*.nii.gz",
+    ),
+    "brain_metastasis_attention_unet": Served(
+        {"channels": [4, 8, 16], "patch_size": [32, 32, 32]},
+        GLIOMA, f"glioma/{GLIOMA}/{GLIOMA}_t2.nii.gz",
+        {"non-enhancing tumour core": 1, "surrounding non-enhancing flair hyperintensity": 2, "3 (not used)": 3,
+         "enhancing tumour": 4},
+        "brats_mets_unlabelled/**/*.nii.gz",
+    ),
+    "brain_tissue_vnet": Served(
+        {"init_filters": 4, "patch_size": [32, 32, 32], "fit": "none", "spacing": [4, 4, 4]},
+        HEAD, f"heads/{HEAD}/anat/{HEAD}_T1w.nii.gz", {"csf": 1, "grey matter": 2, "white matter": 3},
+        "tissue_t1/1119_SS.nii.gz",
+    ),
+    "abdomen_ct_vnet": Served(
+        {"channels": [4, 8, 16], "patch_size": [32, 32, 32], "spacing": [8.0, 8.0, 8.0]},
+        TORSO, f"ct/imagesTr/{TORSO}_0000.nii.gz", {"liver": 1, "kidneys": 2, "spleen": 3},
+        "abdomen_ct/example_ct.nii.gz",
+    ),
+    "brats_unet_h5": Served(
+        {"channels": [4, 8, 16], "uniform_shape": [32, 32, 32]},
+        "VirtualGlioma_00001", "h5/VirtualGlioma_00001.h5", {"NCR": 1, "ED": 2, "3 (not used)": 3, "ET": 4},
+        trains=False,
+    ),
+}  # fmt: skip
+BRATS_BUNDLES = ("brats_resunet", "brain_metastasis_attention_unet")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Studies of all kinds, one glioma without its FLAIR, and weights of tiny networks."""
+    root = tmp_path_factory.mktemp("label")
+    brats(str(root / "studies" / "glioma"), cases=4, seed=3, shape=(48, 48, 36))
+    tissue(str(root / "heads"), cases=2, seed=3, shape=(48, 48, 36))
+    for head in (root / "heads").glob("sub-*"):
+        shutil.copytree(head, root / "studies" / "heads" / head.name)
+    ct(str(root / "ct"), cases=2, seed=3, shape=(48, 48, 36))
+    shutil.copytree(root / "ct" / "imagesTr", root / "studies" / "ct" / "imagesTr")
+    to_h5(str(root / "studies" / "h5"), **{"from": str(root / "studies" / "glioma" / "VirtualGlioma_00001")})
+    next((root / "studies" / "glioma" / "VirtualGlioma_00003").glob("*_flair.nii.gz")).unlink()
+    for name, served in BUNDLES.items():
+        write_weights(root / "weights" / name, name, served.settings)
+        inputs = root / "inputs" / name
+        file = root / "studies" / served.file
+        inputs.mkdir(parents=True)
+        (inputs / (file.name if file.suffix == ".h5" else "virtual")).symlink_to(
+            file if file.suffix == ".h5" else file.parent
+        )
+        for scan in sorted(DATA.glob(served.real)) if served.real else ():
+            (inputs / "real").mkdir(exist_ok=True)
+            small = nib.load(scan).slicer[::3, ::3, ::3]  # type: ignore[attr-defined]  # in seconds, not minutes
+            name_there = (
+                "FLARE22_Ts_0001_0000.nii" if scan.name == "example_ct.nii.gz" else scan.name.removesuffix(".gz")
+            )
+            nib.save(small, inputs / "real" / name_there)
+    return root
+
+
+def write_weights(out: Path, name: str, settings: dict[str, Any], seed: int = 0) -> None:
+    """A state dict as a training writes it, untrained, and its settings."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "settings.json").write_text(json.dumps(settings))
+    package(name)
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "bundles" / name / "configs" / "inference.yaml"))
+    parser["ckpt_dir"] = str(out)
+    torch.manual_seed(seed)
+    torch.save(parser.get_parsed_content("network_def").state_dict(), out / "model.pt")
+
+
+class Server:
+    """`python -m tools label`, as a user starts it."""
+
+    def __init__(self, root: Path) -> None:
+        self.app, self.port = root / "app", free_port()
+        weights = ",".join(f"{name}={root / 'weights' / name}" for name in BUNDLES)
+        command = [sys.executable, "-m", "tools", "label", "--studies", str(root / "studies"), "--weights", weights]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(root / "cache"), "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [*command, "--bundles", ",".join(BUNDLES), "--app", str(self.app), "--port", str(self.port)],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self.printed = ""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.printed += line
+            if line.startswith("Ctrl-C"):
+                return
+        raise AssertionError(self.printed)
+
+    def call(self, method: str, path: str, **more: Any) -> requests.Response:
+        """The answer to a request."""
+        return requests.request(method, f"http://127.0.0.1:{self.port}{path}", timeout=240, **more)
+
+    def infer(self, model: str, image: str = "", status: int = 200, output: str = "image", **more: Any) -> bytes:
+        """The answer's content."""
+        query = {"output": output, **({"image": image} if image else {})}
+        answer = self.call("POST", f"/infer/{model}", params=query, **more)
+        assert answer.status_code == status, (answer.text[-3000:], self.log()[-3000:])
+        return answer.content
+
+    def refusal(self, model: str, image: str = "", status: int = 400, **more: Any) -> str:
+        """What the server says about an input that it refuses."""
+        return str(json.loads(self.infer(model, image, status, **more))["detail"])
+
+    def log(self) -> str:
+        """What the server has logged."""
+        return (self.app / "server.log").read_text()
+
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """End it as Ctrl-C does, and see that nothing of it is left."""
+        family = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(number)
+        assert self.process.wait(timeout=40) == 0
+        assert not [process for process in family if process.is_running() and process.status() != "zombie"]
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[Server]:
+    running = Server(folder)
+    yield running
+    if running.process.poll() is None:
+        running.stop()
+
+
+def read(content: bytes, path: Path) -> nib.Nifti1Image:
+    path.write_bytes(content)
+    return nib.load(path)  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def by_bundle(folder: Path) -> Callable[[str, str], nib.Nifti1Image]:
+    """The mask of a case that `monai.bundle run inferring` writes with the same weights; one run for each bundle."""
+
+    def mask(name: str, case: str) -> nib.Nifti1Image:
+        out = folder / "masks" / name
+        if not out.exists():
+            config = ROOT / "bundles" / name / "configs" / "inference.yaml"
+            command = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--config_file", str(config)]
+            command += ["--dataset_dir", str(folder / "inputs" / name), "--ckpt_dir", str(folder / "weights" / name)]
+            command += ["--output_dir", str(out), "--num_workers", "0"]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        return nib.load(out / f"{case}_seg.nii.gz")  # type: ignore[return-value]
+
+    return mask
+
+
+def assert_same(served: nib.Nifti1Image, reference: nib.Nifti1Image) -> None:
+    assert served.shape == reference.shape
+    assert served.get_data_dtype() == reference.get_data_dtype() == np.uint8
+    np.testing.assert_array_equal(served.affine, reference.affine)
+    np.testing.assert_array_equal(np.asarray(served.dataobj), np.asarray(reference.dataobj))
+    for kind in ("sform_code", "qform_code", "xyzt_units"):
+        assert served.header[kind] == reference.header[kind]
+
+
+def test_table_names_every_bundle() -> None:
+    assert sorted(BUNDLES) == names(), "a bundle that is not in the table is not tested"
+
+
+def test_prints_address_models_and_cases(server: Server) -> None:
+    assert f"http://127.0.0.1:{server.port}" in server.printed
+    for name in BUNDLES:
+        assert re.search(rf"^  {name} .*, ", server.printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_info_lists_the_bundle_with_its_labels(server: Server, name: str) -> None:
+    info = server.call("GET", "/info/").json()
+    answered = [label for label in BUNDLES[name].answered if "not used" not in label]
+    assert list(info["models"][name]["labels"]) == answered
+    assert info["models"][name]["config"]["model_filename"] == ["model.pt"]
+    assert name in info["trainers"]
+    assert {"random", "first", f"{name}_uncertainty"} <= set(info["strategies"])
+    assert {"dice", f"{name}_uncertainty"} <= set(info["scoring"])
+
+
+def test_studies_have_one_entry_a_case(server: Server) -> None:
+    objects = server.call("GET", "/datastore/", params={"output": "all"}).json()["objects"]
+    expected = {f"VirtualGlioma_0000{i}" for i in range(3)} | {"sub-000", "sub-001", TORSO, "FLARE22_Tr_0002"}
+    assert expected <= set(objects)
+    assert len([case for case in objects if case.startswith("VirtualGlioma")]) <= 4
+    shown = server.call("GET", "/datastore/image", params={"image": GLIOMA})
+    assert shown.headers["content-disposition"].endswith(f'{GLIOMA}_t1ce.nii.gz"')
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+def test_infer_equals_the_bundle_run(
+    server: Server, folder: Path, tmp_path: Path, by_bundle: Callable[[str, str], nib.Nifti1Image], name: str
+) -> None:
+    served = BUNDLES[name]
+    reference = by_bundle(name, served.case)
+    assert_same(read(server.infer(name, served.case), tmp_path / "by_name.nii.gz"), reference)
+    assert len(np.unique(np.asarray(reference.dataobj))) > 1, "an empty mask would equal any other"
+    answer = json.loads(server.infer(name, str(folder / "studies" / served.file), output="json"))
+    assert list(answer["label_names"].items()) == list(served.answered.items())
+
+
+@pytest.mark.parametrize("name", [name for name in BUNDLES if BUNDLES[name].real])
+def test_real_case_equals_the_bundle_run(
+    server: Server, folder: Path, tmp_path: Path, by_bundle: Callable[[str, str], nib.Nifti1Image], name: str
+) -> None:
+    real = sorted((folder / "inputs" / name / "real").glob("*"))
+    if not real:
+        pytest.skip(f"no {DATA / BUNDLES[name].real} here")
+    answer = read(server.infer(name, str(real[0])), tmp_path / "real.nii.gz")
+    case = package(name).find_cases(str(real[0]), labelled=False)[0]["case"]
+    assert_same(answer, by_bundle(name, case))
+
+
+@pytest.mark.parametrize("name", BRATS_BUNDLES)
+def test_a_case_may_be_given_in_any_way(server: Server, folder: Path, tmp_path: Path, name: str) -> None:
+    case = folder / "studies" / "glioma" / GLIOMA
+    expected = server.infer(name, GLIOMA)
+    for suffix in ("t1", "t1ce", "t2", "flair"):
+        assert server.infer(name, str(case / f"{GLIOMA}_{suffix}.nii.gz")) == expected, suffix
+    assert server.infer(name, str(case)) == expected
+    scans = [nib.load(case / f"{GLIOMA}_{suffix}.nii.gz") for suffix in ("flair", "t1", "t1ce", "t2")]
+    stacked = np.stack([np.asarray(scan.dataobj) for scan in scans], axis=-1)  # type: ignore[attr-defined]
+    nib.save(nib.Nifti1Image(stacked, scans[0].affine), tmp_path / "all.nii.gz")  # type: ignore[attr-defined]
+    parameters = {"params": json.dumps({"channel_order": [1, 2, 3, 0]})}
+    with (tmp_path / "all.nii.gz").open("rb") as file:  # sent, as by a client on another machine
+        sent = server.infer(name, files={"file": ("all.nii.gz", file)}, data=parameters)
+    one, other = read(sent, tmp_path / "a.nii.gz"), read(expected, tmp_path / "b.nii.gz")
+    np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(other.dataobj))
+
+
+def test_slicers_answer_has_the_same_voxels(server: Server, folder: Path, tmp_path: Path) -> None:
+    """The plugin asks for .nrrd, and for both parts of the answer."""
+    parameters = {"params": json.dumps({"result_extension": ".nrrd", "result_dtype": "uint8"})}
+    (tmp_path / "mask.nrrd").write_bytes(server.infer("brats_resunet", GLIOMA, data=parameters))
+    mask = sitk.ReadImage(str(tmp_path / "mask.nrrd"))
+    expected = read(server.infer("brats_resunet", GLIOMA), tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(mask).T, np.asarray(expected.dataobj))
+    scan = sitk.ReadImage(str(folder / "studies" / BUNDLES["brats_resunet"].file))
+    np.testing.assert_allclose(mask.GetOrigin(), scan.GetOrigin(), atol=1e-3)
+    np.testing.assert_allclose(mask.GetSpacing(), scan.GetSpacing(), atol=1e-4)
+    np.testing.assert_allclose(mask.GetDirection(), scan.GetDirection(), atol=1e-5)
+
+
+def test_bad_input_is_explained_and_the_server_lives_on(server: Server, folder: Path, tmp_path: Path) -> None:
+    studies = folder / "studies"
+    assert "no model 'spleen'" in server.refusal("spleen", GLIOMA, 404)
+    assert "no case 'nobody'" in server.refusal("brats_resunet", "nobody", 404)
+    assert "brain_tissue_vnet can" in server.refusal("brats_resunet", HEAD, 404)
+
+    missing = studies / "glioma" / "VirtualGlioma_00003"
+    for image, status in ((str(missing), 400), (str(next(missing.glob("*_t1.nii.gz"))), 400)):
+        assert "VirtualGlioma_00003_flair.nii.gz (FLAIR)" in server.refusal("brats_resunet", image, status)
+
+    with_junk = {"file": ("scan.nii.gz", b"this is a letter, not an image")}
+    for name in BUNDLES:
+        assert "fix:" in server.refusal(name, files=with_junk)
+
+    shutil.copytree(studies / "glioma" / GLIOMA, tmp_path / GLIOMA)
+    cut = tmp_path / GLIOMA / f"{GLIOMA}_t2.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:-2000])
+    assert "cannot be decoded to its end" in server.refusal("brats_resunet", str(tmp_path / GLIOMA))
+    nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.int16), np.eye(4)), cut)
+    assert "the grid of" in server.refusal("brats_resunet", str(tmp_path / GLIOMA))
+
+    assert "no model 'spleen'" in server.call("POST", "/train/spleen", params={"run_sync": True}).json()["detail"]
+    server.infer("brats_resunet", GLIOMA)
+    assert "Traceback" not in server.log(), "an input that a user can mend is no defect"
+
+
+def test_case_that_cannot_be_used_is_named(server: Server) -> None:
+    """By name, as a viewer asks: a case without its FLAIR is not listed for this bundle, and the server says why."""
+    detail = server.refusal("brats_resunet", "VirtualGlioma_00003", 404)
+    assert "VirtualGlioma_00003_flair.nii.gz (FLAIR)" in detail
+
+
+def test_saved_labels_get_the_data_sets_values(server: Server, folder: Path, tmp_path: Path) -> None:
+    """3D Slicer numbers the segments it saves 1, 2, 3 by their order."""
+    source = folder / "studies" / "glioma" / GLIOMA / f"{GLIOMA}_seg.nii.gz"
+    truth = nib.load(source)
+    values = np.asarray(truth.dataobj)  # type: ignore[attr-defined]
+    by_slicer = np.zeros_like(values)
+    segments = []
+    for number, (name, value) in enumerate({"enhancing tumour": 4, "oedema": 2, "necrotic core": 1}.items(), start=1):
+        by_slicer[values == value] = number
+        segments.append({"name": name, "idx": number})
+    nib.save(nib.Nifti1Image(by_slicer, truth.affine), tmp_path / "label.nii.gz")  # type: ignore[attr-defined]
+    save(server, GLIOMA, tmp_path / "label.nii.gz", {"label_info": segments})
+    kept = server.call("GET", "/datastore/label", params={"label": GLIOMA, "tag": "final"}).content
+    np.testing.assert_array_equal(np.asarray(read(kept, tmp_path / "kept.nii.gz").dataobj), values)
+
+
+def save(server: Server, case: str, file: Path, params: dict[str, Any]) -> None:
+    with file.open("rb") as label:
+        answer = server.call(
+            "PUT", "/datastore/label", params={"image": case, "tag": "final"},
+            files={"label": (file.name, label)}, data={"params": json.dumps(params)},
+        )  # fmt: skip
+    assert answer.status_code == 200, answer.text
+
+
+def labels_of(folder: Path, name: str) -> dict[str, Path]:
+    """Two saved labels, from which a bundle trains."""
+    if name == "brain_tissue_vnet":
+        heads = folder / "studies" / "heads"
+        return {case: heads / case / "anat" / f"{case}_T1w.nii.gz" for case in ("sub-000", "sub-001")}
+    if name == "abdomen_ct_vnet":
+        return {
+            case: next((folder / "ct" / "labelsTr").glob(f"{case}*")) for case in ("FLARE22_Tr_0001", "FLARE22_Tr_0002")
+        }
+    root = folder / "studies" / "glioma"
+    return {case: root / case / f"{case}_seg.nii.gz" for case in (GLIOMA, "VirtualGlioma_00001")}
+
+
+@pytest.mark.parametrize("name", [name for name in BUNDLES if BUNDLES[name].trains])
+def test_training_changes_the_copy_alone(server: Server, folder: Path, tmp_path: Path, name: str) -> None:
+    for case, file in labels_of(folder, name).items():
+        save(
+            server,
+            case,
+            file if name != "brain_tissue_vnet" else tissue_label(file, tmp_path / f"{case}.nii.gz"),
+            {"model": name},
+        )
+    original, served = (
+        base / "model.pt" for base in (folder / "weights" / name, server.app / "model" / name / "models")
+    )
+    before = original.read_bytes()
+    assert served.read_bytes() == before
+    earlier = server.infer(name, BUNDLES[name].case)
+    request = {"max_epochs": 1, "num_workers": 0, "learning_rate": 0.01, "run_id": "", "tracking": "None"}
+    answer = server.call("POST", f"/train/{name}", params={"run_sync": True}, json=request)
+    assert answer.status_code == 200, answer.text + server.log()[-3000:]
+    assert original.read_bytes() == before
+    assert not (ROOT / "bundles" / name / "models" / "datalist.json").exists()
+    old, new = (torch.load(file, weights_only=True) for file in (original, served))
+    assert {k: v.shape for k, v in old.items()} == {k: v.shape for k, v in new.items()}, "the recorded widths are kept"
+    learnt = [key for key in old if not re.search("running|num_batches", key)]
+    moved = max(float((old[key] - new[key]).abs().max()) for key in learnt)
+    assert 0 < moved < 1, "a step or two away from the weights that were served, not from new ones"
+    assert server.infer(name, BUNDLES[name].case) != earlier, "the server takes up the new weights"
+
+
+def tissue_label(file: Path, out: Path) -> Path:
+    """Three tissues by intensity, in the bundle's own numbers: 1 CSF, 2 GM, 3 WM."""
+    scan = nib.load(file)
+    voxels = np.asarray(scan.dataobj)  # type: ignore[attr-defined]
+    tissues = np.digitize(voxels, [1, *np.quantile(voxels[voxels > 0], [0.3, 0.6])]).astype(np.uint8)
+    nib.save(nib.Nifti1Image(tissues, scan.affine), out)  # type: ignore[attr-defined]
+    return out
+
+
+def test_batch_dice_and_uncertainty(server: Server) -> None:
+    answer = server.call("POST", "/batch/infer/brats_resunet", params={"images": "all", "run_sync": True})
+    assert answer.status_code == 200
+    result = answer.json()
+    assert {case for case, one in result.items() if "error" not in one} == {f"VirtualGlioma_0000{i}" for i in range(3)}
+    assert "brats_resunet" in result[HEAD]["error"], "a case of another bundle does not end the batch"
+
+    dice = server.call("POST", "/scoring/dice", params={"run_sync": True}).json()
+    assert set(dice) == {GLIOMA, "VirtualGlioma_00001"}
+    assert all(0 <= value <= 1 for value in dice[GLIOMA].values())
+    assert len(dice[GLIOMA]) == 3
+
+    scored = server.call("POST", "/scoring/brats_resunet_uncertainty", params={"run_sync": True}).json()
+    assert scored["executed"] >= 1
+    sample = server.call("POST", "/activelearning/brats_resunet_uncertainty", json={}).json()
+    assert sample["id"] == "VirtualGlioma_00002", "the only glioma that has no saved label"
+    assert 0 < sample["brats_resunet_entropy"] <= 1
+
+
+def test_training_in_the_background_ends_with_the_server(server: Server) -> None:
+    """Last: Ctrl-C in the middle of a training leaves no process."""
+    name = "brain_metastasis_attention_unet"  # for which the labels of the gliomas were saved last
+    task = server.call("POST", f"/train/{name}", json={"max_epochs": 500, "num_workers": 1}).json()
+    assert task["status"] == "SUBMITTED"
+    deadline = time.time() + 60
+    while True:
+        task = server.call("GET", "/train/").json()
+        details = task.get("details") or []
+        assert task["status"] in ("SUBMITTED", "RUNNING"), details
+        assert time.time() < deadline, details
+        if any("Epoch" in line for line in details):
+            break
+        time.sleep(0.5)
+    server.stop(signal.SIGTERM)

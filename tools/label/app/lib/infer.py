@@ -1,0 +1,90 @@
+"""Inference of a bundle: MONAI Label's own, with the label map that the bundle itself would write."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.utils import convert_to_numpy
+from monailabel.tasks.infer.bundle import BundleInferTask
+
+from lib.bundles import case_settings, module, package
+
+
+class CaseInfer(BundleInferTask):
+    """`BundleInferTask` that answers with the data set's own label values on the grid of the case, uint8.
+
+    `label_names` of the answer are names and values in the order of the values; 3D Slicer takes the k-th of them for
+    value k, so that values the data set skips are named too. Weights of another network are refused, not half loaded.
+
+    Args:
+        name: of the bundle, and of its package.
+        path: folder of the bundle.
+        conf: the server's `--conf`.
+        class_names: name of each class the bundle writes, with its index.
+    """
+
+    def __init__(self, name: str, path: str, conf: dict[str, str], class_names: dict[str, int]) -> None:
+        super().__init__(path, conf, add_post_restore=False, load_strict=True)
+        self.name = name
+        self.labels = class_names
+        self.settings = case_settings(path)
+        if self.is_valid():  # the first is what a request means that names none; last.pt is for resuming a training
+            others = [file for file in self._config["model_filename"] if file not in ("model.pt", "last.pt")]
+            self._config["model_filename"] = ["model.pt", *others]
+            self._check_weights()
+
+    def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Segment the case of `request["image"]`, a path; `case_file`, if there, is the one that the bundle prefers."""
+        request = dict(request)
+        request["image"] = request.pop("case_file", None) or request["image"]
+        file, result = super().__call__(request, callbacks)
+        values = result.pop("label_values", None)
+        if values is not None and "label_names" in result:
+            result["label_names"] = _named(self.labels, values)
+        return file, result
+
+    def _check_weights(self) -> None:
+        """Refuse weights of another network now, in the bundle's words, and not at the first request."""
+        checkpoints, file = module(self.name, "checkpoints"), self.get_path()
+        saved = checkpoints.read_checkpoint(file)
+        checkpoints.load_network(self.network, saved.get("model", saved), file)
+
+    def pre_transforms(self, data: Any = None) -> list[Callable]:
+        """The bundle's own, of which the first decodes the case that a path belongs to."""
+        load, *others = super().pre_transforms(data)
+        served, find_cases = module(self.name, "served"), package(self.bundle_path).find_cases
+        return [lambda data: served.load_served(load, find_cases, {**self.settings, **data}), *others]
+
+    def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[Any, Any]:
+        """Write the label map: NIfTI with the header of the case's first image, or what else was asked for."""
+        values = [int(value) for value in data["label_values"]]
+        pred = data[self.output_label_key]
+        mask = np.asarray(values, np.uint8)[convert_to_numpy(pred)[0].astype(np.uint8)]
+        if data["source"].lower().endswith((".nii", ".nii.gz", ".mgz")):
+            image = module(self.name, "writing").on_grid_of(data["source"], mask)
+        else:
+            image = nib.Nifti1Image(mask, convert_to_numpy(pred.affine))
+            image.set_qform(image.affine, code=1)
+            image.set_sform(image.affine, code=1)
+            image.header.set_xyzt_units("mm")
+        extension = extension or data.get("result_extension") or ".nii.gz"
+        result = {"label_values": values}
+        if extension not in (".nii", ".nii.gz"):
+            mask_on_grid = MetaTensor(torch.from_numpy(mask), affine=torch.from_numpy(image.affine))
+            file, more = super().writer({**data, self.output_label_key: mask_on_grid}, extension, "uint8")
+            return file, {**more, **result}
+        with tempfile.NamedTemporaryFile(suffix=extension, delete=False) as out:
+            nib.save(image, out.name)
+        return out.name, result
+
+
+def _named(labels: dict[str, int], values: list[int]) -> dict[str, int]:
+    """Name -> value in the order of the values, from 1 to the largest without a gap."""
+    names = {values[index]: name for name, index in labels.items()}
+    return {names.get(value, f"{value} (not used)"): value for value in range(1, max(names) + 1)}
