@@ -73,6 +73,8 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
     [
         ("train", ["train.yaml"]),
         ("train", ["train.yaml", "multi_gpu.yaml"]),
+        ("train", ["train.yaml", "compact.yaml", "pretrain_virtual.yaml"]),
+        ("train", ["train.yaml", "finetune.yaml", "resume.yaml"]),
         ("train", ["train.yaml", "resume.yaml"]),
         ("train", ["train.yaml", "cross_validation.yaml", "resume.yaml"]),
         ("infer", ["inference.yaml"]),

@@ -118,6 +118,23 @@ def test_killed_run_resumes_as_if_it_had_not_stopped(
     assert a["lr_scheduler"] == b["lr_scheduler"]
 
 
+def test_fine_tuning_goes_on_from_weights_and_leaves_them(run: Run, cohort: Path, tmp_path: Path) -> None:
+    first, tuned = tmp_path / "first", tmp_path / "tuned"
+    pretrain = ("train.yaml", "compact.yaml", "pretrain_virtual.yaml")
+    shared = ["--dataset_dir", cohort, *SMALL, *TRAINING]
+    more = ["--degrade_probability", "1", "--train_fraction", "0.8", "--val_interval", "1"]
+    done = run(*bundle_run("training", *pretrain), *shared, "--ckpt_dir", first, "--output_dir", first,
+               "--epochs", "6", *more)  # fmt: skip
+    before = (first / "model.pt").read_bytes()
+    one = ["--dataset_dir", cohort, "--pretrained", first / "model.pt", "--output_dir", tuned, "--epochs", "1"]
+    log = printed(run(*bundle_run("training", "train.yaml", "finetune.yaml"), *one, "--ckpt_dir", tuned,
+                      "--num_workers", "0", "--batch_size", "2"))  # fmt: skip
+    assert losses(log)[0] < losses(printed(done))[0], "not from the beginning"
+    assert (first / "model.pt").read_bytes() == before
+    settings = json.loads((tuned / "settings.json").read_text())
+    assert (settings["channels"], settings["patch_size"]) == ([4, 8, 16, 32], [32, 32, 32])
+
+
 def test_two_processes_train_like_one(run: Run, cohort: Path, tmp_path: Path) -> None:
     """Same cases, patches and steps; the sums of gradients differ by rounding alone."""
     one, two = tmp_path / "one", tmp_path / "two"
