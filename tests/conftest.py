@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.zygote import Zygote
 from tools.virtual import brats, metastases, tissue
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,6 +21,8 @@ BUNDLE = ROOT / "bundles" / "brats_resunet"
 # small enough for seconds: narrow network, small patches, no loader processes
 SMALL = ["--channels", "[4,8,16,32]", "--patch_size", "[32,32,32]", "--num_workers", "0"]
 TRAINING = ["--batch_size", "2", "--accumulation_steps", "1", "--learning_rate", "0.01"]
+
+ZYGOTE = Zygote()
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -70,15 +73,19 @@ def run(environment: dict[str, str]) -> Run:
     """Run `python ...` to its end, by default from the repository's root; check the exit status where one is given."""
 
     def call(*arguments: str | Path, status: int | None = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        command = [str(argument) for argument in arguments]
+        if command[:2] in (["-m", "monai.bundle"], ["-m", "tools"]):
+            done = ZYGOTE.run(command[1:], str(cwd), environment, timeout=300)
+        else:
+            done = subprocess.run(
+                [sys.executable, *command],
+                cwd=cwd,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
+            )
         assert status is None or done.returncode == status, done.stdout[-3000:] + done.stderr[-6000:]
         return done
 
