@@ -21,6 +21,8 @@ from tools.bundles import package
 _CHUNK = 32  # voxels along each axis: a patch of 96 voxels touches 27 to 64 chunks of a modality
 _MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
 _ROLES = ("t1", "t1ce", "t2", "flair", "seg")
+# of a search for cases, what a conversion has no use for: an HDF5 case has all four modalities
+_NOT_SETTINGS = ("dataset_dir", "labelled", "patch_size", "fill_missing", "trained_order")
 
 
 def to_h5(to: str | None = None, **options: Any) -> list[str]:
@@ -40,6 +42,9 @@ def to_h5(to: str | None = None, **options: Any) -> list[str]:
     Raises:
         ValueError: if a case is not sound, a file exists already, or a file cannot be kept without loss.
     """
+    if options.get("help"):
+        print(inspect.getdoc(to_h5))
+        return []
     source, target, settings = _folders("h5", to, options)
     resunet = package("brats_resunet")
     cases = _all_sound(*resunet.scan_cases(source, labelled=False, **_known(resunet.scan_cases, settings)))
@@ -67,12 +72,16 @@ def to_nifti(to: str | None = None, **options: Any) -> list[str]:
             "[flair,t1,t1ce,t2]" or --mask_channels classes.
 
     Raises:
-        ValueError: if a case is not sound, or a file exists already.
+        ValueError: if a case is not sound, two cases hold files of one name, or a file exists already.
     """
+    if options.get("help"):
+        print(inspect.getdoc(to_nifti))
+        return []
     source, target, settings = _folders("nifti", to, options)
     unet = package("brats_unet_h5")
     cases = _all_sound(*unet.scan_cases(source, labelled=False, **_known(unet.scan_cases, settings)))
     planned = {str(case["case"]): _names_of(case) for case in cases}
+    _refuse_shared(target, [(str(case["image"][0]), planned[str(case["case"])]) for case in cases])
     _refuse_existing([target / name for names in planned.values() for name in names.values()])
     written = []
     for case in tqdm(cases, desc="to NIfTI", unit="case"):
@@ -233,9 +242,7 @@ def _folders(command: str, to: str | None, options: Mapping[str, Any]) -> tuple[
 
 
 def _known(scan: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    known = [
-        name for name in inspect.signature(scan).parameters if name not in ("dataset_dir", "labelled", "patch_size")
-    ]
+    known = [name for name in inspect.signature(scan).parameters if name not in _NOT_SETTINGS]
     unknown = [name for name in settings if name not in known]
     if unknown:
         raise ValueError(f"no setting --{', --'.join(unknown)}; there are: from, to, {', '.join(known)}.")
@@ -246,6 +253,20 @@ def _all_sound(cases: list[dict[str, Any]], findings: list[Any]) -> list[dict[st
     if findings:
         raise ValueError(f"{len(findings)} problem(s); nothing was written.\n" + "\n".join(map(str, findings)))
     return cases
+
+
+def _refuse_shared(target: Path, planned: Sequence[tuple[str, Mapping[str, str]]]) -> None:
+    """Refuse a NIfTI file that would be written twice; `planned` has each source with its names by role."""
+    sources: dict[Path, str] = {}
+    for source, names in planned:
+        for name in names.values():
+            path = target / name
+            if path in sources:
+                raise ValueError(
+                    f"{sources[path]} and {source} both hold a file {name}; nothing was written. Expected files of "
+                    "different names: convert the two apart, each into a folder of its own."
+                )
+            sources[path] = source
 
 
 def _refuse_existing(paths: Sequence[Path]) -> None:

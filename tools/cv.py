@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import importlib
 import json
 import os
@@ -13,12 +14,16 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 import yaml
 
 from tools.bundles import ROOT, package
+from tools.vendored.ensemble import settings_text
+from tools.vendored.files import write_whole
 
+_HARMLESS = {"num_workers", "device", "cache", "cache_dir", "val_interval"}  # may change between two calls
 _GIVEN = {"dataset_dir", "fold", "num_folds", "fold_seed", "cv_dir", "ckpt_dir", "output_dir"}
 
 
@@ -50,59 +55,135 @@ def cv(
         jobs: folds that run at a time.
         gpus: numbers of the GPUs that the jobs share out, e.g. "[0,1]" with --jobs 2; empty: as the system has it.
         configs: overlays of train.yaml by name, e.g. "[train_from_labels]".
-        options: settings of the bundle, for training, evaluation or both, whichever know them: --epochs 50.
+        options: settings of the bundle, for training, evaluation or both, whichever know them, e.g. --epochs 50.
     """
     package(bundle)  # refuses an unknown name
     folder, root = ROOT / bundle / "configs", Path(out).resolve()
-    inference = _ids(folder / "inference.yaml")
-    evaluation = set(inference) | set(_ids(folder / "evaluate.yaml"))
-    evaluation -= set(inference.get("defaults", {}))  # recorded by training
-    fixed = sorted(_GIVEN & set(options))
-    if fixed:
-        raise ValueError(f"--{', --'.join(fixed)}: cross-validation sets this itself, below --out.")
-    shared = {"dataset_dir": str(Path(dataset_dir).resolve()), "cv_dir": str(root), "num_folds": num_folds}
-    shared |= {"fold_seed": fold_seed}
-    training = {**shared, **options}
-    scoring = {**shared, **{name: value for name, value in options.items() if name.split("::")[0] in evaluation}}
+    gpus, configs = _several(gpus), _several(configs)
     overlays = [f"{name}.yaml" for name in configs]
+    missing = [name for name in overlays if not (folder / name).is_file()]
+    if missing:
+        there = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise ValueError(f"--configs: {bundle} has no {', '.join(missing)}; there are: {there}.")
+    if num_folds < 2 or jobs < 1:
+        raise ValueError(f"num_folds is {num_folds} and jobs {jobs}; expected 2 or more, and 1 or more.")
+    training, scoring = _settings_of(folder, overlays, options)
+    deciding = {name: value for name, value in training.items() if name not in _HARMLESS}
+    call = {"bundle": bundle, "num_folds": num_folds, "fold_seed": fold_seed, "configs": list(configs)}
+    _same_call(root, {**call, "training": deciding})
+    shared = {"cv_dir": str(root), "num_folds": num_folds, "fold_seed": fold_seed}
+    dataset = str(Path(dataset_dir).resolve())
 
     free: SimpleQueue[int | None] = SimpleQueue()
     for position in range(jobs):
         free.put(gpus[position % len(gpus)] if gpus else None)
+    failed = Event()
 
     def one(fold: int) -> str:
         place = root / f"fold_{fold}"
-        if (place / "scores.csv").is_file():
+        if all((place / name).is_file() for name in ("scores.csv", "model.pt")):
             return f"fold {fold}: finished before"
         gpu = free.get()
         environment = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})}
         place.mkdir(parents=True, exist_ok=True)
+        log = place / "log.txt" if jobs > 1 else None
+        resume = ["resume.yaml"] if (place / "last.pt").is_file() else []
         try:
-            resume = ["resume.yaml"] if (place / "last.pt").is_file() else []
-            log = place / "log.txt" if jobs > 1 else None
+            if failed.is_set():
+                return f"fold {fold}: not started"
             if not _finished(bundle, place / "last.pt"):
                 files = ["train.yaml", *overlays, "cross_validation.yaml", *resume]
-                _call("training", [folder / name for name in files], {**training, "fold": fold}, log, environment)
+                settings = {"dataset_dir": dataset, **shared, **training, "fold": fold}
+                _call("training", [folder / name for name in files], settings, log, environment)
+            _same_cases(root, num_folds)
             files = ["inference.yaml", "evaluate.yaml", "cross_validation.yaml"]
-            _call("evaluating", [folder / name for name in files], {**scoring, "fold": fold}, log, environment)
+            settings = {"datalist": str(place / "datalist.json"), **shared, **scoring, "fold": fold}
+            _call("evaluating", [folder / name for name in files], settings, log, environment)
+        except BaseException:
+            failed.set()
+            raise
         finally:
             free.put(gpu)
         return f"fold {fold}: {'resumed' if resume else 'trained'} and scored"
 
     with ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(one, fold) for fold in range(num_folds)]
-        try:
-            for done in as_completed(waiting):
-                print(done.result(), flush=True)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for done in as_completed([pool.submit(one, fold) for fold in range(num_folds)]):
+            print(done.result(), flush=True)
     _pool(bundle, root, num_folds)
+
+
+def _several(value: Any) -> tuple[Any, ...]:
+    """One value as a tuple; on the command line `--gpus 1` is a number."""
+    return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+
+
+def _settings_of(folder: Path, overlays: Sequence[str], options: dict[str, Any]) -> tuple[dict, dict]:
+    """The options that training knows, and those that evaluation knows and does not take from training's record."""
+    inference = _ids(folder / "inference.yaml")
+    known = {name for file in ("train.yaml", *overlays) for name in _ids(folder / file)}
+    recorded = set(inference.get("defaults", {})) & known
+    scoring = (set(inference) | set(_ids(folder / "evaluate.yaml"))) - recorded
+    given = {name: name.split("::")[0] for name in options}
+    fixed = sorted(_GIVEN & set(given.values()))
+    if fixed:
+        raise ValueError(f"--{', --'.join(fixed)}: cross-validation sets this itself, below --out.")
+    unknown = [name for name, top in given.items() if top not in known | scoring]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known | scoring, n=1)
+        raise ValueError(f"no setting --{', --'.join(unknown)}" + (f"; did you mean --{close[0]}?" if close else "."))
+    return (
+        {name: value for name, value in options.items() if given[name] in known},
+        {name: value for name, value in options.items() if given[name] in scoring},
+    )
+
+
+def _same_call(root: Path, call: dict[str, Any]) -> None:
+    """Record what divides the cases at the first call, in cv.json; refuse a later call that differs."""
+    record = root / "cv.json"
+    if record.is_file():
+        before = json.loads(record.read_text())
+        differing = [name for name in call if before.get(name) != call[name]]
+        if differing:
+            was = ", ".join(f"{name} {before.get(name)}" for name in differing)
+            now = ", ".join(f"{name} {call[name]}" for name in differing)
+            raise ValueError(f"{root} holds a cross-validation with {was}; now {now}. Go on as before, or set --out.")
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    write_whole(record, lambda file: file.write((json.dumps(call, indent=2) + "\n").encode()))
+
+
+def _same_cases(root: Path, num_folds: int) -> dict[int, list[str]]:
+    """Cases that each trained fold left out; ValueError if the folds are not of one division of one data set."""
+    trained = [root / f"fold_{fold}" for fold in range(num_folds) if (root / f"fold_{fold}" / "model.pt").is_file()]
+    settings = {place.name: settings_text(place / "model.pt") for place in trained}
+    if len(set(settings.values())) > 1:
+        raise ValueError(f"the folds of {root} were trained with different settings: {settings}. Set another --out.")
+    parts: dict[int, list[str]] = {}
+    whole: dict[int, set[str]] = {}
+    for fold in range(num_folds):
+        file = root / f"fold_{fold}" / "datalist.json"
+        if file.is_file():
+            datalist = json.loads(file.read_text())
+            parts[fold] = [entry["case"] for entry in datalist["validation"]]
+            whole[fold] = {entry["case"] for part in datalist.values() for entry in part}
+    first = min(whole)
+    for fold, cases in whole.items():
+        if cases != whole[first]:
+            some = ", ".join(sorted(cases ^ whole[first])[:5])
+            raise ValueError(
+                f"fold {fold} was trained on other cases than fold {first} ({some}). Give all folds the same data set: "
+                f"remove {root / f'fold_{fold}'} and call again, or begin anew with another --out."
+            )
+    left_out = [case for cases in parts.values() for case in cases]
+    if len(set(left_out)) < len(left_out):
+        raise ValueError(f"some cases of {root} were left out by several folds. Begin anew with another --out.")
+    return parts
 
 
 def _pool(bundle: str, root: Path, num_folds: int) -> None:
     """Write scores.csv and summary.json of all folds together."""
     scoring = importlib.import_module(f"{bundle}.scoring")
+    parts = _same_cases(root, num_folds)
     rows: list[dict[str, Any]] = []
     per_fold: dict[str, float | None] = {}
     for fold in range(num_folds):
@@ -110,6 +191,9 @@ def _pool(bundle: str, root: Path, num_folds: int) -> None:
             for row in csv.DictReader(file):
                 scores = {name: float(text) if text else float("nan") for name, text in row.items() if name != "case"}
                 rows.append({"case": row["case"], "fold": fold, **scores})
+        if sorted(row["case"] for row in rows if row["fold"] == fold) != sorted(parts.get(fold, [])):
+            place = root / f"fold_{fold}"
+            raise ValueError(f"{place / 'scores.csv'} is not of the cases that {place / 'datalist.json'} leaves out.")
         summary = json.loads((root / f"fold_{fold}" / "summary.json").read_text())
         per_fold[f"fold_{fold}"] = summary["metrics"]["mean_dice"]["mean"]
     known = ("n_cases", "metrics", "worst_cases", "best_cases")

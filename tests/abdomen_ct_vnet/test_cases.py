@@ -57,6 +57,24 @@ def test_totalsegmentator_needs_the_files_of_its_classes_alone(tmp_path: Path) -
     assert len(find_cases(tmp_path, labelled=False, organs=["pancreas"])) == 1
 
 
+def test_organs_that_flare22_lacks_are_written_in_another_numbering(tmp_path: Path) -> None:
+    make(tmp_path / "a", ["imagesTr/amos_0001.nii.gz"], ["labelsTr/amos_0001.nii.gz"])
+    assert find_cases(tmp_path / "a", organs=["bladder", "prostate or uterus"])[0]["label_values"] == [0, 14, 15]
+    assert find_cases(tmp_path / "a", organs=["spleen"], output_numbering="dataset")[0]["label_values"] == [0, 1]
+    write(tmp_path / "t" / "s1" / "ct.nii.gz")
+    write(tmp_path / "t" / "s1" / "segmentations" / "colon.nii.gz", labels((0, 1)))
+    cases, findings = scan_cases(tmp_path / "t", organs=["colon"])
+    assert ([case["label_values"] for case in cases], findings) == ([[0, 20]], [])
+    make(tmp_path / "p", ["images/x.nii.gz"], ["labels/x.nii.gz"])
+    own = {"tumour": 3, "liver": 1}
+    assert find_cases(tmp_path / "p", numbering=own, organs=["tumour"])[0]["label_values"] == [0, 3]
+    for numbering in (None, "dataset"):
+        (case,) = find_cases(tmp_path / "p", labelled=False, organs=["tumour"], output_numbering=numbering)
+        assert case["label_values"] == [0, 1], "nobody says what else"
+    with pytest.raises(BundleError, match="amos, which has no colon"):
+        find_cases(tmp_path / "a", organs=["colon"])
+
+
 def test_a_plain_folder_is_asked_for_its_numbering(tmp_path: Path) -> None:
     make(tmp_path, ["imagesTr/a_0000.nii.gz", "imagesTr/b_0000.nii.gz"], ["labelsTr/a.nii.gz", "labelsTr/b.nii.gz"])
     with pytest.raises(BundleError, match=r"2 label\(s\) whose numbering[\s\S]*--numbering flare22"):
@@ -111,6 +129,23 @@ def test_a_label_whose_affine_is_flipped(tmp_path: Path, axis: int) -> None:
     write(tmp_path / "labelsTr" / "amos_0001.nii.gz", labels((0, 1)), GRID @ flip)
     with pytest.raises(BundleError, match="resample the files of a case to one grid"):
         find_cases(tmp_path)
+
+
+def test_a_tilted_gantry_is_refused_from_the_header(tmp_path: Path) -> None:
+    sheared, turned, rounded = np.eye(4), np.eye(4), np.zeros((4, 4))
+    sheared[1, 2] = np.tan(np.radians(10))
+    turned[1:3, 1:3] = [[np.cos(0.3), -np.sin(0.3)], [np.sin(0.3), np.cos(0.3)]]
+    rounded[0, 1] = 0.004  # of 2 mm
+    for number, affine in enumerate((sheared @ GRID, turned @ GRID, GRID + rounded), 1):
+        write(tmp_path / "imagesTr" / f"amos_000{number}.nii.gz", affine=affine)
+        write(tmp_path / "labelsTr" / f"amos_000{number}.nii.gz", labels((0, 1)), affine)
+    cases, (finding,) = scan_cases(tmp_path)
+    assert [case["case"] for case in cases] == ["amos_0002", "amos_0003"]
+    assert finding.file == str(tmp_path / "imagesTr" / "amos_0001.nii.gz")
+    assert "two axes at 80.0 degrees" in finding.found
+    assert "gantry" in finding.fix
+    with pytest.raises(BundleError, match="sheared"):
+        find_cases(tmp_path, labelled=False)
 
 
 def test_grids_and_damaged_headers(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from abdomen_ct_vnet.organs import (
     label_values,
     numbering_of,
     organ_classes,
+    output_numbering_of,
     to_classes,
     tolerance_of,
 )
@@ -124,6 +125,31 @@ def test_results_are_written_in_a_numbering() -> None:
     for wrong in ("flare", {"liver": 300}, {"liver": 1, "spleen": 1}, {}):
         with pytest.raises(BundleError, match="one of flare22"):
             numbering_of(wrong, "--numbering")
+
+
+@pytest.mark.parametrize(
+    ("organs", "own", "expected"),
+    [
+        (["liver"], ["amos", "amos"], "flare22"),
+        (["liver"], [], "flare22"),
+        (["bladder"], ["amos", "", "amos"], "amos"),
+        ({"a": ["tumour"], "b": ["liver"]}, [{"tumour": 9, "liver": 2}], {"tumour": 9, "liver": 2}),
+        (["colon"], ["amos"], {"colon": 1}),
+        (["bladder", "liver"], ["amos", "totalsegmentator_v2"], {"bladder": 1, "liver": 2}),
+        ({"gut": ["colon", "small bowel"], "liver": ["liver"]}, [], {"colon": 1, "liver": 2}),
+    ],
+)
+def test_a_numbering_of_results_is_found_that_has_every_class(organs: list, own: list, expected: object) -> None:
+    classes = organ_classes(organs)
+    assert output_numbering_of(None, classes, own) == expected
+    assert len(label_values(classes, expected)) == len(classes) + 1  # type: ignore[arg-type]
+
+
+def test_a_numbering_of_results_that_is_set_stays() -> None:
+    assert output_numbering_of("amos", UPSTREAM_ORGANS, ["btcv"]) == "amos"
+    assert output_numbering_of("dataset", organ_classes(["colon"]), ["amos"]) == "dataset"
+    with pytest.raises(BundleError, match=r"flare22, which has no number for colon[\s\S]*or null"):
+        output_numbering_of("flare22", organ_classes(["colon"]), ["amos"])
 
 
 def test_tolerances_are_flare22s() -> None:

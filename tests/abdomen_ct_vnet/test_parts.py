@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from abdomen_ct_vnet.cases import UPSTREAM_ORGANS
 from abdomen_ct_vnet.errors import BundleError
 from abdomen_ct_vnet.postprocessing import grid_positions
 from abdomen_ct_vnet.preprocessing import check_settings
+from abdomen_ct_vnet.shear import check_shear
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd, Spacingd
 
@@ -221,6 +223,27 @@ def test_outside_the_crop_is_background() -> None:
     expected[4:9, 3:9, 2:9] = 1
     np.testing.assert_array_equal(found["pred"][0], expected)
     assert bool(found["confident"].all())
+
+
+@pytest.mark.parametrize("shear", [0.0, 0.0004, 0.05])
+@pytest.mark.parametrize("pixdim", [(0.4, 0.4, 0.4), (3.0, 2.0, 4.0)])
+def test_what_the_header_check_lets_through_comes_back(shear: float, pixdim: tuple, tmp_path: Path) -> None:
+    """The check and the way back agree, whatever the voxel size: a rounded header is no shear, a tilt is."""
+    image = scan((24, 20, 16), oblique=True)
+    affine = np.asarray(image.affine).copy()
+    affine[:3, 1] += shear * affine[:3, 0]
+    nib.save(nib.Nifti1Image(image[0].numpy(), affine), tmp_path / "ct.nii")
+    findings = check_shear({"image": [str(tmp_path / "ct.nii")]})
+    assert bool(findings) == (shear > 0.01)
+    image.affine = torch.from_numpy(affine)
+    data = Orientationd("image", axcodes="RAS", labels=None)({"image": image})
+    data = Spacingd("image", pixdim=pixdim, mode="bilinear")(data)
+    here = np.asarray(data["image"].affine)
+    if findings:
+        with pytest.raises(ValueError, match="sheared"):
+            grid_positions(affine, image.shape[1:], here)
+    else:
+        assert len(grid_positions(affine, image.shape[1:], here)[1]) == 3
 
 
 def test_grids_that_are_rotated_are_refused() -> None:

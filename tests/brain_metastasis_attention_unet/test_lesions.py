@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from brain_metastasis_attention_unet.lesions import (
     SIZES,
     Lesion,
@@ -18,6 +19,8 @@ from brain_metastasis_attention_unet.lesions import (
     remove_small,
     voxel_mm3,
 )
+from brain_metastasis_attention_unet.postprocessing import RemoveSmallLesionsd
+from monai.data import MetaTensor
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
@@ -39,6 +42,18 @@ FAR: Box = ((20, 5, 5), 3)
 
 
 # --- lesion_scores, by hand ---------------------------------------------------------------------------------------
+
+
+def test_small_is_measured_on_the_grid_of_the_prediction() -> None:
+    """The image may still lie on the resized grid, whose voxels have another size."""
+    classes = np.zeros((1, 20, 20, 20), np.uint8)
+    classes[0, 5:12, 5:9, 5:10] = 3  # 140 voxels of 1 mm
+    data = {
+        "pred": MetaTensor(torch.from_numpy(classes), affine=torch.eye(4)),
+        "image": MetaTensor(torch.zeros(4, 8, 6, 10), affine=torch.diag(torch.tensor([2.5, 3.25, 2.0, 1.0]))),
+    }
+    assert not RemoveSmallLesionsd(0.3)(data)["pred"].any()
+    assert RemoveSmallLesionsd(0.14)(data)["pred"].any()
 
 
 def test_found_exactly() -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from brats_resunet.checkpoints import (
     LoadWeights,
+    RecordRun,
     ResumeRun,
     SaveCheckpoints,
     load_network,
@@ -202,6 +203,36 @@ def test_scaler_of_mixed_precision_is_resumed(tmp_path: Path) -> None:
     assert engine.scaler.scale == 128
     without = SimpleNamespace(state=state, scaler=None)
     ResumeRun(str(tmp_path / "last.pt"), *parts)(without)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "split", "message"),
+    [
+        ({"organs": {"a": 1, "b": 2}}, {"training": ["x", "y"], "validation": ["z"]}, ""),
+        ({"organs": {"b": 2, "a": 1}}, {"training": ["x", "y"], "validation": ["z"]}, "the same settings"),
+        ({"organs": {"a": 1, "b": 2}}, {"training": ["x", "z"], "validation": ["y"]}, "y, z changed sides"),
+        ({"organs": {"a": 1, "b": 2}}, {"training": ["x", "y", "w"], "validation": ["z"]}, "w changed sides"),
+    ],
+)
+def test_a_run_resumes_with_its_own_split_and_order_of_classes(
+    settings: dict, split: dict, message: str, tmp_path: Path
+) -> None:
+    def cases(parts: dict[str, list[str]]) -> dict[str, list[dict]]:
+        return {part: [{"case": name, "image": [], "label": ""} for name in names] for part, names in parts.items()}
+
+    first = Run(tmp_path)
+    state = SimpleNamespace(epoch=1, iteration=4, epoch_length=4, max_epochs=4)
+    parts = (first.network, first.optimizer, first.lr_scheduler)
+    SaveCheckpoints(str(tmp_path), *parts)(SimpleNamespace(state=state))  # type: ignore[arg-type]
+    recorded = cases({"training": ["x", "y"], "validation": ["z"]})
+    RecordRun(str(tmp_path), recorded, {"organs": {"a": 1, "b": 2}})(SimpleNamespace())  # type: ignore[arg-type]
+    resume = ResumeRun(str(tmp_path / "last.pt"), *parts, settings=settings, split=cases(split))
+    engine: Any = SimpleNamespace(state=state, scaler=None)
+    if not message:
+        resume(engine)
+        return
+    with pytest.raises(BundleError, match=message):
+        resume(engine)
 
 
 def test_best_model_is_replaced_on_improvement_alone(tmp_path: Path) -> None:

@@ -96,6 +96,8 @@ def test_missing_fold_and_other_settings(tmp_path: Path) -> None:
     folds_of(tmp_path, [0.0], [0.0])
     with pytest.raises(BundleError, match=r"fold_2.model\.pt"):
         fold_checkpoints(str(tmp_path), 3)
+    (tmp_path / "fold_1" / "settings.json").write_text('{"channels": [4], "minimum_lesion_ml": 0.02}')
+    assert len(fold_checkpoints(str(tmp_path), 2)) == 2, "chosen after training"
     (tmp_path / "fold_1" / "settings.json").write_text('{"channels": [8]}')
     with pytest.raises(BundleError, match="train all folds with the same settings"):
         fold_checkpoints(str(tmp_path), 2)

@@ -78,6 +78,36 @@ def test_channels_are_put_in_order_by_attribute_or_setting(tmp_path: Path) -> No
         np.testing.assert_array_equal(loaded(tmp_path / "b", channel_order=order)[0], image())
 
 
+def test_the_order_of_training_is_for_files_that_do_not_tell(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Told now, then the datalist for that very file, then the file itself, then what training was told."""
+    caplog.set_level(logging.INFO)
+    trained = ["flair", "t1", "t1ce", "t2"]
+    write_file(tmp_path / "silent" / "case.h5", {"image": image(), "mask": LABEL})
+    write_slices(tmp_path / "slices")
+    for folder in ("silent", "slices"):
+        (case,) = find_cases(tmp_path / folder, trained_order=trained)
+        assert case["channels"] == [1, 2, 3, 0]
+        assert "in the order that training was told" in caplog.text
+        caplog.clear()
+        (case,) = find_cases(tmp_path / folder, trained_order=trained, channel_order="[t2,flair,t1,t1ce]")
+        assert case["channels"] == [2, 3, 0, 1]
+        assert "training was told" not in caplog.text
+
+    write_case(tmp_path / "telling" / "case.h5")
+    (case,) = find_cases(tmp_path / "telling", trained_order=ORDER)
+    assert case["channels"] == [0, 1, 2, 3]
+    assert "training was told" not in caplog.text
+    (case,) = find_cases(tmp_path / "telling", trained_order=trained)
+    assert case["channels"] == [0, 1, 2, 3], "the file knows better"
+    assert "another order of the channels than training was told" in caplog.text
+    split = {"training": find_cases(tmp_path / "telling", channel_order=trained), "validation": []}
+    assert split["training"][0]["channels"] == [1, 2, 3, 0], "the user knows better still"
+    write_datalist(split, str(tmp_path / "run" / "datalist.json"))
+    (case,) = find_cases(None, datalist=tmp_path / "run" / "datalist.json", trained_order=trained)
+    assert case["channels"] == [1, 2, 3, 0], "and is remembered for that very file"
+    assert "datalist has another order" in caplog.text
+
+
 def test_affine_label_values_and_patients(tmp_path: Path) -> None:
     affine = np.diag([-1, -1, 2, 1.0])
     for name in ("BraTS-GLI-00001-000", "BraTS-GLI-00001-001", "BraTS-GLI-00002-000"):
@@ -294,12 +324,18 @@ def test_bad_voxels_give_one_clear_message(
         assert word in str(error.value)
 
 
-def test_results_in_the_folder_are_named(tmp_path: Path) -> None:
+def test_results_among_the_data_are_passed_over(tmp_path: Path) -> None:
     write_case(tmp_path / "case.h5")
-    write_file(tmp_path / "case_seg.h5", {"mask": LABEL})
-    cases, findings = scan_cases(tmp_path)
-    assert [case["case"] for case in cases] == ["case"]
-    assert findings[0].file.endswith("case_seg.h5")
+    write_case(tmp_path / "whole_seg.h5")  # a case all the same: it has an image
+    write_file(tmp_path / "results" / "case_seg.h5", {"mask": LABEL})
+    assert [case["case"] for case in find_cases(tmp_path)] == ["case", "whole_seg"]
+    write_file(tmp_path / "mask.h5", {"mask": LABEL})
+    (tmp_path / "cut_seg.h5").write_bytes(b"cut")
+    files = {Path(finding.file).name for finding in scan_cases(tmp_path)[1]}
+    assert files == {"mask.h5", "cut_seg.h5"}
+    for root in (tmp_path / "results", tmp_path / "results" / "case_seg.h5"):
+        with pytest.raises(BundleError, match=r"1 segmentation|a dataset with the image"):
+            find_cases(root)
 
 
 def test_what_masks_tell() -> None:

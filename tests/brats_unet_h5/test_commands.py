@@ -18,12 +18,14 @@ import pytest
 import torch
 import yaml
 from brats_unet_h5 import BundleError, __version__, build_network
+from brats_unet_h5.settings import write_settings
 from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from nibabel.affines import voxel_sizes
 
 from tests.brats_unet_h5.conftest import SHAPE, image, write_case, write_file, write_slices
 from tests.conftest import ROOT, Run, bundle_run
 from tools.check import check
+from tools.label.app.lib.bundles import class_names
 
 BUNDLE = ROOT / "bundles" / "brats_unet_h5"
 CONFIGS = BUNDLE / "configs"
@@ -150,6 +152,22 @@ def test_slices_without_affine_and_with_air(tmp_path: Path, caplog: pytest.LogCa
         in_process("evaluator", "inference.yaml", **arguments, channels=[4, 6]).run()
 
 
+def test_the_order_of_channels_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Training is told; inference finds it beside the weights, and is told otherwise on its own command line only."""
+    for number in range(1, 3):
+        write_slices(tmp_path / "data", number)
+    write_case(tmp_path / "telling" / "case.h5")
+    common = {"dataset_dir": str(tmp_path / "data"), "ckpt_dir": str(tmp_path / "run"), "num_workers": 0}
+    order = ["flair", "t1", "t1ce", "t2"]
+    write_settings(in_process("settings", "train.yaml", **common, channel_order=order), str(tmp_path / "run"))
+    assert {tuple(case["channels"]) for case in in_process("cases", "inference.yaml", **common)} == {(1, 2, 3, 0)}
+    assert "T1, T1Gd, T2, FLAIR" not in caplog.text
+    telling = {**common, "dataset_dir": str(tmp_path / "telling")}
+    assert in_process("cases", "inference.yaml", **telling)[0]["channels"] == [0, 1, 2, 3]
+    told = ["t2", "flair", "t1", "t1ce"]
+    assert in_process("cases", "inference.yaml", **telling, channel_order=told)[0]["channels"] == [2, 3, 0, 1]
+
+
 def test_bad_input_gives_one_clear_message(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     write_case(data / "a.h5")
@@ -176,6 +194,21 @@ def test_metadata_and_network(tmp_path: Path) -> None:
     verify_metadata(meta_file=META, filepath=schema)
     assert yaml.safe_load(Path(META).read_text())["version"] == __version__
     verify_net_in_out("network_def", meta_file=META, config_file=str(CONFIGS / "inference.yaml"), channels=[2, 2, 2])
+
+
+def test_metadata_tells_what_the_network_gives_and_what_is_written() -> None:
+    meta = json.loads(Path(META).read_text())
+    pred = meta["network_data_format"]["outputs"]["pred"]
+    torch.manual_seed(0)
+    network = build_network("regions", channels=[4, 8]).eval()
+    with torch.no_grad():
+        out = network(torch.rand(1, 4, 16, 16, 16))
+    low, high = pred["value_range"]
+    assert out.min() < 0, "logits"
+    assert low <= out.min() <= out.max() <= high
+    assert pred["type"] != "probabilities"
+    assert class_names(str(BUNDLE)) == {"NCR": 1, "ED": 2, "ET": 3}  # as MONAI Label's server reads it
+    assert "ET: 4" in meta["pred_classes"]
 
 
 def test_exports_compute_the_same(tmp_path: Path) -> None:

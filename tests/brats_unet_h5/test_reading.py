@@ -15,7 +15,7 @@ from brats_unet_h5.reading import air_of, label_reader, read_classes, read_image
 from monai.bundle import ConfigParser
 from torch.utils.data import DataLoader
 
-from tests.brats_unet_h5.conftest import classes, image, write_case, write_slices
+from tests.brats_unet_h5.conftest import ORDER, classes, image, write_case, write_file, write_slices
 from tests.conftest import ROOT
 
 TRAIN = str(ROOT / "bundles" / "brats_unet_h5" / "configs" / "train.yaml")
@@ -67,6 +67,31 @@ def test_air_of_volumes_and_slices() -> None:
     assert air_of({"layout": "file"}, shifted).ravel().tolist() == [0, 0, -2, 3.5]
 
 
+@pytest.mark.parametrize(
+    ("dtype", "brain", "air"),
+    [
+        (np.uint8, 30, 80),
+        (np.int8, -100, 100),
+        (np.uint16, 7, 60000),
+        (np.int16, -30000, 30000),
+        (np.float16, -2047, 2048),
+        (np.int32, 16777217, 16777216),  # 2^24 + 1: no number of 32 bits
+        (np.uint32, 3, 4000000000),
+        (np.float64, 1 / 3, -0.3),
+    ],
+)
+def test_air_is_subtracted_in_floating_point(dtype: Any, brain: float, air: float) -> None:
+    volume = np.full((4, 5, 5, 5), air, dtype)
+    volume[:, 2, 2, 2] = brain
+    found = air_of({"layout": "file"}, volume)
+    expected = np.zeros(volume.shape, np.float32)
+    expected[:, 2, 2, 2] = float(dtype(brain)) - float(dtype(air))
+    for given in (found, found.astype(np.float64)):  # of whole cases, and as it is kept for chunks
+        result = without_air(volume, given)
+        assert result.dtype == np.float32
+        np.testing.assert_array_equal(result, expected)
+
+
 def test_labels_are_read_for_scoring(tmp_path: Path) -> None:
     affine = np.diag([2, 2, 2, 1.0])
     write_case(tmp_path / "case.h5", affine=affine)
@@ -99,6 +124,21 @@ def test_patches_from_chunks_are_those_from_the_cache(
         for key in ("image", "label"):
             assert torch.equal(whole[index][key], chunks[index][key])
     assert chunks[0]["image"].shape == (4, 24, 24, 24)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_air_of_integer_files_in_chunks(dtype: Any, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        volume = np.where(image() == 0, 80, image() % 79).astype(dtype)  # a brain darker than air
+        write_file(tmp_path / "data" / f"{name}.h5", {"image": volume, "mask": classes()}, modalities=ORDER)
+    settings = {"patch_size": [8, 8, 8], "rotation_probability": 0.0, "et_label": 3}
+    whole = dataset(tmp_path / "data", tmp_path / "cache", read="whole", **settings)
+    chunks = dataset(tmp_path / "data", tmp_path / "cache", read="chunks", **settings)
+    for index in range(len(whole)):
+        assert torch.equal(whole[index]["image"], chunks[index]["image"])
+    box = (slice(1, 11), slice(1, 9), slice(1, 7))
+    prepared = LoadCased()(find_cases(tmp_path / "data")[0])["image"].numpy()
+    np.testing.assert_array_equal(prepared[(slice(None), *box)], (image() % 79 - 80.0)[(slice(None), *box)])
 
 
 def test_slices_come_in_chunks_too(tmp_path: Path) -> None:

@@ -141,6 +141,32 @@ def test_a_file_cannot_name_places_outside(tmp_path: Path) -> None:
         to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "h5")})
 
 
+def test_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Each case alone is sound; both hold Case_1/Case_1_t1.nii.gz and so on."""
+    sources = []
+    for site in ("site1", "site2"):
+        write_case(tmp_path / site / "nifti" / "Case_1")
+        (path,) = to_h5(str(tmp_path / site / "h5"), **{"from": str(tmp_path / site / "nifti")})
+        sources.append(Path(path).rename(tmp_path / site / "h5" / f"{site}.h5"))
+    with pytest.raises(ValueError, match=r"both hold a file Case_1/Case_1_flair\.nii\.gz") as error:
+        to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path)})
+    assert all(str(source) in str(error.value) for source in sources)
+    assert not (tmp_path / "out").exists(), "nothing was written"
+    for source in sources:
+        to_nifti(str(tmp_path / "out" / source.stem), **{"from": str(source)})
+    assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 10
+
+
+def test_modalities_that_are_missing_are_no_setting(tmp_path: Path) -> None:
+    write_case(tmp_path / "nifti" / "Case_1")
+    (tmp_path / "nifti" / "Case_1" / "Case_1_t2.nii.gz").unlink()
+    with pytest.raises(ValueError, match="no setting --fill_missing") as error:
+        to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti"), "fill_missing": True})
+    assert "fill_missing" not in str(error.value).partition("there are")[2]
+    with pytest.raises(ValueError, match="no setting --trained_order"):
+        to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "nifti"), "trained_order": "[flair,t1,t1ce,t2]"})
+
+
 def test_a_case_without_mask_becomes_four_files(tmp_path: Path) -> None:
     write_file(tmp_path / "x" / "a.h5", {"image": image()}, modalities=["T1", "T1ce", "T2", "FLAIR"])
     to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "x")})

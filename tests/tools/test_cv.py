@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import SMALL, TRAINING, Run, bundle_run
-from tools.cv import _finished
+from tools.cv import _finished, _same_cases
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -21,7 +21,7 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 def test_three_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) -> None:
     out = tmp_path / "cv"
     command = ["-m", "tools", "cv", "brats_resunet", "--dataset_dir", cohort, "--out", out, "--num_folds", "3"]
-    command += ["--epochs", "2", *SMALL, *TRAINING]
+    command += ["--epochs", "2", *SMALL, *TRAINING, "--save_probabilities", "True"]
     # the first fold by hand, as a run that was stopped in between
     one = ["--dataset_dir", cohort, "--cv_dir", out, "--num_folds", "3", "--epochs", "2", *SMALL, *TRAINING]
     run(*bundle_run("training", "train.yaml", "cross_validation.yaml"), *one, "--fold", "1")
@@ -44,6 +44,9 @@ def test_three_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) 
     assert "empty_region_rule" in summary
 
     assert run(*command).stdout.count("finished before") == 3
+    assert len(list(out.glob("fold_*/*_probabilities.nii.gz"))) == len(names), "evaluation's own settings reach it"
+    other = [*command[:7], out, "--num_folds", "2"]
+    assert "holds a cross-validation with num_folds 3; now num_folds 2" in run(*other, status=1).stderr
 
     ensemble = bundle_run("inferring", "inference.yaml", "inference_ensemble.yaml")
     folds = ["--cv_dir", out, "--num_folds", "3", "--num_workers", "0"]
@@ -71,5 +74,29 @@ def test_failure_names_fold_and_cause(run: Run, cohort: Path, tmp_path: Path) ->
     done = run(*command, "--num_folds", "9", "--jobs", "2", *SMALL, status=1)
     assert "cannot be divided into 9 folds" in done.stderr
     assert "Traceback" not in done.stderr
-    done = run(*command, "--ckpt_dir", tmp_path, status=1)
-    assert "cross-validation sets this itself" in done.stderr
+    assert "fold 2: training" not in done.stdout, "nothing more is started"
+    for more, message in (
+        (["--ckpt_dir", tmp_path], "cross-validation sets this itself"),
+        (["--epohcs", "2"], "did you mean --epochs?"),
+        (["--configs", "smaller"], "brats_resunet has no smaller.yaml; there are:"),
+        (["--num_folds", "1"], "expected 2 or more"),
+    ):
+        assert message in run(*command, *more, status=1).stderr
+
+
+def folds_of(root: Path, *parts: tuple[str, str]) -> None:
+    for fold, (training, validation) in enumerate(parts):
+        (root / f"fold_{fold}").mkdir(parents=True)
+        lists = {"training": [{"case": c} for c in training], "validation": [{"case": c} for c in validation]}
+        (root / f"fold_{fold}" / "datalist.json").write_text(json.dumps(lists))
+
+
+def test_folds_must_be_one_division_of_one_data_set(tmp_path: Path) -> None:
+    folds_of(tmp_path / "good", ("abcd", "ef"), ("cdef", "ab"))
+    assert _same_cases(tmp_path / "good", 3) == {0: ["e", "f"], 1: ["a", "b"]}
+    folds_of(tmp_path / "grown", ("abcd", "ef"), ("cdefg", "ab"))
+    with pytest.raises(ValueError, match=r"fold 1 was trained on other cases than fold 0 \(g\)"):
+        _same_cases(tmp_path / "grown", 2)
+    folds_of(tmp_path / "overlapping", ("abcd", "ef"), ("abdf", "ce"))
+    with pytest.raises(ValueError, match="left out by several folds"):
+        _same_cases(tmp_path / "overlapping", 2)

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from abdomen_ct_vnet import LoadCased, find_cases
+from scipy import ndimage
 
 from tools.virtual.ct import ORGANS, ct, make_ct, spacing_of
 
@@ -55,6 +56,13 @@ def test_tissue_is_in_hounsfield_units(case: dict[str, np.ndarray]) -> None:
     assert ((image > -130) & (image < -70)).mean() > 0.05, "fat"
     assert (image > 300).mean() > 0.003, "bone"
     assert ((image > -900) & (image < -700)).mean() > 0.002, "lung, couch"
+
+
+def test_the_label_of_a_kidney_holds_its_sinus(case: dict[str, np.ndarray]) -> None:
+    kidney = case["label"] == ORGANS["right kidney"]
+    inner = ndimage.binary_erosion(kidney, iterations=2)
+    assert (case["image"][inner] < -30).mean() > 0.03, "fat in the middle"
+    np.testing.assert_array_equal(ndimage.binary_fill_holes(kidney), kidney)
 
 
 def test_the_seed_decides_and_cases_differ() -> None:

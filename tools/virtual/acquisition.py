@@ -70,7 +70,7 @@ def shared_maps(
     return maps | {
         "necrosis": labels == NECROSIS,
         "rim": labels == ENHANCING,
-        "low_grade": np.asarray(not (lesion.labels == ENHANCING).any()),
+        "low_grade": np.asarray((lesion.labels == ENHANCING).sum() <= 0.1 * (lesion.labels == NECROSIS).sum()),
         "oedema": lesion.oedema.ravel()[brain],
         "vessel": np.maximum(vessel, np.clip(1.5 * sinus, 0, 1)),
         "grain": grain,

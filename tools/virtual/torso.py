@@ -272,7 +272,7 @@ class Torso:
         if name == "esophagus":
             _mix(hu, depth - 5.5, -350.0, soft)
         label[depth > 0] = ORGANS[name]
-        if kind == "right kidney":  # fat and the pelvis in the middle; not kidney
+        if kind == "right kidney":  # fat and the pelvis in the middle; not told apart in the label
             hollow = np.minimum(depth - 13, 30.0)
             _mix(hu, hollow, _FAT + 40, soft)
 

@@ -22,7 +22,7 @@ VOLUME_ML = (5.0, 200.0)
 """Range of the whole tumour (all labels), in ml; log-uniform."""
 
 LOW_GRADE_SHARE = 0.2
-"""Probability of a tumour without enhancement (no label 4)."""
+"""Probability of a low-grade tumour: no enhancement (label 4), or nodules of it, see `NODULE_SHARE`."""
 
 FOCI_SHARES = (0.8, 0.14, 0.06)
 """Probabilities of one focus, two, and three; the later ones are smaller."""

@@ -13,7 +13,7 @@ from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer, argmax_labels
 from .loss import DiceFocalLoss
 from .network import VNet
-from .organs import organ_classes
+from .organs import organ_classes, output_numbering_of
 from .overlay import WriteOverlays
 from .postprocessing import NativeClassesd, dice_of_each
 from .preprocessing import NormaliseCTd, above_air, check_settings
@@ -62,6 +62,7 @@ __all__ = [
     "fold_checkpoints",
     "installed",
     "organ_classes",
+    "output_numbering_of",
     "recorded_settings",
     "recorded_split",
     "refuse_unknown_settings",

@@ -36,7 +36,16 @@ from typing import Any
 
 from .errors import BundleError, Finding
 from .headers import check_headers
-from .organs import Classes, check_organs, label_values, numbering_of, organ_classes, segmentation_file
+from .organs import (
+    Classes,
+    check_organs,
+    label_values,
+    numbering_of,
+    organ_classes,
+    output_numbering_of,
+    segmentation_file,
+)
+from .shear import check_shear
 from .split import Case, doubled_cases
 
 UPSTREAM_ORGANS: Classes = {"liver": ["liver"], "kidneys": ["right kidney", "left kidney"], "spleen": ["spleen"]}
@@ -69,7 +78,7 @@ def find_cases(
     labelled: bool = True,
     numbering: str | Mapping[str, int] | None = None,
     organs: Mapping[str, Sequence[str]] | Sequence[str] | str | None = None,
-    output_numbering: str | Mapping[str, int] = "flare22",
+    output_numbering: str | Mapping[str, int] | None = None,
 ) -> list[Case]:
     """Cases of a data set in sorted order, after a check of all their headers (seconds for a thousand cases).
 
@@ -84,11 +93,12 @@ def find_cases(
         numbering: what the numbers of all label files mean: a name in `organs.NUMBERINGS`, or organ -> number. None: by
             layout; labels of no known layout are refused then.
         organs: the classes, see `organs.organ_classes`; None: liver, kidneys and spleen.
-        output_numbering: the numbering in which results are written; "dataset": that of the case's own layout.
+        output_numbering: the numbering in which results are written; "dataset": that of the case's own layout; None:
+            one that has all classes, see `organs.output_numbering_of`.
 
     Raises:
         BundleError: all that is wrong with all cases at once: no cases, missing or doubled files, unreadable headers,
-            images that are not 3-D, grids that differ within a case, organs that a numbering lacks.
+            images that are not 3-D, sheared grids, grids that differ within a case, organs that a numbering lacks.
     """
     cases, findings = scan_cases(dataset_dir, datalist, labelled, numbering, organs, output_numbering)
     if findings:
@@ -104,7 +114,7 @@ def scan_cases(
     labelled: bool = True,
     numbering: str | Mapping[str, int] | None = None,
     organs: Mapping[str, Sequence[str]] | Sequence[str] | str | None = None,
-    output_numbering: str | Mapping[str, int] = "flare22",
+    output_numbering: str | Mapping[str, int] | None = None,
 ) -> tuple[list[Case], list[Finding]]:
     """As `find_cases`, but with what is wrong beside the complete cases instead of an error.
 
@@ -112,7 +122,7 @@ def scan_cases(
         BundleError: if the folder holds no case at all, or an argument is wrong.
     """
     classes = organ_classes(UPSTREAM_ORGANS if organs is None else organs)
-    fixed = None if output_numbering == "dataset" else label_values(classes, output_numbering)
+    output_numbering_of(output_numbering, classes)
     if numbering is not None:
         numbering_of(numbering, "--numbering")
     if not dataset_dir and not datalist:
@@ -127,13 +137,16 @@ def scan_cases(
     for case in cases:
         if numbering is not None and not case.get("label_parts"):
             case["numbering"] = dict(numbering) if isinstance(numbering, Mapping) else numbering
+    written = output_numbering_of(output_numbering, classes, [case["numbering"] for case in cases])
+    for case in cases:
         case["classes"] = classes
-        case["label_values"] = fixed or label_values(classes, case["numbering"] or "flare22")
+        own = case["numbering"] or output_numbering_of(None, classes)
+        case["label_values"] = label_values(classes, own if written == "dataset" else written)
     cases.sort(key=lambda case: case["case"])
     findings += doubled_cases(cases, where) + (_numbering_findings(cases, where) if labelled else [])
     if not labelled:
         cases = [{**case, "label": "", "label_parts": []} for case in cases]
-    wrong = check_headers(cases)
+    wrong = [found or check_shear(case) for case, found in zip(cases, check_headers(cases), strict=True)]
     findings += [finding for found in wrong for finding in found]
     return [case for case, found in zip(cases, wrong, strict=True) if not found], findings
 

@@ -38,7 +38,8 @@ def refuse_unknown_settings(arguments: Sequence[str] | None = None) -> None:
         return
     given = _names(arguments[2:])
     known: dict[str, Any] = {}
-    for file in _files(given.get("config_file", "")):
+    files = _files(given.get("config_file", ""))
+    for file in files:
         try:
             content = yaml.safe_load(Path(file).read_text())
         except (OSError, yaml.YAMLError):  # MONAI's to complain about
@@ -52,11 +53,16 @@ def refuse_unknown_settings(arguments: Sequence[str] | None = None) -> None:
         path = name.replace("#", "::")
         if path in _RUNNER or _has(known, path.split("::")):
             continue
+        others = _elsewhere(files, path.split("::")[0])
+        if others:
+            lines.append(f"--{name} is a setting of {others}, which is not among the config files given")
+            continue
         close = difflib.get_close_matches(path, [*known, *_RUNNER], n=1)
         meant = f"; did you mean --{close[0]}?" if close else ""
         lines.append(f"--{name} is no setting of this bundle{meant}")
     if lines:
-        raise BundleError("\n".join([*lines, "The settings are listed at the top of the config file."]))
+        where = f"The settings are listed at the top of {files[0]}."
+        raise BundleError("\n".join([*lines, where]))
 
 
 def _names(arguments: Sequence[str]) -> dict[str, str]:
@@ -67,6 +73,16 @@ def _names(arguments: Sequence[str]) -> dict[str, str]:
             following = arguments[position + 1] if position + 1 < len(arguments) else ""
             found[name if "::" in name else name.replace("-", "_")] = value if equals else following
     return found
+
+
+def _elsewhere(files: Sequence[str], name: str) -> str:
+    """The config beside those given that has a value of that name at its top, train.yaml first; "" if none has."""
+    folder = Path(files[0]).parent
+    others = sorted(folder.glob("*.yaml"), key=lambda file: (file.name != "train.yaml", file.name))
+    for other in others:
+        if other.name not in {Path(file).name for file in files} and name in (yaml.safe_load(other.read_text()) or {}):
+            return other.name
+    return ""
 
 
 def _files(value: str) -> list[str]:

@@ -180,10 +180,40 @@ def label_values(classes: Classes, numbering: str | Mapping[str, int]) -> list[i
                 "--output_numbering",
                 f"{table.name}, which has no number for {', '.join(missing)}",
                 "a numbering that has the first organ of each class",
-                "give another --output_numbering, or a mapping from organ to number",
+                "give another --output_numbering, a mapping from organ to number, or null for one that has all",
             )
         )
     return [0, *(numbers[organs[0]] for organs in classes.values())]
+
+
+def output_numbering_of(
+    chosen: str | Mapping[str, int] | None, classes: Classes, own: Sequence[str | Mapping[str, int]] = ()
+) -> str | Mapping[str, int]:
+    """The numbering in which results of a network are written; it has a number for every class.
+
+    Args:
+        chosen: what is set: a name in `NUMBERINGS`, organ -> number, or "dataset": as each case's own labels. None:
+            FLARE22's; where that lacks a class, the data set's own; where that does, too, or there are several, 1, 2,
+            3 in the order of the classes.
+        classes: of the network.
+        own: the numberings of the data set's labels, one for each case; those that nobody told ("") do not count.
+
+    Raises:
+        BundleError: if there is no such numbering, or it has no number for a class.
+    """
+    if chosen is not None:
+        if chosen != "dataset":
+            label_values(classes, chosen)
+        return chosen
+    told: list[str | Mapping[str, int]] = []
+    for numbering in own:
+        if numbering and numbering not in told:
+            told.append(numbering)
+    for numbering in ("flare22", *(told if len(told) == 1 else [])):
+        known = numbering_of(numbering, "--numbering").organs.values()
+        if all(organs[0] in known for organs in classes.values()):
+            return numbering
+    return {organs[0]: number for number, organs in enumerate(classes.values(), 1)}
 
 
 def check_organs(classes: Classes, numbering: Numbering, file: str) -> list[Finding]:

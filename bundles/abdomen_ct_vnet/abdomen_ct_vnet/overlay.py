@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from .files import write_result
 from .nifti import read_array
 from .reading import read_label
 from .split import Case
+
+_log = logging.getLogger(__name__)
 
 _COLOURS = (
     "#e76f51", "#2a9d8f", "#ffd166", "#8338ec", "#ef233c", "#3a86ff", "#fb8500", "#80ed99", "#06d6a0", "#bc6c25",
@@ -68,9 +71,11 @@ class WriteOverlays:
             truth = read_label(case)[0] if case["label"] else None
             affine = np.asarray(convert_to_numpy(item["native_affine"]), float)
             figure = draw(read_array(str(item["source"])), pred, truth, affine, list(case["classes"]), self.window)
+            figure.suptitle(case["case"], color="white", fontsize=9, x=0.01, y=0.995, ha="left", va="top")
             path = self.output_dir / f"{case['case']}_overlay.png"
             save = partial(figure.savefig, dpi=110, facecolor="black")
             write_result(path, save, "output_dir")
+            _log.info("drew %s", path)
 
 
 def draw(
@@ -132,6 +137,8 @@ def draw(
             if not row:
                 panel.set_title(name, color="white", fontsize=9)
             panel.set_axis_off()
+            for side, x, anchor in (("R", 0.02, "left"), ("L", 0.98, "right")):
+                panel.text(x, 0.5, side, color="white", fontsize=8, ha=anchor, va="center", transform=panel.transAxes)
     handles = [Patch(color=colour, label=name) for colour, name in zip(colours, names, strict=True)]
     figure.legend(
         handles=handles, loc="lower center", ncols=min(len(names), 5), fontsize=7, labelcolor="white", frameon=False

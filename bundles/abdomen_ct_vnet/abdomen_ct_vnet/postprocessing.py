@@ -13,7 +13,9 @@ from monai.handlers import IgniteMetricHandler
 from monai.metrics import DiceMetric
 from monai.transforms import Transform
 from monai.utils import convert_to_numpy
+from nibabel.affines import voxel_sizes
 
+_SHEAR_MM = 0.5  # over a whole volume: rounded headers have less, a gantry tilted by one degree ten times that
 _CHUNK = 8  # slices of the scan's grid that are interpolated together
 
 
@@ -21,9 +23,9 @@ class NativeClassesd(Transform):
     """Softmax, interpolate the probabilities linearly to the scan's grid, and only there decide the class.
 
     A few slices at a time, so that 14 classes of a 512x512x300 scan do not need 4.4 GB for their probabilities;
-    what is kept of a voxel is its class and whether that class's probability is above one half. Outside the cropped
-    box is background. Orientation, voxel size and crop are undone at once, from the two affines, which must differ by
-    them alone.
+    what is kept of a voxel is its class and whether that class's probability is above one half. Outside the box that
+    the network saw is background. Orientation, voxel size, crop and pad are undone at once, from the two affines, which
+    must differ by them alone.
 
     The output has `pred` (1HWD uint8 `MetaTensor`, class indices), `confident` (1HWD uint8: probability above 0.5)
     and, if wanted, `probabilities` (NHWD float16), on the grid of `native_affine` and `native_shape`.
@@ -33,7 +35,8 @@ class NativeClassesd(Transform):
         key: logits, NHWD; `image` beside it is the network's input with its affine.
 
     Raises:
-        ValueError: if the two grids are rotated against each other.
+        ValueError: if the two grids are rotated or sheared against each other; `shear.check_shear` finds such scans
+            beforehand.
     """
 
     def __init__(self, probabilities: bool = False, key: str = "pred") -> None:
@@ -90,7 +93,7 @@ def grid_positions(native: np.ndarray, shape: Sequence[int], here: np.ndarray) -
         voxels, of its `shape` voxels.
 
     Raises:
-        ValueError: if the grids are rotated against each other.
+        ValueError: if the grids are rotated or sheared against each other, by more than 0.5 mm over the volume.
     """
     between = np.linalg.inv(here) @ native
     order = [int(axis) for axis in nib.orientations.io_orientation(between)[:, 0]]
@@ -99,8 +102,9 @@ def grid_positions(native: np.ndarray, shape: Sequence[int], here: np.ndarray) -
     rest = between[:3, :3].copy()
     for i, axis in enumerate(order):
         rest[axis, i] = 0
-    if sorted(order) != [0, 1, 2] or np.abs(rest * np.asarray(shape)).max() > 0.05:
-        raise ValueError(f"the grids are rotated against each other: {np.round(between, 4).tolist()}")
+    drift_mm = np.abs(rest * np.asarray(shape)) * voxel_sizes(here)[:, None]
+    if sorted(order) != [0, 1, 2] or drift_mm.max() > _SHEAR_MM:
+        raise ValueError(f"the grids are rotated or sheared against each other: {np.round(between, 4).tolist()}")
     return order, [between[axis, 3] + step * np.arange(n) for axis, step, n in zip(order, steps, shape, strict=True)]
 
 

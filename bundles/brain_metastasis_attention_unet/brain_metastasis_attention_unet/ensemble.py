@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,14 +14,17 @@ from torch import nn
 
 from .checkpoints import load_network, read_checkpoint
 from .errors import BundleError, Finding
-from .settings import SETTINGS
+from .settings import CHOSEN_LATER, SETTINGS
+
+_log = logging.getLogger(__name__)
 
 
 def fold_checkpoints(cv_dir: str, num_folds: int) -> list[str]:
     """`fold_0/model.pt` to the last fold's, as cross-validation leaves them in `cv_dir`.
 
     Raises:
-        BundleError: if one is missing, or was trained with other settings than the first.
+        BundleError: if one is missing, or was trained with other settings than the first. Settings that are chosen
+            after training (`settings.CHOSEN_LATER`) may differ: the first fold's are used unless others are given.
     """
     files = [Path(cv_dir, f"fold_{fold}", "model.pt") for fold in range(num_folds)]
     missing = [file for file in files if not file.is_file()]
@@ -36,7 +40,7 @@ def fold_checkpoints(cv_dir: str, num_folds: int) -> list[str]:
                 for file in missing
             ]
         )
-    settings = [_settings(file) for file in files]
+    settings = [settings_text(file) for file in files]
     for file, own in zip(files, settings, strict=True):
         if own != settings[0]:
             raise BundleError(
@@ -86,6 +90,7 @@ class EnsembleInferer(Inferer):
     ) -> torch.Tensor:
         """Logits BNHWD of `inputs` (BCHWD) whose softmax, or sigmoid, is the mean of the networks' probabilities."""
         if not self._states:
+            _log.info("ensemble of %d networks: %s", len(self.checkpoints), ", ".join(self.checkpoints))
             saved = [read_checkpoint(path) for path in self.checkpoints]
             self._states = [state.get("model", state) for state in saved]
         total: torch.Tensor | None = None
@@ -100,6 +105,8 @@ class EnsembleInferer(Inferer):
         return mean.clamp_(min=tiny).log_() if self.activation == "softmax" else mean.logit(eps=tiny)
 
 
-def _settings(checkpoint: Path) -> object:
+def settings_text(checkpoint: Path) -> str:
+    """The settings recorded beside a checkpoint, as text: the order of a mapping counts too."""
     file = checkpoint.parent / SETTINGS
-    return json.loads(file.read_text()) if file.is_file() else None
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    return json.dumps({key: value for key, value in settings.items() if key not in CHOSEN_LATER})

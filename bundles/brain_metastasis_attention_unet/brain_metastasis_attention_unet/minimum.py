@@ -82,6 +82,8 @@ class ChooseMinimumLesion(scoring.ScoreHandler):
             write_result(self.output_dir / "minimum_lesion.json", partial(_write, text), "output_dir")
             record_setting(self.checkpoint, "minimum_lesion_ml", chosen)
             table = "\n".join(f"{volume:>8g} ml  {score:.4f}" for volume, score in mean.items())
+            if min(mean.values()) == max(mean.values()):
+                _log.warning("all candidates score alike: these %d cases are nothing to choose by", len(rows))
             _log.info(
                 "lesion-wise Dice of %d cases by minimum_lesion_ml:\n%s\nrecorded: %g ml", len(rows), table, chosen
             )

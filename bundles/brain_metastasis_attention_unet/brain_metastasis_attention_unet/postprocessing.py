@@ -36,6 +36,6 @@ class RemoveSmallLesionsd(Transform):
         if not self.minimum_ml:
             return dict(data)
         pred = data[self.key]
-        spacing = voxel_sizes(convert_to_numpy(data["image"].affine if "image" in data else pred.affine))
+        spacing = voxel_sizes(convert_to_numpy(pred.affine))  # the image may still be the resized one
         kept = remove_small(convert_to_numpy(pred)[0].astype("uint8"), self.minimum_ml, spacing.tolist())
         return {**data, self.key: MetaTensor(torch.from_numpy(kept)[None], meta=dict(getattr(pred, "meta", {})))}

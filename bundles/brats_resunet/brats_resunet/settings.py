@@ -13,6 +13,7 @@ from .errors import BundleError, Finding
 from .files import write_result
 
 SETTINGS = "settings.json"
+CHOSEN_LATER = ("minimum_lesion_ml",)  # recorded by `record_setting`, not by training
 
 
 def write_settings(settings: Mapping[str, Any], ckpt_dir: str, rank: int = 0) -> None:

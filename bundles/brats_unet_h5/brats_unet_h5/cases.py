@@ -30,18 +30,37 @@ import numpy as np
 
 from .errors import BundleError, Finding
 from .hdf5 import affine_in, open_h5
-from .layout import LayoutError, channels_named, layout_of, mask_names, tell_mask_channels
+from .layout import Layout, LayoutError, channels_named, holds_only_masks, layout_of, mask_names, tell_mask_channels
 from .patients import patient_of
 from .reading import read_mask
 from .split import Case, doubled_cases
 
 _ENDING = re.compile(r"\.(h5|hdf5)$", re.IGNORECASE)
 _SLICE = re.compile(r"^(?P<case>.+)_slice_(?P<slice>\d+)\.(h5|hdf5)$", re.IGNORECASE)
+_RESULT = re.compile(r"_seg\.(h5|hdf5)$", re.IGNORECASE)  # as inference names what it writes
 _NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 
 _SLICE_ORDER = ("t1", "t1ce", "t2", "flair")  # as the slice-wise export of BraTS 2020 is documented by those who use it
 _BRATS_GRID, _BRATS_SLICES = (240, 240), 155
 _LABELS = [0, 1, 2, 4]
+_NOTICES = {  # where the order of the channels came from, and what is said about it, once for all cases
+    "listed": (
+        logging.WARNING,
+        'the datalist has another order of the channels than the attribute "modalities", and is followed; if the files '
+        "were exported anew since, take the channels out of it",
+    ),
+    "contradicted": (
+        logging.WARNING,
+        'the attribute "modalities" says another order of the channels than training was told (settings.json), and is '
+        "followed; to read the files otherwise, give --channel_order",
+    ),
+    "trained": (logging.INFO, "the channels are taken in the order that training was told (settings.json)"),
+    "assumed": (
+        logging.WARNING,
+        "slices name no modalities: their channels are taken as T1, T1Gd, T2, FLAIR, as this export is documented; "
+        "if yours differ, give --channel_order",
+    ),
+}
 _log = logging.getLogger(__name__)
 
 
@@ -54,6 +73,7 @@ class Reading:
     channel_order: Sequence[str] | str | None = None
     mask_channels: Sequence[str] | str | None = None
     et_label: int | None = None
+    trained_order: Sequence[str] | str | None = None
 
 
 def find_cases(
@@ -66,12 +86,14 @@ def find_cases(
     mask_channels: Sequence[str] | str | None = None,
     et_label: int | None = None,
     patch_size: Sequence[int] | None = None,
+    trained_order: Sequence[str] | str | None = None,
 ) -> list[Case]:
     """Cases of a data set in sorted order, after a check of their files' headers.
 
     Args:
         dataset_dir: folder searched to any depth for `.h5` and `.hdf5`; or one file. Files named
-            `<volume>_slice_<k>.h5` are the slices of one case; a gap among them is refused. None (and no `datalist`):
+            `<volume>_slice_<k>.h5` are the slices of one case; a gap among them is refused. Files named `*_seg.h5`
+            with a mask and no image, as inference writes them, are passed over. None (and no `datalist`):
             no case, so that a pipeline can be built and inspected without data.
         datalist: JSON in MONAI's form, used instead of a search: `{"training": [{"image": file}], "validation":
             [...]}`, paths relative to `dataset_dir` (to the JSON's own folder if that is not given). What is listed
@@ -80,18 +102,29 @@ def find_cases(
         image_key: dataset of the image; None: found by its usual names, or as the only one of that shape.
         mask_key: dataset of the mask, likewise.
         channel_order: names of the image's channels in their order, e.g. [flair, t1, t1ce, t2]. None: as the attribute
-            `modalities` of the file says; of slices T1, T1Gd, T2, FLAIR, with a notice; otherwise it is asked for.
+            `modalities` of the file says, else `trained_order`; else of slices T1, T1Gd, T2, FLAIR, with a notice;
+            otherwise it is asked for.
         mask_channels: what the channels of a mask are: "classes" (NCR, ED, ET), "regions" (WT, TC, ET), or their names
             in order. None: told from the masks, where classes do not overlap and regions nest.
         et_label: value of enhancing tumour in integer masks and in what inference writes, 3 or 4. None: as the file's
             attribute or its mask says, else 4.
         patch_size: voxels; refused if it is larger than a volume. None: not checked.
+        trained_order: `channel_order` that training was told: only for files that do not tell their own.
 
     Raises:
         BundleError: all that is wrong with all cases at once, each with file, found, expected and what to do.
     """
     cases, findings = scan_cases(
-        dataset_dir, datalist, labelled, image_key, mask_key, channel_order, mask_channels, et_label, patch_size
+        dataset_dir,
+        datalist,
+        labelled,
+        image_key,
+        mask_key,
+        channel_order,
+        mask_channels,
+        et_label,
+        patch_size,
+        trained_order,
     )
     if findings:
         raise BundleError(
@@ -110,6 +143,7 @@ def scan_cases(
     mask_channels: Sequence[str] | str | None = None,
     et_label: int | None = None,
     patch_size: Sequence[int] | None = None,
+    trained_order: Sequence[str] | str | None = None,
 ) -> tuple[list[Case], list[Finding]]:
     """As `find_cases`, but with what is wrong beside the complete cases instead of an error.
 
@@ -120,11 +154,7 @@ def scan_cases(
         return [], []
     if et_label not in (None, 3, 4):
         raise BundleError(f"et_label is {et_label!r}; expected 3, 4 or null (detect it).")
-    if isinstance(channel_order, str):
-        channel_order = channel_order.strip("[]() ").split(",")
-    if channel_order is not None:
-        channels_named([name.strip() for name in map(str, channel_order)])
-    said = Reading(image_key, mask_key, channel_order, mask_channels, et_label)
+    said = Reading(image_key, mask_key, _names(channel_order), mask_channels, et_label, _names(trained_order))
     if datalist:
         cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled)
     else:
@@ -137,11 +167,11 @@ def scan_cases(
         findings += found
         complete += [] if found else [case]
     findings += _missing_slices(complete)
-    if any(case.pop("assumed", False) for case in complete):
-        _log.warning(
-            "slices name no modalities: their channels are taken as T1, T1Gd, T2, FLAIR, as this export is documented; "
-            "if yours differ, give --channel_order"
-        )
+    noticed = [(case.pop("notice"), case["image"][0]) for case in complete]
+    for notice, (level, text) in _NOTICES.items():
+        files = [file for found, file in noticed if found == notice]
+        if files:
+            _log.log(level, "%d case(s), first %s: %s", len(files), files[0], text)
     incomplete = {finding.file for finding in findings}
     complete = [case for case in complete if case["image"][0] not in incomplete]
     findings += _tell_masks(complete, said, labelled)
@@ -158,7 +188,7 @@ def _from_folder(root: Path) -> tuple[list[Case], list[Finding]]:
         if named is None:
             return [_case(_ENDING.sub("", root.name), [root])], []
         only, root = named["case"], root.parent
-    cases, nifti = [], 0
+    cases, nifti, results = [], 0, 0
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         slices: dict[str, list[tuple[int, Path]]] = {}
@@ -168,17 +198,38 @@ def _from_folder(root: Path) -> tuple[list[Case], list[Finding]]:
             if named is not None:
                 if only in (None, named["case"]):
                     slices.setdefault(named["case"], []).append((int(named["slice"]), Path(folder, name)))
+            elif _RESULT.search(name) and only is None and _is_result(Path(folder, name)):
+                results += 1
             elif _ENDING.search(name) and only is None:
                 cases.append(_case(_ENDING.sub("", name), [Path(folder, name)]))
         for name, parts in slices.items():
             cases.append({**_case(name, [file for _, file in sorted(parts)]), "layout": "slices"})
     if not cases:
         found = f"no HDF5 file, but {nifti} NIfTI file(s)" if nifti else "no HDF5 file"
+        if results:
+            found = f"no HDF5 file but {results} segmentation(s), *_seg.h5 without an image"
         fix = "check --dataset_dir"
-        if nifti:
+        if nifti and not results:
             fix += ", or convert them: python -m tools convert h5 --from THIS_FOLDER --to ANOTHER"
         raise BundleError(Finding(str(root), found, "files that end on .h5 or .hdf5", fix))
     return cases, []
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        with open_h5(str(path)) as file:
+            return holds_only_masks(file)
+    except BundleError:  # named when the case is inspected
+        return False
+
+
+def _names(order: Sequence[str] | str | None) -> list[str] | None:
+    """Names of the channels, also from a string with commas, after a check that they are the four modalities."""
+    if order is None:
+        return None
+    names = [str(name).strip() for name in (order.strip("[]() ").split(",") if isinstance(order, str) else order)]
+    channels_named(names)
+    return names
 
 
 def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Case], list[Finding]]:
@@ -250,11 +301,7 @@ def _inspect(case: Case, said: Reading, labelled: bool, patch_size: Sequence[int
         return error.findings
     except ValueError as error:  # an attribute that contradicts the mask
         return [Finding(path, str(error), "names that fit the mask", "mend the attribute mask_channels")]
-    channels = layout.channels or recorded.get("channels")
-    if said.channel_order is not None:
-        channels = channels_named(said.channel_order)
-    if channels is None and slices:
-        channels, case["assumed"] = channels_named(_SLICE_ORDER), True
+    channels, case["notice"] = _channels_of(layout, said, recorded.get("channels"), slices)
     if channels is None:
         found = f"4 channels in {layout.image_key}, and nothing that says which is T1, T1ce, T2 and FLAIR"
         fix = 'give their names in the order of the channels, e.g. --channel_order "[t1,t1ce,t2,flair]"'
@@ -280,6 +327,23 @@ def _inspect(case: Case, said: Reading, labelled: bool, patch_size: Sequence[int
         mask_count=layout.mask_count,
     )
     return []
+
+
+def _channels_of(
+    layout: Layout, said: Reading, listed: Sequence[int] | None, slices: bool
+) -> tuple[Sequence[int] | None, str]:
+    """Channels of T1, T1ce, T2, FLAIR with the notice that is due: as told now, else as the datalist has them for this
+    very case, else as the file says, else as training was told, else as slices are usually exported."""
+    if said.channel_order is not None:
+        return channels_named(said.channel_order), ""
+    if listed is not None:
+        return listed, "listed" if layout.channels not in (None, list(listed)) else ""
+    trained = None if said.trained_order is None else channels_named(said.trained_order)
+    if layout.channels is not None:
+        return layout.channels, "contradicted" if trained not in (None, layout.channels) else ""
+    if trained is not None:
+        return trained, "trained"
+    return (channels_named(_SLICE_ORDER), "assumed") if slices else (None, "")
 
 
 def _missing_slices(cases: Sequence[Case]) -> list[Finding]:

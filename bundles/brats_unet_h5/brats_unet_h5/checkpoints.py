@@ -156,6 +156,7 @@ class ResumeRun:
         lr_scheduler: as in `SaveCheckpoints`.
         validator: as in `SaveCheckpoints`.
         settings: as in `RecordRun`; compared with what the run recorded.
+        split: as in `RecordRun`; compared with what the run recorded, so that no case changes sides.
         also: as in `SaveCheckpoints`; one that the file does not have (it is of an earlier version) starts anew.
     """
 
@@ -168,8 +169,10 @@ class ResumeRun:
         validator: Engine | None = None,
         settings: Mapping[str, Any] | None = None,
         also: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | None = None,
     ) -> None:
         self.also = _named_apart(also)
+        self.split = split
         self.path = path
         self.settings = settings
         self.network = network
@@ -205,16 +208,18 @@ class ResumeRun:
                     self.path,
                     f"a run that has finished epoch {at['epoch']}",
                     f"one before epoch {engine.state.max_epochs}",
-                    "nothing is left to do: evaluate it, or start a new run with more epochs",
+                    "nothing is left to do: evaluate it, or go on with more --epochs where the learning rate's "
+                    "schedule does not span the run",
                 )
             )
-        if at["max_epochs"] != engine.state.max_epochs:
+        if at["max_epochs"] != engine.state.max_epochs and hasattr(self.lr_scheduler, "T_max"):
             raise BundleError(
                 Finding(
                     self.path,
                     f"a run of {at['max_epochs']} epochs",
                     f"one of {engine.state.max_epochs}",
-                    f"the learning rate's schedule spans the run: resume with --epochs {at['max_epochs']}",
+                    f"the learning rate's cosine spans the run: resume with --epochs {at['max_epochs']}; to train "
+                    "longer, begin anew from its weights",
                 )
             )
         if at["epoch_length"] != engine.state.epoch_length:
@@ -228,6 +233,7 @@ class ResumeRun:
             )
         load_network(self.network, saved["model"], self.path)
         self._same_settings()
+        self._same_split()
         for name, part in self.also.items():
             if name in saved:
                 part.load_state_dict(saved[name])
@@ -247,7 +253,7 @@ class ResumeRun:
             return
         now = json.loads(json.dumps(dict(self.settings)))  # as they are recorded: tuples are lists
         recorded = recorded_settings(self.path, now)
-        differing = [key for key in now if now[key] != recorded[key]]
+        differing = [key for key in now if json.dumps(now[key]) != json.dumps(recorded[key])]  # order counts too
         if differing:
             raise BundleError(
                 Finding(
@@ -257,6 +263,25 @@ class ResumeRun:
                     "resume with the settings of the first start",
                 )
             )
+
+    def _same_split(self) -> None:
+        datalist = Path(self.path).parent / "datalist.json"
+        if not self.split or not datalist.is_file():
+            return
+        recorded = json.loads(datalist.read_text())
+        for part in ("training", "validation"):
+            before = {entry["case"] for entry in recorded.get(part, [])}
+            now = {case["case"] for case in self.split.get(part, [])}
+            if before != now:
+                some = sorted(before ^ now)
+                raise BundleError(
+                    Finding(
+                        str(datalist),
+                        f"a run with {len(before)} cases for {part}",
+                        f"the same cases; {', '.join(some[:5])}{', ...' if len(some) > 5 else ''} changed sides",
+                        "resume with the data and the split of the first start (datalist, fold, num_folds, fold_seed)",
+                    )
+                )
 
 
 class LoadWeights:

@@ -96,7 +96,7 @@ class _Image(_Lazy):
         raw = read_image(self.facts["read_from"], box)
         air = self.facts["air"].numpy()
         air = air[..., box[2]] if air.shape[-1] > 1 else air
-        image = torch.from_numpy(without_air(raw, air.astype(raw.dtype)))
+        image = torch.from_numpy(without_air(raw, air))
         return self.normalise.apply(image, self.facts["offset"], self.facts["scale"]).half()
 
 

@@ -130,6 +130,12 @@ def layout_of(
     return layout
 
 
+def holds_only_masks(file: h5py.File) -> bool:
+    """Whether an open file has masks and nothing that could be an image, as a segmentation has that inference wrote."""
+    datasets = datasets_of(file)
+    return bool(datasets) and all(_base(name) in _MASK_NAMES for name in datasets)
+
+
 def channels_named(order: Sequence[str]) -> list[int]:
     """Channels that hold T1, T1ce, T2 and FLAIR, from the names of the channels in their order.
 

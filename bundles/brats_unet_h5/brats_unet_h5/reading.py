@@ -92,8 +92,15 @@ def air_of(case: Mapping[Any, Any], image: np.ndarray) -> np.ndarray:
 
 
 def without_air(image: np.ndarray, air: np.ndarray) -> np.ndarray:
-    """`image` (CHWD) as float32 in which air is 0; `air` as `air_of` gives it, or its part of the same slices."""
-    return (image - air if air.any() else image).astype(np.float32)
+    """`image` (CHWD) as float32 in which air is 0; `air` as `air_of` gives it, or its part of the same slices.
+
+    Subtracted in floating point, with 64 bits where 32 do not hold the file's numbers: unsigned and narrow integers
+    would wrap around below 0.
+    """
+    if not air.any():
+        return image.astype(np.float32)
+    exact = np.promote_types(image.dtype, np.float32)
+    return np.subtract(image, air, dtype=exact, casting="unsafe").astype(np.float32)
 
 
 def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -40,7 +40,7 @@ class WriteSegmentations(writing.WriteSegmentations):
         source = Path(item["source"])
         path = self.output_dir / f"{item['case']}_{suffix}.nii.gz"
         if path.parent.resolve() == source.parent.resolve():
-            found = "the folder of the scan itself, where a result is taken for a case the next time"
+            found = "the folder of the scan itself, where results would lie among the data"
             raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
         affine = _affine_of(str(source))
         if affine is None:
