@@ -251,3 +251,19 @@ def test_logged_traces_of_bad_input_are_dropped_and_others_kept(
     finally:
         logging.setLogRecordFactory(factory)
     assert [bool(record.exc_info) for record in caplog.records] == [False, True]
+
+
+def test_trace_of_a_loader_process_stays_out_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    before = logging.getLogRecordFactory()
+    data = Dataset([0, 1], Compose([Lambda(fail)]))
+    error = raised(lambda: list(DataLoader(data, num_workers=1)))
+    assert "Traceback" in str(error), "PyTorch passes the trace on as text"
+    try:
+        errors.show_clear_errors()
+        record = logging.getLogger("engine").makeRecord("engine", 40, "", 0, f"terminating: {error}", (), None)
+        other = logging.getLogger("engine").makeRecord("engine", 40, "", 0, "two\nlines of %s", ("text",), None)
+    finally:
+        logging.setLogRecordFactory(before)
+    assert record.getMessage() == "terminating: Caught RuntimeError in DataLoader worker process 0."
+    assert other.getMessage() == "two\nlines of text"

@@ -58,9 +58,8 @@ def bundle_error_in(error: BaseException | None) -> str | None:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         text = str(error)
-        marker = f"{BundleError.__module__}.{BundleError.__name__}: "
-        if marker in text:
-            return text.rpartition(marker)[2].split("\n\nThe above exception")[0].strip()
+        if _MARKER in text:
+            return text.rpartition(_MARKER)[2].split("\n\nThe above exception")[0].strip()
         if isinstance(error, BundleError) or (isinstance(error, ValueError) and _raised_here(error)):
             return text
         error = error.__cause__ or error.__context__
@@ -88,11 +87,19 @@ def show_clear_errors() -> None:
     def without_trace(*args: Any, **kwargs: Any) -> logging.LogRecord:
         """MONAI's and Ignite's loggers print the trace of what they pass on; the hook has the message."""
         record = make_record(*args, **kwargs)
-        if record.exc_info and not _debugging() and bundle_error_in(record.exc_info[1]) is not None:
+        if _debugging():
+            return record
+        if record.exc_info and bundle_error_in(record.exc_info[1]) is not None:
             record.exc_info = None
+        if _MARKER in str(record.msg):  # of a loader process, whose trace is part of the message
+            record.msg, record.args = str(record.msg).partition("\n")[0], ()
         return record
 
     logging.setLogRecordFactory(without_trace)
+
+
+# how a trace that comes as text names the error
+_MARKER = f"{BundleError.__module__}.{BundleError.__name__}: "
 
 
 def _debugging() -> bool:
