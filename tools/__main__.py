@@ -7,11 +7,13 @@ import logging
 import fire
 
 from tools.bench import deformation, inference, loader, network, painting, resizing
+from tools.card import card
 from tools.check import check
 from tools.convert import to_h5, to_nifti
 from tools.cv import cv
 from tools.demo import demo
 from tools.label import label
+from tools.ship import ship
 from tools.sync import sync
 from tools.virtual import brats, ct, icbm152, metastases, tissue
 from tools.weights import weights
@@ -25,6 +27,8 @@ COMMANDS = {
     "virtual": {"brats": brats, "metastases": metastases, "tissue": tissue, "icbm152": icbm152, "ct": ct},
     "convert": {"h5": to_h5, "nifti": to_nifti},
     "sync": sync,
+    "ship": ship,
+    "card": card,
     "bench": {
         "loader": loader,
         "network": network,

@@ -17,6 +17,7 @@ from torch import nn
 from .errors import BundleError, Finding
 from .files import write_result
 from .settings import recorded_settings, write_settings
+from .shipped import RECORD, check_shipped
 from .split import write_datalist
 
 _log = logging.getLogger(__name__)
@@ -24,16 +25,26 @@ _PARTS = ("model", "optimizer", "lr_scheduler", "trainer", "scaler", "best")  # 
 
 
 def require_new_run(ckpt_dir: str, overwrite: bool = False) -> None:
-    """Refuse to start a run where another one has been: its files are hours of work.
+    """Refuse to start a run where another one has been, or where the bundle's own weights are.
 
     Args:
         ckpt_dir: of the new run.
         overwrite: replace the earlier run, or (resume.yaml) go on with it.
 
     Raises:
-        BundleError: if the folder holds a `last.pt` and `overwrite` is False.
+        BundleError: if the folder holds a `last.pt`, or weights that came with the bundle, and `overwrite` is False.
     """
-    last = Path(ckpt_dir, "last.pt")
+    last, shipped = Path(ckpt_dir, "last.pt"), Path(ckpt_dir, RECORD)
+    if shipped.is_file() and not overwrite:
+        raise BundleError(
+            Finding(
+                ckpt_dir,
+                "the weights that came with the bundle",
+                "a folder of your own for the new run",
+                "set --ckpt_dir to it (and give it to evaluation and inference, which otherwise use the weights that "
+                "came with the bundle), or replace those with --overwrite True",
+            )
+        )
     if last.is_file() and not overwrite:
         raise BundleError(
             Finding(
@@ -141,6 +152,8 @@ class RecordRun:
     def __call__(self, engine: Engine) -> None:
         """Write the two files; raises `BundleError` if that is not possible."""
         if self.split:
+            if idist.get_rank() == 0:
+                Path(self.ckpt_dir, RECORD).unlink(missing_ok=True)  # what it speaks of is being replaced
             write_datalist(self.split, str(Path(self.ckpt_dir, "datalist.json")), idist.get_rank())
             write_settings(self.settings, self.ckpt_dir, idist.get_rank())
         self.split = {}  # once is enough
@@ -322,6 +335,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
                 "train first, or name the file with --checkpoint (to resume: --resume_from)",
             )
         )
+    check_shipped(path)
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(saved, dict):

@@ -1,0 +1,108 @@
+"""Weights on their way into a bundle, and what happens to them there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import yaml
+from brats_resunet import BundleError, LoadWeights, RecordRun, ResUNet, require_new_run
+
+import tools.card
+import tools.ship
+from tests.conftest import ROOT
+
+
+def network() -> ResUNet:
+    torch.manual_seed(3)
+    return ResUNet(in_channels=4, out_channels=4, channels=[2, 4, 8], supervised_levels=1)
+
+
+@pytest.fixture
+def bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the bundle, for the tools to write to."""
+    copy = tmp_path / "bundles"
+    shutil.copytree(ROOT / "bundles" / "brats_resunet", copy / "brats_resunet",
+                    ignore=shutil.ignore_patterns("models", "eval"))  # fmt: skip
+    monkeypatch.setattr(tools.ship, "ROOT", copy)
+    monkeypatch.setattr(tools.card, "ROOT", copy)
+    return copy
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    torch.save(network().state_dict(), folder / "model.pt")
+    (folder / "settings.json").write_text('{"channels": [2, 4, 8], "patch_size": [16, 16, 16]}')
+    (folder / "datalist.json").write_text('{"training": []}')
+    return folder / "model.pt"
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_shipped_weights_load_and_are_checked(bundles: Path, trained: Path, half: bool) -> None:
+    shipped = Path(tools.ship.ship("brats_resunet", str(trained), half=half))
+    assert sorted(file.name for file in shipped.parent.iterdir()) == ["large_files.yml", "model.pt", "settings.json"]
+    other = network()
+    torch.nn.init.zeros_(next(other.parameters()))
+    LoadWeights(str(shipped), other)(SimpleNamespace())  # type: ignore[arg-type]
+    for key, value in network().state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-3 if half else 0, atol=1e-4 if half else 0)
+    content = bytearray(shipped.read_bytes())
+    for spoilt in (bytes(content[:-100]), bytes(content[:500] + b"x" + content[501:])):
+        shipped.write_bytes(spoilt)
+        with pytest.raises(BundleError, match=r"the file that came with the bundle.*\n.*copy it again"):
+            LoadWeights(str(shipped), other)(SimpleNamespace())  # type: ignore[arg-type]
+
+
+def test_a_run_does_not_replace_shipped_weights_unasked(bundles: Path, trained: Path) -> None:
+    models = Path(tools.ship.ship("brats_resunet", str(trained))).parent
+    with pytest.raises(BundleError, match="set --ckpt_dir"):
+        require_new_run(str(models))
+    require_new_run(str(models), overwrite=True)
+    require_new_run(str(models.parent / "another"))
+    RecordRun(str(models), {"training": [], "validation": [{"case": "a", "image": [], "label": ""}]}, {})(
+        SimpleNamespace()  # type: ignore[arg-type]
+    )
+    assert not (models / "large_files.yml").exists(), "the run's own weights are no shipped ones"
+
+
+def test_what_cannot_be_shipped(bundles: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = network().state_dict()
+    first = next(iter(state))
+    torch.save({**state, first: state[first] + 1e6}, trained)
+    with pytest.raises(ValueError, match=f"not finite in this precision, e.g. {first}"):
+        tools.ship.ship("brats_resunet", str(trained))
+    monkeypatch.setattr(tools.ship, "_LARGEST", 1000)
+    with pytest.raises(ValueError, match="expected 50 MB at most"):
+        tools.ship.ship("brats_resunet", str(trained), half=False)
+    (trained.parent / "settings.json").unlink()
+    with pytest.raises(ValueError, match=r"settings\.json is not there"):
+        tools.ship.ship("brats_resunet", str(trained))
+    assert not (bundles / "brats_resunet" / "models").exists()
+
+
+def test_figures_go_into_metadata_and_card(bundles: Path, tmp_path: Path) -> None:
+    found = {"n": 4, "mean": 0.81234, "median": 0.83, "ci95": [0.7, 0.9]}
+    summary = {"n_cases": 4, "metrics": {"dice_WT": found, "hd95_WT": found, "mean_dice": {**found, "ci95": None}}}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    folder = bundles / "brats_resunet"
+    readme = folder / "docs" / "README.md"
+    text = readme.read_text().replace("<!-- scores -->", "").replace("<!-- /scores -->", "")
+    readme.write_text(text)
+    with pytest.raises(ValueError, match="expected one <!-- scores -->"):
+        tools.card.card("brats_resunet", str(tmp_path / "summary.json"), on="four cases")
+    readme.write_text(text + "\n<!-- scores -->\nold\n<!-- /scores -->\nend\n")
+    tools.card.card("brats_resunet", str(tmp_path / "summary.json"), on="four cases")
+    metrics = yaml.safe_load((folder / "configs" / "metadata.json").read_text())["eval_metrics"]
+    assert metrics == {"dice_WT": 0.812, "mean_dice": 0.812, "n_cases": 4, "cases": "four cases"}
+    after = readme.read_text()
+    assert "| dice_WT | 0.812 | 0.830 | 0.700 to 0.900 |" in after
+    assert "old" not in after[len(text) :]
+    assert after.endswith("<!-- /scores -->\nend\n")
+    with pytest.raises(ValueError, match=r"expected the summary\.json"):
+        tools.card.card("brats_resunet", str(readme), on="four cases")

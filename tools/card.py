@@ -1,0 +1,59 @@
+"""Measured figures in a bundle's metadata and model card, from the file that an evaluation wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tools.bundles import ROOT, package
+from tools.vendored.files import write_whole
+
+_DIGITS = 3
+
+
+def card(bundle: str, scores: str, on: str) -> None:
+    """Write `eval_metrics` of a bundle's metadata.json from an evaluation, and the same figures into its model card.
+
+    The card's table stands between `<!-- scores -->` and `<!-- /scores -->`; everything else in it stays.
+
+    Example: python -m tools card brain_tissue_vnet --scores eval/summary.json --on "five OASIS T1s"
+
+    Args:
+        bundle: name of a bundle.
+        scores: `summary.json` of an evaluation of the weights that the bundle ships.
+        on: which cases were scored, in a few words.
+
+    Raises:
+        ValueError: if the file is no summary of an evaluation, or the card has no place for the table.
+    """
+    package(bundle)  # refuses an unknown name
+    try:
+        summary = json.loads(Path(scores).read_text())
+        dice = {name: found for name, found in summary["metrics"].items() if "dice" in name and found["n"]}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{scores}: {error!r}; expected the summary.json that an evaluation writes.") from None
+    metadata, readme = ROOT / bundle / "configs" / "metadata.json", ROOT / bundle / "docs" / "README.md"
+    text = readme.read_text()
+    if len(re.findall("<!-- /?scores -->", text)) != 2:
+        raise ValueError(f"{readme}: expected one <!-- scores --> and one <!-- /scores --> around the table.")
+    content = json.loads(metadata.read_text())
+    content["eval_metrics"] = {
+        **{name: round(found["mean"], _DIGITS) for name, found in dice.items()},
+        "n_cases": summary["n_cases"],
+        "cases": on,
+    }
+    table = [f"| {on} (n = {summary['n_cases']}) | mean | median | 95 % interval of the mean |", "|---|---|---|---|"]
+    table += [f"| {name} | {_row(found)} |" for name, found in dice.items()]
+    block = "\n".join(["<!-- scores -->", *table, "<!-- /scores -->"])
+    text = re.sub("<!-- scores -->.*<!-- /scores -->", lambda _: block, text, flags=re.DOTALL)
+    write_whole(metadata, lambda file: file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()))
+    write_whole(readme, lambda file: file.write(text.encode()))
+    print("\n".join(table))
+
+
+def _row(found: dict[str, Any]) -> str:
+    low, high = found["ci95"] or (None, None)
+    interval = f"{low:.{_DIGITS}f} to {high:.{_DIGITS}f}" if low is not None else "-"
+    return f"{found['mean']:.{_DIGITS}f} | {found['median']:.{_DIGITS}f} | {interval}"
