@@ -110,7 +110,7 @@ def test_what_a_user_sets_has_the_same_name_as_in_the_first_bundle() -> None:
     first = yaml.safe_load((ROOT / "bundles" / "brats_resunet" / "configs" / "train.yaml").read_text())
     top = {key for key, value in first.items() if not isinstance(value, dict)}
     own = {"accumulation_steps", "channels", "cross_entropy", "draw", "et_label", "channel_order", "tumour_probability",
-           "flip_probability", "overlap"}  # fmt: skip
+           "flip_probability", "overlap", "degrade_probability"}  # fmt: skip
     assert top - own <= set(config("train.yaml"))
     shared = {
         "dataset_dir",

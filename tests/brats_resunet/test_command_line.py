@@ -49,7 +49,7 @@ def test_what_the_config_or_the_runner_has_passes(more: list[str]) -> None:
         (["--train::trainr::max_epochs", "5"], "--train::trainr::max_epochs is no setting"),
         (["--split2::x", "5"], "--split2::x is no setting"),
         (["--zzz", "1"], "--zzz is no setting of this bundle\nThe settings"),
-        (["--resume_from", "x"], "--resume_from is no setting"),
+        (["--resume_from", "x"], "--resume_from is a setting of resume.yaml, which is not among"),
     ],
 )
 def test_what_neither_has_is_refused(more: list[str], message: str) -> None:

@@ -45,8 +45,10 @@ def test_three_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) 
 
     assert run(*command).stdout.count("finished before") == 3
     assert len(list(out.glob("fold_*/*_probabilities.nii.gz"))) == len(names), "evaluation's own settings reach it"
-    other = [*command[:7], out, "--num_folds", "2"]
+    position = command.index("3")
+    other = [*command[:position], "2", *command[position + 1 :]]
     assert "holds a cross-validation with num_folds 3; now num_folds 2" in run(*other, status=1).stderr
+    assert "'learning_rate': 0.5" in run(*command, "--learning_rate", "0.5", status=1).stderr
 
     ensemble = bundle_run("inferring", "inference.yaml", "inference_ensemble.yaml")
     folds = ["--cv_dir", out, "--num_folds", "3", "--num_workers", "0"]
