@@ -66,6 +66,7 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
     [
         ("train", ["train.yaml"]),
         ("train", ["train.yaml", "train_from_labels.yaml"]),
+        ("train", ["train.yaml", "train_from_labels.yaml", "pretrain_label_maps.yaml"]),
         ("train", ["train.yaml", "multi_gpu.yaml"]),
         ("train", ["train.yaml", "train_from_labels.yaml", "resume.yaml"]),
         ("infer", ["inference.yaml"]),
