@@ -50,4 +50,3 @@ def check_shipped(checkpoint: str | Path) -> None:
                 f"copy it again; if you put weights of your own there, remove {RECORD} beside them",
             )
         )
-
