@@ -235,8 +235,7 @@ def _finished(bundle: str, last: Path) -> bool:
     if not last.is_file():
         return False
     saved = importlib.import_module(f"{bundle}.checkpoints").read_checkpoint(str(last))
-    at = saved["trainer"]
-    return bool(at["epoch"] >= at["max_epochs"] or saved.get("early_stop", {}).get("ended"))
+    return bool(saved["trainer"].get("ended"))
 
 
 def _ids(file: Path) -> dict[str, Any]:

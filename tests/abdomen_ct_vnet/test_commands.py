@@ -29,7 +29,7 @@ from abdomen_ct_vnet.errors import bundle_error_in
 from abdomen_ct_vnet.organs import FLARE22_ORGANS
 from abdomen_ct_vnet.settings import write_settings
 from matplotlib import image as png
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from monai.transforms import Compose
 from monai.transforms.traits import RandomizableTrait
 
@@ -290,37 +290,6 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, expected, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("kind", "files"),
-    [
-        ("train", ["train.yaml"]),
-        ("train", ["train.yaml", "organs13.yaml"]),
-        ("train", ["train.yaml", "resume.yaml"]),
-        ("train", ["train.yaml", "cross_validation.yaml", "resume.yaml"]),
-        ("train", ["train.yaml", "multi_gpu.yaml"]),
-        ("infer", ["inference.yaml"]),
-        ("infer", ["inference.yaml", "evaluate.yaml"]),
-        ("infer", ["inference.yaml", "evaluate.yaml", "cross_validation.yaml"]),
-    ],
-)
-def test_properties_are_complete(kind: str, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    workflow = ConfigWorkflow(
-        [str(CONFIGS / name) for name in files],
-        workflow_type=kind,
-        meta_file=META,
-        logging_file=False,
-        channels=[2, 2, 2],
-    )
-    if "multi_gpu.yaml" in files:  # one process is a group too
-        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
-            monkeypatch.setenv(name, value)
-    workflow.initialize()
-    try:
-        assert workflow.check_properties() == []
-    finally:
-        workflow.finalize()
 
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:

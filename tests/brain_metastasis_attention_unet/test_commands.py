@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from brain_metastasis_attention_unet import NETWORKS, __version__
-from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
 from tests.conftest import ROOT, Run, bundle_run
 
@@ -211,28 +211,6 @@ def test_export_computes_the_same(network: str, tmp_path: Path) -> None:
     x = torch.rand(1, 4, 16, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(torch.jit.load(tmp_path / "model.ts")(x), model(x), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("kind", "files"),
-    [
-        ("train", ["train.yaml"]),
-        ("train", ["train.yaml", "resume.yaml"]),
-        ("train", ["train.yaml", "cross_validation.yaml", "resume.yaml"]),
-        ("infer", ["inference.yaml"]),
-        ("infer", ["inference.yaml", "evaluate.yaml"]),
-        ("infer", ["inference.yaml", "evaluate.yaml", "cross_validation.yaml"]),
-    ],
-)
-def test_properties_are_complete(kind: str, files: list[str]) -> None:
-    workflow = ConfigWorkflow(
-        [str(CONFIGS / name) for name in files], workflow_type=kind, meta_file=META, logging_file=False
-    )
-    workflow.initialize()
-    try:
-        assert workflow.check_properties() == []
-    finally:
-        workflow.finalize()
 
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:

@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 import yaml
 from brain_tissue_vnet import VNet, __version__
-from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
 from tests.conftest import ROOT
 
@@ -59,33 +58,6 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, expected, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("kind", "files"),
-    [
-        ("train", ["train.yaml"]),
-        ("train", ["train.yaml", "train_from_labels.yaml"]),
-        ("train", ["train.yaml", "train_from_labels.yaml", "pretrain_label_maps.yaml"]),
-        ("train", ["train.yaml", "multi_gpu.yaml"]),
-        ("train", ["train.yaml", "train_from_labels.yaml", "resume.yaml"]),
-        ("infer", ["inference.yaml"]),
-        ("infer", ["inference.yaml", "evaluate.yaml"]),
-        ("infer", ["inference.yaml", "evaluate.yaml", "cross_validation.yaml"]),
-    ],
-)
-def test_properties_are_complete(kind: str, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    workflow = ConfigWorkflow(
-        [str(CONFIGS / name) for name in files], workflow_type=kind, meta_file=META, logging_file=False, init_filters=2
-    )
-    if "multi_gpu.yaml" in files:  # one process is a group too
-        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
-            monkeypatch.setenv(name, value)
-    workflow.initialize()
-    try:
-        assert workflow.check_properties() == []
-    finally:
-        workflow.finalize()
 
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:

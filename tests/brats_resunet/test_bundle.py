@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from brats_resunet import ResUNet, __version__
-from monai.bundle import ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
 from tests.conftest import BUNDLE, ROOT
 
@@ -66,34 +66,6 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(str(onnx), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(found, expected, atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("kind", "files"),
-    [
-        ("train", ["train.yaml"]),
-        ("train", ["train.yaml", "multi_gpu.yaml"]),
-        ("train", ["train.yaml", "compact.yaml", "pretrain_virtual.yaml"]),
-        ("train", ["train.yaml", "finetune.yaml", "resume.yaml"]),
-        ("train", ["train.yaml", "resume.yaml"]),
-        ("train", ["train.yaml", "cross_validation.yaml", "resume.yaml"]),
-        ("infer", ["inference.yaml"]),
-        ("infer", ["inference.yaml", "evaluate.yaml"]),
-        ("infer", ["inference.yaml", "evaluate.yaml", "cross_validation.yaml"]),
-    ],
-)
-def test_properties_are_complete(kind: str, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    workflow = ConfigWorkflow(
-        [str(CONFIGS / name) for name in files], workflow_type=kind, meta_file=META, logging_file=False
-    )
-    if "multi_gpu.yaml" in files:  # one process is a group too
-        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
-            monkeypatch.setenv(name, value)
-    workflow.initialize()
-    try:
-        assert workflow.check_properties() == []
-    finally:
-        workflow.finalize()
 
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:

@@ -19,7 +19,7 @@ import torch
 import yaml
 from brats_unet_h5 import BundleError, __version__, build_network
 from brats_unet_h5.settings import write_settings
-from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from nibabel.affines import voxel_sizes
 
 from tests.brats_unet_h5.conftest import SHAPE, image, write_case, write_file, write_slices
@@ -230,28 +230,6 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     np.testing.assert_allclose(got, expected.numpy(), rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("kind", "files"),
-    [
-        ("train", ["train.yaml"]),
-        ("train", ["train.yaml", "resume.yaml"]),
-        ("train", ["train.yaml", "cross_validation.yaml", "resume.yaml"]),
-        ("infer", ["inference.yaml"]),
-        ("infer", ["inference.yaml", "evaluate.yaml"]),
-        ("infer", ["inference.yaml", "evaluate.yaml", "cross_validation.yaml"]),
-    ],
-)
-def test_properties_are_complete(kind: str, files: list[str]) -> None:
-    workflow = ConfigWorkflow(
-        [str(CONFIGS / name) for name in files], workflow_type=kind, meta_file=META, logging_file=False
-    )
-    workflow.initialize()
-    try:
-        assert workflow.check_properties() == []
-    finally:
-        workflow.finalize()
 
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:

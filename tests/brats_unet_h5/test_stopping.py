@@ -108,6 +108,7 @@ def test_interrupted_run_is_the_run_itself_and_ends_when_it_does(h5_cohort: Path
             assert_equal(mine, theirs)
     last = torch.load(tmp_path / "straight" / "last.pt", weights_only=True)
     assert last["early_stop"]["counter"] == 2
+    assert last["trainer"]["ended"], "so that nobody resumes it"
     assert last["lr_scheduler"]["factor"] == 0.5
     with pytest.raises(BundleError, match="has stopped early"):
         Training(h5_cohort, tmp_path / "straight", cache, "resume.yaml").run()

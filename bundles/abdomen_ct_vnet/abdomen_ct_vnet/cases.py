@@ -26,7 +26,6 @@ These layouts are known, at any depth, with files that end on .nii or .nii.gz:
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -46,7 +45,7 @@ from .organs import (
     segmentation_file,
 )
 from .shear import check_shear
-from .split import Case, doubled_cases
+from .split import Case, doubled_cases, read_datalist
 
 UPSTREAM_ORGANS: Classes = {"liver": ["liver"], "kidneys": ["right kidney", "left kidney"], "spleen": ["spleen"]}
 """The four classes of the write-up less background; which organs they are is this bundle's choice."""
@@ -309,27 +308,13 @@ def _spread(parts: Mapping[str, Path | None]) -> dict[str, Any]:
 def _from_datalist(
     path: Path, dataset_dir: str | os.PathLike | None, labelled: bool, classes: Classes
 ) -> tuple[list[Case], list[Finding]]:
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f'a {type(content).__name__} instead of {{"training": [...], "validation": [...]}}')
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            Finding(str(path), f"cannot be read as JSON ({error})", "a MONAI datalist", "check --datalist")
-        ) from error
-    parts = {"training": "training", "validation": "validation"}
-    if not labelled:
-        parts.update({key: "" for key in content if key.startswith("test")})
     base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
     cases, findings = [], []
-    for part, subset in parts.items():
-        for position, item in enumerate(content.get(part) or []):
-            where = f"{path} ({part}[{position}])"
-            entry = item if isinstance(item, dict) else {"image": item}
-            try:
-                cases.append({**_listed(entry, base, where, labelled, classes), "subset": subset})
-            except BundleError as error:
-                findings += error.findings
+    for where, subset, entry in read_datalist(path, labelled):
+        try:
+            cases.append({**_listed(entry, base, where, labelled, classes), "subset": subset})
+        except BundleError as error:
+            findings += error.findings
     return cases, findings
 
 

@@ -118,6 +118,9 @@ class SaveCheckpoints:
                     "iteration": int(engine.state.iteration),
                     "epoch_length": int(engine.state.epoch_length or 0),
                     "max_epochs": int(engine.state.max_epochs or 0),
+                    # it came to its last epoch, or something stopped it early
+                    "ended": engine.state.epoch >= (engine.state.max_epochs or 0)
+                    or bool(getattr(engine, "should_terminate", False)),
                 },
                 "scaler": scaler.state_dict() if scaler is not None else {},
                 "best": {"metric": float(best.best_metric), "epoch": int(best.best_metric_epoch)} if best else {},

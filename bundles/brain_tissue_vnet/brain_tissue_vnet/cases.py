@@ -35,7 +35,6 @@ These layouts are known; files end on .nii, .nii.gz or .mgz, and images of a lay
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +48,7 @@ from .errors import BundleError, Finding
 from .headers import check_headers
 from .nifti import open_nifti
 from .numberings import CSF, GM, NUMBERINGS, WM, check_numbering
-from .split import Case, doubled_cases
+from .split import Case, doubled_cases, read_datalist
 
 _VOLUME = re.compile(r"\.(nii(\.gz)?|mgz)$", re.IGNORECASE)
 _LIKE_A_LABEL = re.compile(
@@ -647,27 +646,13 @@ def _tissues_in(table: Path) -> dict[int, int]:
 
 
 def _from_datalist(path: Path, dataset_dir: Any, labelled: bool, label_maps: bool) -> tuple[list[Case], list[Finding]]:
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f'a {type(content).__name__} instead of {{"training": [...], "validation": [...]}}')
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            Finding(str(path), f"cannot be read as JSON ({error})", "a MONAI datalist", "check --datalist")
-        ) from error
-    parts = {"training": "training", "validation": "validation"}
-    if not labelled:
-        parts.update({key: "" for key in content if key.startswith("test")})
     base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
     cases, findings = [], []
-    for part, subset in parts.items():
-        for position, item in enumerate(content.get(part) or []):
-            where = f"{path} ({part}[{position}])"
-            entry = item if isinstance(item, dict) else {"image": item}
-            try:
-                cases.append({**_listed_case(entry, base, where, labelled, label_maps), "subset": subset})
-            except BundleError as error:
-                findings += error.findings
+    for where, subset, entry in read_datalist(path, labelled):
+        try:
+            cases.append({**_listed_case(entry, base, where, labelled, label_maps), "subset": subset})
+        except BundleError as error:
+            findings += error.findings
     return cases, findings
 
 

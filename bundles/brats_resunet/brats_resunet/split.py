@@ -175,6 +175,34 @@ def write_datalist(split: Mapping[str, Sequence[Case]], path: str, rank: int = 0
         write_result(path, lambda file: file.write(text.encode()), "ckpt_dir")
 
 
+def read_datalist(path: Path, labelled: bool) -> list[tuple[str, str, dict[str, Any]]]:
+    """The entries of a MONAI datalist, with where they stand (for messages) and their subset.
+
+    Args:
+        path: JSON, `{"training": [{"image": ..., "label": ...}], "validation": [...]}`; an entry may be a bare image.
+        labelled: False also takes what is listed under "test" or "testing", with the subset "".
+
+    Raises:
+        BundleError: if it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f'a {type(content).__name__} instead of {{"training": [...], "validation": [...]}}')
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            Finding(str(path), f"cannot be read as JSON ({error})", "a MONAI datalist", "check --datalist")
+        ) from error
+    parts = {"training": "training", "validation": "validation"}
+    if not labelled:
+        parts.update({key: "" for key in content if key.startswith("test")})
+    return [
+        (f"{path} ({part}[{position}])", subset, item if isinstance(item, dict) else {"image": item})
+        for part, subset in parts.items()
+        for position, item in enumerate(content.get(part) or [])
+    ]
+
+
 def recorded_split(ckpt_dir: str) -> str | None:
     """The datalist that a training wrote beside its checkpoints; None if there is none yet."""
     path = Path(ckpt_dir, "datalist.json")

@@ -16,7 +16,6 @@ A case is a plain dict, so that it can be hashed, cached and written as JSON:
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -33,7 +32,7 @@ from .hdf5 import affine_in, open_h5
 from .layout import Layout, LayoutError, channels_named, holds_only_masks, layout_of, mask_names, tell_mask_channels
 from .patients import patient_of
 from .reading import read_mask
-from .split import Case, doubled_cases
+from .split import Case, doubled_cases, read_datalist
 
 _ENDING = re.compile(r"\.(h5|hdf5)$", re.IGNORECASE)
 _SLICE = re.compile(r"^(?P<case>.+)_slice_(?P<slice>\d+)\.(h5|hdf5)$", re.IGNORECASE)
@@ -233,43 +232,27 @@ def _names(order: Sequence[str] | str | None) -> list[str] | None:
 
 
 def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Case], list[Finding]]:
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f'a {type(content).__name__} instead of {{"training": [...], "validation": [...]}}')
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            Finding(str(path), f"cannot be read as JSON ({error})", "a MONAI datalist", "check --datalist")
-        ) from error
-    parts = {"training": "training", "validation": "validation"}
-    if not labelled:
-        parts.update({key: "" for key in content if key.startswith("test")})
     base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
     cases: list[Case] = []
     findings = []
-    for part, subset in parts.items():
-        for position, item in enumerate(content.get(part) or []):
-            entry = item if isinstance(item, dict) else {"image": item}
-            images = entry.get("image")
-            images = images if isinstance(images, list) else [images]
-            if not images or not all(isinstance(image, str) and image for image in images):
-                where = f"{path} ({part}[{position}])"
-                found = f"image: {entry.get('image')!r}"
-                findings.append(Finding(where, found, "an HDF5 file, or all slices of a volume", "mend the entry"))
-                continue
-            files = [base / image for image in images]
-            named = _SLICE.match(files[0].name)
-            if named is not None and len(files) == 1:  # one slice stands for its volume
-                found_cases, _ = _from_folder(files[0]) if files[0].exists() else ([_case(named["case"], files)], [])
-                files = [Path(file) for file in found_cases[0]["image"]]
-            name = str(entry.get("case") or (named["case"] if named else _ENDING.sub("", files[0].name)))
-            case = {**_case(name, files), "layout": "slices" if named else "file", "subset": subset}
-            case["patient"] = str(entry.get("patient") or case["patient"])
-            # what an earlier start found out or was told, unless it is told otherwise now
-            case["recorded"] = {
-                key: entry[key] for key in ("channels", "mask_channels", "label_values") if key in entry
-            }
-            cases.append(case)
+    for where, subset, entry in read_datalist(path, labelled):
+        images = entry.get("image")
+        images = images if isinstance(images, list) else [images]
+        if not images or not all(isinstance(image, str) and image for image in images):
+            found = f"image: {entry.get('image')!r}"
+            findings.append(Finding(where, found, "an HDF5 file, or all slices of a volume", "mend the entry"))
+            continue
+        files = [base / image for image in images]
+        named = _SLICE.match(files[0].name)
+        if named is not None and len(files) == 1:  # one slice stands for its volume
+            found_cases, _ = _from_folder(files[0]) if files[0].exists() else ([_case(named["case"], files)], [])
+            files = [Path(file) for file in found_cases[0]["image"]]
+        name = str(entry.get("case") or (named["case"] if named else _ENDING.sub("", files[0].name)))
+        case = {**_case(name, files), "layout": "slices" if named else "file", "subset": subset}
+        case["patient"] = str(entry.get("patient") or case["patient"])
+        # what an earlier start found out or was told, unless it is told otherwise now
+        case["recorded"] = {key: entry[key] for key in ("channels", "mask_channels", "label_values") if key in entry}
+        cases.append(case)
     if not cases and not findings:
         raise BundleError(Finding(str(path), "no case", "entries under training or validation", "check --datalist"))
     return cases, findings

@@ -35,6 +35,9 @@ def check_settings(fit: str, read: str) -> None:
 class NormaliseBraind(Transform):
     """Bring each modality to a standard range by its voxels that are not 0; air stays 0.
 
+    As MONAI's `NormalizeIntensity` and `ScaleIntensityRangePercentiles`, but in two steps: a patch that is read from
+    the file is normalised by the statistics of its whole brain.
+
     Args:
         method: "minmax": smallest to largest intensity of the brain become 0 to 1 (upstream); "zscore": mean 0,
             standard deviation 1.

@@ -40,12 +40,8 @@ class EarlyStop:
 
     def state_dict(self) -> dict[str, Any]:
         """What has been counted so far, as plain values."""
-        best, count = self.counter.best_score, int(self.counter.counter)
-        return {
-            "counter": count,
-            "best_score": None if best is None else float(best),
-            "ended": self.patience is not None and count >= self.patience,
-        }
+        best = self.counter.best_score
+        return {"counter": int(self.counter.counter), "best_score": None if best is None else float(best)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on counting.

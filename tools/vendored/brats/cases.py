@@ -15,7 +15,6 @@ A case is a plain dict, so that it can be hashed, cached and written as JSON:
 # One of the modules that the BraTS bundles carry: edit it in tools/vendored/brats/, then `make sync`.
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -28,7 +27,7 @@ from .errors import BundleError, Finding
 from .headers import check_headers
 from .nifti import open_nifti, read_array
 from .patients import patient_of
-from .split import Case, doubled_cases
+from .split import Case, doubled_cases, read_datalist
 
 MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
 
@@ -245,54 +244,38 @@ def _volume_cases(files: Iterable[Path], labelled: bool) -> tuple[list[Case], li
 def _from_datalist(
     path: Path, dataset_dir: Any, labelled: bool, fill_missing: bool
 ) -> tuple[list[Case], list[Finding]]:
-    try:
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict):
-            raise ValueError(f'a {type(content).__name__} instead of {{"training": [...], "validation": [...]}}')
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            Finding(str(path), f"cannot be read as JSON ({error})", "a MONAI datalist", "check --datalist")
-        ) from error
-    parts = {"training": "training", "validation": "validation"}
-    if not labelled:
-        parts.update({key: "" for key in content if key.startswith("test")})
     base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
     cases, findings = [], []
-    for part, subset in parts.items():
-        for position, item in enumerate(content.get(part) or []):
-            where = f"{path} ({part}[{position}])"
-            entry = item if isinstance(item, dict) else {"image": item}  # Decathlon lists its test part as bare files
-            images = entry.get("image")
-            images = images if isinstance(images, list) else [images]
-            files = [base / image for image in images if isinstance(image, str) and image]
-            allowed = (1, 3, 4) if fill_missing and len(images) == 4 else (1, 4)  # "" is a modality that is filled
-            if len(files) not in allowed or len(files) != len(images) - images.count("") * fill_missing:
-                found = f"image: {entry.get('image')!r}"
-                findings.append(Finding(where, found, "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it"))
-                continue
-            given: list[Path | str] = [base / image if image else "" for image in images]
-            roles = [_role_of(file.name) if isinstance(file, Path) else None for file in given]
-            roles = roles if len(given) == len(MODALITIES) else []
-            if any(role is not None and role[1] != wanted for role, wanted in zip(roles, MODALITIES, strict=False)):
-                order = ", ".join(role[1] if role else "?" for role in roles)
-                findings.append(
-                    Finding(where, f"images in the order {order}", "T1, T1ce, T2, FLAIR", "put them in order")
-                )
-                continue
-            label = entry.get("label") or ""
-            if labelled and not label:
-                findings.append(Finding(where, "no label", "a segmentation file", "add it to the entry"))
-                continue
-            named = _role_of(files[0].name)
-            name = str(entry.get("case") or (named[0] if named else _NIFTI.sub("", files[0].name)))
-            new_names = _PATTERN_2023.match(files[0].name) is not None
-            case = _case(name, given, base / label if label else "", [0, 1, 2, 3], [0, 1, 2, 3 if new_names else 4])
-            if files[0].parent.name in _MSD_IMAGES:
-                case.update(channels=_MSD_CHANNELS, label_values=_MSD_LABELS)
-            for key in ("label_values", "channels"):
-                if entry.get(key):
-                    case[key] = [int(value) for value in entry[key]]
-            cases.append({**case, "patient": str(entry.get("patient") or case["patient"]), "subset": subset})
+    for where, subset, entry in read_datalist(path, labelled):
+        images = entry.get("image")
+        images = images if isinstance(images, list) else [images]
+        files = [base / image for image in images if isinstance(image, str) and image]
+        allowed = (1, 3, 4) if fill_missing and len(images) == 4 else (1, 4)  # "" is a modality that is filled
+        if len(files) not in allowed or len(files) != len(images) - images.count("") * fill_missing:
+            found = f"image: {entry.get('image')!r}"
+            findings.append(Finding(where, found, "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it"))
+            continue
+        given: list[Path | str] = [base / image if image else "" for image in images]
+        roles = [_role_of(file.name) if isinstance(file, Path) else None for file in given]
+        roles = roles if len(given) == len(MODALITIES) else []
+        if any(role is not None and role[1] != wanted for role, wanted in zip(roles, MODALITIES, strict=False)):
+            order = ", ".join(role[1] if role else "?" for role in roles)
+            findings.append(Finding(where, f"images in the order {order}", "T1, T1ce, T2, FLAIR", "put them in order"))
+            continue
+        label = entry.get("label") or ""
+        if labelled and not label:
+            findings.append(Finding(where, "no label", "a segmentation file", "add it to the entry"))
+            continue
+        named = _role_of(files[0].name)
+        name = str(entry.get("case") or (named[0] if named else _NIFTI.sub("", files[0].name)))
+        new_names = _PATTERN_2023.match(files[0].name) is not None
+        case = _case(name, given, base / label if label else "", [0, 1, 2, 3], [0, 1, 2, 3 if new_names else 4])
+        if files[0].parent.name in _MSD_IMAGES:
+            case.update(channels=_MSD_CHANNELS, label_values=_MSD_LABELS)
+        for key in ("label_values", "channels"):
+            if entry.get(key):
+                case[key] = [int(value) for value in entry[key]]
+        cases.append({**case, "patient": str(entry.get("patient") or case["patient"]), "subset": subset})
     return cases, findings
 
 

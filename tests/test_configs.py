@@ -1,0 +1,74 @@
+"""Every bundle's configs, alone and with their overlays, as MONAI's own check of a bundle's properties sees them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ignite.distributed as idist
+import pytest
+from monai.bundle import ConfigWorkflow
+
+from tests.conftest import ROOT
+from tools.bundles import names
+
+TRAINING = ([], ["multi_gpu"], ["resume"], ["cross_validation"], ["cross_validation", "resume"])
+INFERENCE = ([], ["evaluate"], ["evaluate", "cross_validation"])
+OWN = {
+    "brats_resunet": ([["compact", "pretrain_virtual"], ["finetune", "resume"]], []),
+    "brain_tissue_vnet": (
+        [["train_from_labels"], ["train_from_labels", "resume"], ["train_from_labels", "pretrain_label_maps"]],
+        [],
+    ),
+    "brain_metastasis_attention_unet": ([], [["evaluate", "choose_minimum_lesion"]]),
+    "brats_unet_h5": ([], []),
+    "abdomen_ct_vnet": ([["organs13"]], []),
+}
+NARROW = {"brain_tissue_vnet": {"init_filters": 2}, "abdomen_ct_vnet": {"channels": [2, 2, 2]}}
+NEEDS_NETWORKS = {"inference_ensemble"}  # of a cross-validation, see tools/test_cv.py
+
+
+def overlays() -> list[tuple[str, str, list[str]]]:
+    return [
+        (bundle, kind, [first, *more])
+        for bundle in names()
+        for kind, first, lists in (
+            ("train", "train", (*TRAINING, *OWN[bundle][0])),
+            ("infer", "inference", (*INFERENCE, *OWN[bundle][1])),
+        )
+        for more in lists
+    ]
+
+
+@pytest.mark.parametrize(
+    ("bundle", "kind", "files"), overlays(), ids=lambda part: part if isinstance(part, str) else "+".join(part)
+)
+def test_properties_are_complete(
+    bundle: str, kind: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = ROOT / "bundles" / bundle / "configs"
+    workflow = ConfigWorkflow(
+        [str(configs / f"{name}.yaml") for name in files],
+        workflow_type=kind,
+        meta_file=str(configs / "metadata.json"),
+        logging_file=False,
+        output_dir=str(tmp_path),
+        ckpt_dir=str(tmp_path),
+        **NARROW.get(bundle, {}),
+    )
+    # Ignite remembers the process group that an earlier test had
+    monkeypatch.setattr(idist.utils, "_model", idist.utils._SerialModel())
+    monkeypatch.setattr(idist.utils, "_need_to_sync", True)
+    if "multi_gpu" in files:  # one process is a group too
+        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}.items():
+            monkeypatch.setenv(name, value)
+    workflow.initialize()
+    try:
+        assert workflow.check_properties() == []
+    finally:
+        workflow.finalize()
+
+
+@pytest.mark.parametrize("bundle", names())
+def test_no_config_is_left_out(bundle: str) -> None:
+    there = {path.stem for path in (ROOT / "bundles" / bundle / "configs").glob("*.yaml")}
+    assert there - NEEDS_NETWORKS == {name for b, _, files in overlays() if b == bundle for name in files}
