@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from brain_tissue_vnet.numberings import CSF, EXTRA_CEREBRAL, GM, IGNORE, STRUCTURES, TISSUE_OF_STRUCTURE, WM
-from brain_tissue_vnet.painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd
+from brain_tissue_vnet.painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd, _kept
 from brain_tissue_vnet.preprocessing import NormaliseTissued
 from monai.transforms import Compose
 from scipy import ndimage
@@ -33,7 +33,7 @@ def head(size: int = 40) -> torch.Tensor:
 
 
 def counts_of(structures: torch.Tensor) -> np.ndarray:
-    return np.bincount(structures.numpy().ravel(), minlength=K)
+    return StructureCountsd()({"structures": structures})["structure_counts"].numpy()
 
 
 def painted(seed: int, **settings: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -131,20 +131,36 @@ def test_a_whole_head_is_normalised_as_preprocessing_does(clean_air: bool) -> No
         again = NormaliseTissued()({"image": raw})["image"]
         errors.append(float(image[structures == white].mean() - again[structures == white].mean()))
     assert len(errors) > 10
-    assert abs(np.median(errors)) < 0.2, "the drawn jitter has a standard deviation of 0.15"
+    assert abs(np.median(errors)) < 0.2, "the drawn jitter has a standard deviation of 0.2"
     assert np.percentile(np.abs(errors), 80) < 0.5
 
 
+def test_counts_are_of_what_skull_stripping_leaves() -> None:
+    structures = head()
+    counts = counts_of(structures)
+    assert counts.shape == (7, K)
+    assert counts[-1].sum() == structures.numel()
+    assert not counts[0][np.setdiff1d(np.arange(K), BRAIN)].any()
+    np.testing.assert_array_equal(counts[3][BRAIN], counts[-1][BRAIN])
+    for rim in range(6):
+        paint = replace(LabelPainter().draw(counts, 0), stripped=True, rests=True, rim=rim)
+        assert int(_kept(structures[0].long(), paint).sum()) == counts[rim].sum()
+
+
 @pytest.mark.parametrize("method", ["zscore", "percentile"])
-def test_a_stripped_brain_is_normalised_as_preprocessing_does(method: str) -> None:
-    """The statistics foreseen from the structures' volumes are those of the image, up to the drawn jitter."""
+@pytest.mark.parametrize("rests", [False, True])
+def test_a_stripped_brain_is_normalised_as_preprocessing_does(method: str, rests: bool) -> None:
+    """The statistics foreseen from what the stripping leaves are those of the image, up to the drawn jitter."""
     structures = head(48)
+    counts = counts_of(structures)
     painter = LabelPainter(method=method, strip_probability=1, low_resolution_probability=0)
     offsets, scales = [], []
-    for seed in range(40):
-        paint = replace(painter.draw(counts_of(structures), seed), bias=np.zeros((4, 4, 4)), rim=6, rests=False)
-        image, _ = painter.paint(structures, paint)
-        inside = image[torch.isin(structures, torch.tensor(EXTRA_CEREBRAL), invert=True)]
+    for seed in range(120):
+        paint = painter.draw(counts, seed)
+        if paint.rests != rests:
+            continue
+        image, _ = painter.paint(structures, replace(paint, bias=np.zeros((4, 4, 4))))
+        inside = image[0][_kept(structures[0].long(), paint)]
         if method == "zscore":
             offsets.append(float(inside.mean()))
             scales.append(float(inside.std()))
@@ -152,8 +168,10 @@ def test_a_stripped_brain_is_normalised_as_preprocessing_does(method: str) -> No
             low, high = np.percentile(inside.numpy(), [0.5, 99.5])
             offsets.append(float(low))
             scales.append(float(high - low))
+    assert len(offsets) > 15
     assert abs(np.mean(offsets)) < 0.15
-    assert np.mean(scales) == pytest.approx(1, abs=0.15)
+    # partial volume leaves less of the extremes of so small a head
+    assert np.mean(scales) == pytest.approx(1 if method == "zscore" else 0.85, abs=0.15)
 
 
 def test_thick_slices_are_smooth_along_one_axis() -> None:
@@ -184,7 +202,6 @@ def test_a_batch_is_painted_sample_by_sample() -> None:
     prepare = Compose([StructureCountsd(), PaintSeedd()]).set_random_state(0)
     items = [prepare({"structures": structures}) for _ in range(2)]
     assert items[0]["paint_seed"] != items[1]["paint_seed"]
-    assert int(items[0]["structure_counts"].sum()) == structures.numel()
     batch = {
         "structures": torch.stack([structures, structures]),
         "structure_counts": torch.stack([item["structure_counts"] for item in items]),

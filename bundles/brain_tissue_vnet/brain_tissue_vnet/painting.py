@@ -16,14 +16,17 @@ import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from monai.transforms import Randomizable, Transform
+from scipy import ndimage
 
 from .numberings import CSF, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE, WM
 from .preprocessing import check_method, foreground, normalise, statistics
 
-# T1 intensity of a structure as its place between grey (0) and white matter (1), where that is not simply its tissue's
+# T1 intensity of a structure as its place between grey (0) and white matter (1), where that is not simply its tissue's;
+# the iron of deep grey matter grows with age, hence ranges
 _T1_PLACE = {
-    "thalamus": 0.50, "caudate": 0.10, "putamen": 0.25, "pallidum": 0.80, "accumbens": 0.10, "hippocampus": 0.05,
-    "amygdala": 0.0, "brain stem": 0.80, "ventral DC": 0.75, "optic chiasm": 0.7,
+    "thalamus": (0.3, 0.7), "caudate": (0.0, 0.35), "putamen": (0.1, 0.55), "pallidum": (0.6, 1.0),
+    "accumbens": (0.0, 0.3), "hippocampus": (-0.05, 0.2), "amygdala": (-0.05, 0.2), "brain stem": (0.55, 0.95),
+    "ventral DC": (0.55, 0.95), "optic chiasm": (0.5, 0.9),
 }  # fmt: skip
 _T1_RANGE = {  # relative to white matter, for what is neither grey nor white
     "choroid plexus": (0.35, 0.7),
@@ -34,6 +37,9 @@ _T1_RANGE = {  # relative to white matter, for what is neither grey nor white
 _T1_OUTSIDE = {507: (0.3, 0.8), 511: (0.8, 1.8), 515: (0.05, 0.35), 516: (0.4, 1.5)}
 _SAMPLE = 4096  # voxels drawn to foresee an image's statistics
 _BLURRED = 0.5  # what partial volume leaves of the deviation within a structure
+_PARTIAL = 0.89  # and of that between the structures of a brain, measured on painted label maps
+_RIMS = 6  # skull stripping leaves up to 5 voxels around the brain
+_PATCHINESS = 8  # voxels between the control points of what is uneven within structures
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ class Paint:
 
     means: np.ndarray  # of each structure
     deviations: np.ndarray
+    unevenness: float  # of slow changes within structures (the thalamus is whiter at its sides), standard deviation
     stripped: bool
     clean_air: bool  # of a whole head: whether the air around it was set to 0
     rim: int  # what is left around the brain when the skull is stripped
@@ -98,7 +105,7 @@ class LabelPainter:
         """Everything about an image that is not drawn for each voxel.
 
         Args:
-            counts: voxels of each structure in the whole map, K.
+            counts: voxels of each structure in what is seen, as of `StructureCountsd`, RK.
             seed: the same seed gives the same image.
         """
         rng = np.random.default_rng(seed)
@@ -119,29 +126,37 @@ class LabelPainter:
             else:
                 slices = [float(rng.uniform(1, 2.5))] * 3
         clean_air = bool(rng.random() < 0.4)
-        seen = np.asarray(counts, float).copy()
-        if stripped or clean_air:
-            seen[outside if stripped else 0] = 0
+        rim, rests = int(rng.integers(_RIMS)), bool(rng.random() < 0.2)
+        seen = np.array(counts[rim if stripped else -1], float)
+        if stripped and not rests:
+            seen[outside] = 0
+        elif not stripped and clean_air:
+            seen[0] = 0
         sampled = rng.choice(len(seen), _SAMPLE, p=seen / seen.sum()) if seen.sum() else np.zeros(_SAMPLE, int)
         noise = float(rng.uniform(0, 0.05))
-        spread = np.hypot(deviations[sampled] * _BLURRED, noise)
-        values = _gamma(means[sampled] + spread * rng.standard_normal(_SAMPLE), gamma)
+        unevenness = float(rng.uniform(0, 0.06))
+        spread = np.sqrt((deviations[sampled] * _BLURRED) ** 2 + noise**2 + (unevenness * means[sampled]) ** 2)
+        expected = means[sampled]
+        if stripped and self.method == "zscore":  # percentiles are of what is pure
+            expected += (1 - _PARTIAL) * (expected.mean() - expected)
+        values = _gamma(expected + spread * rng.standard_normal(_SAMPLE), gamma)
         if not (stripped or clean_air):  # what preprocessing takes for the head where the air is noise
             values = values[foreground(values)]
         offset, scale = statistics(values, self.method)
         return Paint(
             means=means,
             deviations=deviations,
+            unevenness=unevenness,
             stripped=stripped,
             clean_air=clean_air,
-            rim=int(rng.integers(0, 6)),
-            rests=bool(rng.random() < 0.2),
+            rim=rim,
+            rests=rests,
             blur=float(rng.uniform(0.3, 0.8)),
             bias=rng.normal(0, rng.uniform(0, 0.25), (4, 4, 4)),
             gamma=gamma,
             noise=noise,
             slices=(slices[0], slices[1], slices[2]),
-            offset=offset + float(rng.normal(0, 0.15)) * scale,
+            offset=offset + float(rng.normal(0, 0.2)) * scale,
             scale=scale * float(np.exp(rng.normal(0, 0.1))),
             seed=seed,
         )
@@ -167,9 +182,14 @@ class LabelPainter:
             return torch.randn(index.shape, generator=generator, device=device)
 
         image = _table(paint.means, torch.float32, device)[index]
+        if paint.unevenness:
+            coarse = [max(round(n / _PATCHINESS), 2) for n in index.shape]
+            uneven = torch.randn(coarse, generator=generator, device=device)
+            image *= 1 + paint.unevenness * _smooth(uneven, index.shape)
         image += _table(paint.deviations, torch.float32, device)[index] * normal()
         image = _resample(_blur(image, (paint.blur,) * 3), paint.slices)
-        image *= torch.exp(_field(paint.bias, index.shape, device))
+        bias = torch.from_numpy(paint.bias.astype(np.float32)).to(device)
+        image *= torch.exp(_smooth(bias, index.shape))
         image += paint.noise * normal()
         image = _gamma(image, paint.gamma)
         if kept is not None:
@@ -194,7 +214,7 @@ class PaintBatch:
         """Images B1HWD float32 and labels B1HWD uint8.
 
         Args:
-            batch: `structures` (B1HWD), `structure_counts` (BK) and `paint_seed` (B).
+            batch: `structures` (B1HWD), `structure_counts` (BRK) and `paint_seed` (B).
             device: to paint on.
             non_blocking: for the transfer.
         """
@@ -211,12 +231,22 @@ class PaintBatch:
 
 
 class StructureCountsd(Transform):
-    """Add `structure_counts`, the number of voxels of each structure in the whole map (K int64)."""
+    """Add `structure_counts`: voxels of each structure in what is seen of the whole map, RK int64.
+
+    Row r: what skull stripping leaves with r voxels around the brain, everything in them counted; last row: the map.
+    """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Count `structures`."""
-        values = np.asarray(data["structures"]).ravel()
-        return {**data, "structure_counts": torch.from_numpy(np.bincount(values, minlength=len(STRUCTURES)))}
+        """Count `structures`, 1HWD."""
+        structures = np.asarray(data["structures"])[0]
+        near = np.asarray(_BRAIN)[structures].astype(np.uint8)
+        counts = []
+        for rim in range(_RIMS):
+            if rim:
+                near = ndimage.maximum_filter(near, 3, mode="constant")
+            counts.append(np.bincount(structures[near > 0], minlength=len(STRUCTURES)))
+        counts.append(np.bincount(structures.ravel(), minlength=len(STRUCTURES)))
+        return {**data, "structure_counts": torch.from_numpy(np.stack(counts))}
 
 
 class PaintSeedd(Randomizable, Transform):
@@ -229,16 +259,18 @@ class PaintSeedd(Randomizable, Transform):
 
 def _t1_means(rng: np.random.Generator) -> np.ndarray:
     """T1 intensities of all structures, white matter about 1."""
-    grey, fluid = rng.uniform(0.6, 0.88), rng.uniform(0.15, 0.5)
+    grey, fluid = rng.uniform(0.55, 0.88), rng.uniform(0.1, 0.42)
     means = np.empty(len(STRUCTURES))
     for k, structure in enumerate(STRUCTURES):
         outside = next((_T1_OUTSIDE[i] for i in structure.ids if i in _T1_OUTSIDE), (0.1, 1.3))
         if structure.name in _T1_PLACE:
-            means[k] = grey + _T1_PLACE[structure.name] * (1 - grey)
+            means[k] = grey + rng.uniform(*_T1_PLACE[structure.name]) * (1 - grey)
         elif structure.name in _T1_RANGE:
             means[k] = rng.uniform(*_T1_RANGE[structure.name])
         elif k in EXTRA_CEREBRAL:
             means[k] = rng.uniform(*outside)
+        elif structure.name == "sulcal CSF":  # brighter than in a ventricle: thin, with pia and vessels in it
+            means[k] = fluid + rng.uniform(0, 0.7) * (grey - fluid)
         elif structure.tissue == CSF:
             means[k] = fluid
         else:
@@ -290,10 +322,9 @@ def _resample(image: torch.Tensor, slices: tuple[float, float, float]) -> torch.
     return F.interpolate(low, tuple(image.shape), mode="trilinear", align_corners=True)[0, 0]
 
 
-def _field(control: np.ndarray, shape: torch.Size, device: torch.device) -> torch.Tensor:
+def _smooth(control: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """Smooth field through coarse control points; cubic in-between values are not needed at this smoothness."""
-    values = torch.from_numpy(control.astype(np.float32)).to(device)[None, None]
-    return F.interpolate(values, tuple(shape), mode="trilinear", align_corners=True)[0, 0]
+    return F.interpolate(control[None, None], tuple(shape), mode="trilinear", align_corners=True)[0, 0]
 
 
 def _gamma(values: Any, gamma: float) -> Any:
