@@ -1,4 +1,4 @@
-"""The whole of a bundle's life on virtual cases, in minutes, with the commands a user would type."""
+"""What the bundles do, in minutes, with the commands a user types: real weights, and a training on virtual cases."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tools.bundles import ROOT
 from tools.picture import overlay
-from tools.virtual import brats
+from tools.virtual import brats, icbm152
 
 # small enough for two processor cores: a quarter of the widths, 2.5 mm voxels, a few epochs
 _SIZE = ["--channels", "[8,16,32,64,128]", "--patch_size", "[64,64,64]"]
@@ -24,17 +24,19 @@ _TRAINING = [
 
 
 def demo(out: str = "demo", cases: int = 14, seed: int = 0) -> None:
-    """Make virtual cases, check them, train the Res-UNet on most, score it on the rest, segment a new one, draw it.
+    """Segment a real T1 with the tissue weights; then train the Res-UNet on virtual gliomas, score it, segment a new one.
 
-    Leaves in `out`: cases/ and new/ (virtual cases), run/ (model.pt, scores.csv, summary.json, masks) and demo.png.
+    Leaves in `out`: tissue/ (the ICBM152 T1, its scores and mask), cases/ and new/ (virtual gliomas), run/ (model.pt,
+    scores.csv, summary.json, masks), tissue.png and demo.png.
 
     Args:
         out: folder; what an earlier demo left in it is removed.
-        cases: virtual cases; four fifths train.
+        cases: virtual gliomas; four fifths train.
         seed: of the cases and the training.
     """
     start = time.time()
     root = Path(out).resolve()
+    print(_tissue(root / "tissue", root / "tissue.png"), flush=True)
     configs = ROOT / "brats_resunet" / "configs"
     cohort, new, run = root / "cases", root / "new", root / "run"
     for folder in (cohort, new, run):  # of an earlier demo
@@ -69,6 +71,23 @@ def demo(out: str = "demo", cases: int = 14, seed: int = 0) -> None:
     scores = ", ".join(f"{region} {value:.3f}" for region, value in dice.items())
     print(f"\nmean Dice on {summary['n_cases']} virtual cases that did not train: {scores}")
     print(f"scores   {run / 'scores.csv'}\npicture  {root / 'demo.png'}\n{time.time() - start:.0f} s")
+
+
+def _tissue(folder: Path, picture: Path) -> str:
+    """Segment the ICBM152 T1 with the weights that came with the bundle, and score it against its own tissue maps."""
+    shutil.rmtree(folder, ignore_errors=True)
+    configs = ROOT / "brain_tissue_vnet" / "configs"
+    t1 = icbm152(str(folder))
+    _call(
+        [sys.executable, "-m", "monai.bundle", "run", "evaluating"]
+        + ["--config_file", f"['{configs / 'inference.yaml'}','{configs / 'evaluate.yaml'}']"]
+        + ["--dataset_dir", str(folder), "--output_dir", str(folder), "--subset", "all", "--whole_brain", "True"]
+    )
+    mask = next(folder.glob("*_seg.nii.gz"))
+    overlay(picture, [("ICBM152 T1", {"T1": t1}, None, str(mask))], {1: "CSF", 2: "grey matter", 3: "white matter"})
+    metrics = json.loads((folder / "summary.json").read_text())["metrics"]
+    dice = ", ".join(f"{name} {metrics[f'dice_{name}']['mean']:.3f}" for name in ("GM", "WM"))
+    return f"\nDice on the ICBM152 T1 against its own tissue maps: {dice}; picture {picture}"
 
 
 def _call(command: list[str]) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from brats_resunet import BundleError, LoadWeights, RecordRun, ResUNet, require_new_run
+from brats_resunet import BundleError, LoadWeights, RecordRun, ResUNet, require_new_run, training_folder
 
 import tools.card
 import tools.ship
@@ -61,6 +61,7 @@ def test_shipped_weights_load_and_are_checked(bundles: Path, trained: Path, half
 
 def test_a_run_does_not_replace_shipped_weights_unasked(bundles: Path, trained: Path) -> None:
     models = Path(tools.ship.ship("brats_resunet", str(trained))).parent
+    assert training_folder(models.parent) == str(models.parent / "eval" / "trained")
     with pytest.raises(BundleError, match="set --ckpt_dir"):
         require_new_run(str(models))
     require_new_run(str(models), overwrite=True)
@@ -69,6 +70,7 @@ def test_a_run_does_not_replace_shipped_weights_unasked(bundles: Path, trained: 
         SimpleNamespace()  # type: ignore[arg-type]
     )
     assert not (models / "large_files.yml").exists(), "the run's own weights are no shipped ones"
+    assert training_folder(models.parent) == str(models)
 
 
 def test_what_cannot_be_shipped(bundles: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

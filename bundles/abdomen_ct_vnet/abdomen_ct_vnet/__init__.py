@@ -22,6 +22,7 @@ from .reading import LoadCased
 from .sampling import OrganCentredCropd, OrganVoxelsd
 from .scores import ScoreCases
 from .settings import recorded_settings
+from .shipped import training_folder
 from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
 from .version import __version__
 from .weights import class_weights_of
@@ -72,6 +73,7 @@ __all__ = [
     "select_cases",
     "show_clear_errors",
     "split_cases",
+    "training_folder",
 ]
 
 

@@ -22,6 +22,7 @@ from .regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
 from .sampling import TumourCentredCropd, TumourVoxelsd
 from .scores import ScoreCases
 from .settings import recorded_settings
+from .shipped import training_folder
 from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
 from .version import __version__
 from .writing import WriteSegmentations
@@ -70,6 +71,7 @@ __all__ = [
     "select_cases",
     "show_clear_errors",
     "split_cases",
+    "training_folder",
 ]
 
 

@@ -29,6 +29,7 @@ from .progress import Progress, installed
 from .reading import LoadStructuresd, LoadTissued
 from .scores import ScoreCases
 from .settings import recorded_settings
+from .shipped import training_folder
 from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
 from .version import __version__
 from .writing import WriteSegmentations
@@ -92,6 +93,7 @@ __all__ = [
     "show_clear_errors",
     "split_cases",
     "tissue_output",
+    "training_folder",
 ]
 
 

@@ -19,6 +19,7 @@ from .regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
 from .sampling import TumourCentredCropd, TumourVoxelsd
 from .scores import ScoreCases
 from .settings import recorded_settings
+from .shipped import training_folder
 from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
 from .version import __version__
 from .writing import WriteSegmentations
@@ -63,6 +64,7 @@ __all__ = [
     "select_cases",
     "show_clear_errors",
     "split_cases",
+    "training_folder",
 ]
 
 

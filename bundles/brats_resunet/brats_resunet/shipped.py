@@ -30,6 +30,16 @@ def shipped_hash(checkpoint: str | Path) -> str | None:
         raise BundleError(finding) from error
 
 
+def training_folder(bundle_root: str | Path) -> str:
+    """Where a training leaves its weights unless told: `models/`, or `eval/trained` where `models/` came with weights.
+
+    Args:
+        bundle_root: the bundle's folder.
+    """
+    models = Path(bundle_root, "models")
+    return str(Path(bundle_root, "eval", "trained") if (models / RECORD).is_file() else models)
+
+
 def check_shipped(checkpoint: str | Path) -> None:
     """Refuse a shipped weight file that is not what was shipped.
 

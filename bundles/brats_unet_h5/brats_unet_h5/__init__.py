@@ -24,6 +24,7 @@ from .results import WriteSegmentations
 from .sampling import TumourCentredCropd, TumourVoxelsd
 from .scores import ScoreCases
 from .settings import recorded_settings
+from .shipped import training_folder
 from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
 from .stopping import EarlyStop, StopEarly
 from .version import __version__
@@ -77,6 +78,7 @@ __all__ = [
     "select_cases",
     "show_clear_errors",
     "split_cases",
+    "training_folder",
 ]
 
 
