@@ -24,7 +24,7 @@ _TRAINING = [
 
 
 def demo(out: str = "demo", cases: int = 14, seed: int = 0) -> None:
-    """Segment a real T1 with the tissue weights; then train the Res-UNet on virtual gliomas, score it, segment a new one.
+    """Segment a real T1 with the tissue weights; then train the Res-UNet on virtual gliomas, score it, segment one.
 
     Leaves in `out`: tissue/ (the ICBM152 T1, its scores and mask), cases/ and new/ (virtual gliomas), run/ (model.pt,
     scores.csv, summary.json, masks), tissue.png and demo.png.
@@ -78,11 +78,9 @@ def _tissue(folder: Path, picture: Path) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     configs = ROOT / "brain_tissue_vnet" / "configs"
     t1 = icbm152(str(folder))
-    _call(
-        [sys.executable, "-m", "monai.bundle", "run", "evaluating"]
-        + ["--config_file", f"['{configs / 'inference.yaml'}','{configs / 'evaluate.yaml'}']"]
-        + ["--dataset_dir", str(folder), "--output_dir", str(folder), "--subset", "all", "--whole_brain", "True"]
-    )
+    files = f"['{configs / 'inference.yaml'}','{configs / 'evaluate.yaml'}']"
+    options = ["--dataset_dir", str(folder), "--output_dir", str(folder), "--subset", "all", "--whole_brain", "True"]
+    _call([sys.executable, "-m", "monai.bundle", "run", "evaluating", "--config_file", files, *options])
     mask = next(folder.glob("*_seg.nii.gz"))
     overlay(picture, [("ICBM152 T1", {"T1": t1}, None, str(mask))], {1: "CSF", 2: "grey matter", 3: "white matter"})
     metrics = json.loads((folder / "summary.json").read_text())["metrics"]

@@ -11,11 +11,12 @@ smaller shape keeps the whole head and takes larger voxels, and the affine says 
 
 from __future__ import annotations
 
+import functools
 import gzip
 import operator
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -64,30 +65,57 @@ def brats(
         ValueError: A bad argument; says what was found, what is expected and what to do.
     """
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
+    maps = None if label_maps is None else find_label_maps(label_maps)
+    make = functools.partial(_make, folder_of(out), seed, size)
+    return make_cohort(make, [head_of(index, maps) for index in range(cases)], jobs, "virtual BraTS")
+
+
+def _make(root: Path, seed: int, shape: Sequence[int], index: int, label_map: str | None) -> str:
+    return write_case(root, _name(index), make_case(seed, index, shape, label_map))
+
+
+def head_of(number: int, label_maps: Sequence[str] | None) -> str | None:
+    """The label map of patient `number`: one after the other, then again from the first; None without label maps."""
+    return label_maps[number % len(label_maps)] if label_maps else None
+
+
+def make_cohort(
+    make: Callable[[int, str | None], str], heads: Sequence[str | None], jobs: int, description: str
+) -> list[str]:
+    """Cases 0, 1, ... by `make(index, head)`, whose results are returned in order; one head after the other.
+
+    Args:
+        make: makes a case; may be sent to another process.
+        heads: label map of each case, or None.
+        jobs: processes; each makes cases of one head at a time, which is prepared once.
+        description: of the progress bar.
+
+    Raises:
+        ValueError: if `jobs` is no whole number of 1 or more, and what `make` raises.
+    """
     jobs = whole_number("jobs", jobs, 1)
-    heads: list[str | None] = [None] if label_maps is None else [*find_label_maps(label_maps)]
-    root = folder_of(out)
-    # A process makes all cases of one head, which is prepared once; few heads are divided further.
-    parts = -(-2 * jobs // min(len(heads), cases)) if jobs > 1 else 1
-    tasks = [(head, range(k + len(heads) * part, cases, len(heads) * parts)) for k, head in enumerate(heads)
-             for part in range(parts)]  # fmt: skip
-    with tqdm(total=cases, desc="virtual BraTS", unit="case") as bar:
+    by_head: dict[str | None, list[int]] = {}
+    for index, head in enumerate(heads):
+        by_head.setdefault(head, []).append(index)
+    parts = -(-2 * jobs // len(by_head)) if jobs > 1 else 1  # few heads are divided further
+    tasks = [(some[part::parts], head) for head, some in by_head.items() for part in range(parts) if some[part::parts]]
+    made: dict[int, str] = {}
+    with tqdm(total=len(heads), desc=description, unit="case") as bar:
         if jobs == 1:
-            for index in range(cases):
-                _make(root, seed, range(index, index + 1), size, heads[index % len(heads)])
-                bar.update()
+            for some, head in tasks:
+                for index in some:
+                    made[index] = make(index, head)
+                    bar.update()
         else:
             with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-                running = {pool.submit(_make, root, seed, some, size, head): len(some) for head, some in tasks if some}
-                for done in as_completed(running):
-                    done.result()
-                    bar.update(running[done])
-    return [str(root / _name(index)) for index in range(cases)]
+                for done in as_completed([pool.submit(_make_some, make, some, head) for some, head in tasks]):
+                    made |= done.result()
+                    bar.update(len(done.result()))
+    return [made[index] for index in range(len(heads))]
 
 
-def _make(root: Path, seed: int, indices: Sequence[int], shape: Sequence[int], label_map: str | None) -> None:
-    for index in indices:
-        write_case(root, _name(index), make_case(seed, index, shape, label_map))
+def _make_some(make: Callable[[int, str | None], str], indices: Sequence[int], head: str | None) -> dict[int, str]:
+    return {index: make(index, head) for index in indices}
 
 
 def _name(index: int) -> str:

@@ -14,18 +14,30 @@ left of it in the scans is a faint blur.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
 
 from tools.virtual.acquisition import CONTRAST, acquire, clean_signal, shared_maps
 from tools.virtual.anatomy import Anatomy, Head, grid
-from tools.virtual.brats import SHAPE, affine_of, box_of, folder_of, size_of, whole_number, write_case
+from tools.virtual.brats import (
+    SHAPE,
+    affine_of,
+    box_of,
+    folder_of,
+    head_of,
+    make_cohort,
+    size_of,
+    whole_number,
+    write_case,
+)
 from tools.virtual.fields import FIELD_MM, Axes, Push, SmoothField
+from tools.virtual.label_maps import find_label_maps
 from tools.virtual.tumour import Lesion, ellipsoid, reach
 
 NETC, SNFH, ET = 1, 2, 3
@@ -215,7 +227,14 @@ class Metastases:
         return (wet * (anatomy.brain & (cost < 1.4 * far))).astype(np.float32)
 
 
-def metastases(out: str, cases: int = 4, seed: int = 0, shape: Sequence[int] = SHAPE) -> list[str]:
+def metastases(
+    out: str,
+    cases: int = 4,
+    seed: int = 0,
+    shape: Sequence[int] = SHAPE,
+    label_maps: str | None = None,
+    jobs: int = 1,
+) -> list[str]:
     """Writes `cases` virtual cases (visits) under folder `out` and returns their folders, in order.
 
     The same `seed` gives the same bytes, and case k does not depend on how many are asked for. Each file appears
@@ -227,17 +246,23 @@ def metastases(out: str, cases: int = 4, seed: int = 0, shape: Sequence[int] = S
         cases: How many, 1 or more.
         seed: 0 or more.
         shape: Voxels along x, y and z, each 32 or more; always the field of view of 240 x 240 x 155 mm.
+        label_maps: Folder of label maps in FreeSurfer's numbering: patient k has the head of the k-th of them,
+            beginning again after the last. None: the ICBM152 template.
+        jobs: Processes that make cases at a time.
 
     Raises:
         ValueError: A bad argument; says what was found, what is expected and what to do.
     """
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
-    root = folder_of(out)
-    folders = []
-    for index in tqdm(range(cases), desc="virtual BraTS-METS", unit="case"):
-        case = make_case(seed, index, size)
-        folders.append(write_case(root, case_name(seed, index), case, (*SCANS, "seg"), "-"))
-    return folders
+    maps = None if label_maps is None else find_label_maps(label_maps)
+    make = functools.partial(_make, folder_of(out), seed, size)
+    heads = [head_of(_patient(seed, index)[0], maps) for index in range(cases)]
+    return make_cohort(make, heads, jobs, "virtual BraTS-METS")
+
+
+def _make(root: Path, seed: int, shape: Sequence[int], index: int, label_map: str | None) -> str:
+    case = make_case(seed, index, shape, label_map)
+    return write_case(root, case_name(seed, index), case, (*SCANS, "seg"), "-")
 
 
 def case_name(seed: int, index: int) -> str:
@@ -246,13 +271,16 @@ def case_name(seed: int, index: int) -> str:
     return f"BraTS-MET-{patient + 1:05d}-{visit:03d}"
 
 
-def make_case(seed: int, index: int, shape: Sequence[int] = SHAPE) -> dict[str, np.ndarray]:
+def make_case(
+    seed: int, index: int, shape: Sequence[int] = SHAPE, label_map: str | None = None
+) -> dict[str, np.ndarray]:
     """Case `index` of the cohort `seed`, in memory.
 
     Returns arrays of `shape` (X, Y, Z), to be read with the affine: `t1n`, `t1c`, `t2w`, `t2f` (int16, 0 outside the
     brain, 1 or more inside), `seg` (uint8; 0, 1, 2, 3), and what is not written to disk: `instances` (uint8, the number
     of the lesion at labels 1 and 3, from 1), `tissue` (uint8, what prevails in the head around and under the lesions:
-    0 outside, 1 fluid, 2 grey, 3 white matter) and `affine` (4, 4; voxel to mm, as NIfTI has it).
+    0 outside, 1 fluid, 2 grey, 3 white matter) and `affine` (4, 4; voxel to mm, as NIfTI has it). `label_map`: see
+    `anatomy.Head`.
 
     Raises:
         ValueError: A negative seed or index, or a bad shape.
@@ -262,7 +290,7 @@ def make_case(seed: int, index: int, shape: Sequence[int] = SHAPE) -> dict[str, 
     # Separate streams, and none of the gliomas' (0-2) or of the healthy heads' (3, 4).
     for_head, for_lesions, for_vessels = (np.random.default_rng([seed, number, part]) for part in (5, 6, 7))
     for_scan = np.random.default_rng([seed, number, 8, visit])
-    head = Head(for_head)
+    head = Head(for_head, label_map)
     patient = Metastases(for_lesions, head)
     lesions = patient.visits[visit]
     pushes = tuple(lesion.push for lesion in lesions if lesion.push)
