@@ -19,8 +19,8 @@ OWN = {
         [["train_from_labels"], ["train_from_labels", "resume"], ["train_from_labels", "pretrain_label_maps"]],
         [],
     ),
-    "brain_metastasis_attention_unet": ([], [["evaluate", "choose_minimum_lesion"]]),
-    "brats_unet_h5": ([], []),
+    "brain_metastasis_attention_unet": ([["pretrain_virtual"]], [["evaluate", "choose_minimum_lesion"]]),
+    "brats_unet_h5": ([["pretrain_virtual"]], []),
     "abdomen_ct_vnet": ([["organs13"]], []),
 }
 NARROW = {"brain_tissue_vnet": {"init_filters": 2}, "abdomen_ct_vnet": {"channels": [2, 2, 2]}}

@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from tools.virtual import brats, make_case
+from tools.virtual import brats, make_case, metastases
 from tools.virtual.anatomy import _FIRST_MM, Head, _templates, grid
 from tools.virtual.brats import affine_of
 from tools.virtual.fields import Push, SmoothField
@@ -250,9 +250,10 @@ def test_a_label_map_gives_the_head_of_that_person(label_map):
     assert not np.array_equal(case["t1"], other["t1"])
 
 
-def test_several_processes_make_the_same_cases(label_map, tmp_path):
+@pytest.mark.parametrize("make", [brats, metastases])
+def test_several_processes_make_the_same_cases(make, label_map, tmp_path):
     folder = str(Path(label_map).parent)
-    made = [brats(str(tmp_path / str(jobs)), 3, 5, (40, 40, 40), folder, jobs) for jobs in (1, 2)]
+    made = [make(str(tmp_path / str(jobs)), 3, 5, (40, 40, 40), folder, jobs) for jobs in (1, 2)]
     for one, two in zip(*made, strict=True):
         for file in Path(one).iterdir():
             assert file.read_bytes() == (Path(two) / file.name).read_bytes()
