@@ -155,7 +155,9 @@ def test_two_processes_train_like_one(run: Run, cohort: Path, tmp_path: Path) ->
 
 
 def test_copied_bundle_runs_from_its_own_root(run: Run, cohort: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(BUNDLE, tmp_path / "elsewhere" / "my_bundle", ignore=shutil.ignore_patterns("*.pt")))
+    copy = Path(
+        shutil.copytree(BUNDLE, tmp_path / "elsewhere" / "my_bundle", ignore=shutil.ignore_patterns("models", "eval"))
+    )
     arguments = ["--dataset_dir", cohort, "--epochs", "1", *SMALL, *TRAINING]
     run("-m", "monai.bundle", "run", "--config_file", "configs/train.yaml", *arguments, cwd=copy)
     assert (copy / "models" / "model.pt").is_file(), "paths follow the copy"
