@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test test-label label lint sync clean
 
-demo: .venv/tools  ## virtual cases: train, score, segment, draw; leaves demo/
+demo: .venv/tools  ## a real T1 segmented; virtual gliomas: train, score, segment, draw; leaves demo/
 	$(BIN)/python -m tools demo
 
 test: .venv/dev lint  ## everything CI checks

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import ignite.distributed as idist
 import pytest
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 
 from tests.conftest import ROOT
 from tools.bundles import names
@@ -24,7 +24,7 @@ OWN = {
     "abdomen_ct_vnet": ([["organs13"]], []),
 }
 NARROW = {"brain_tissue_vnet": {"init_filters": 2}, "abdomen_ct_vnet": {"channels": [2, 2, 2]}}
-NEEDS_NETWORKS = {"inference_ensemble"}  # of a cross-validation, see tools/test_cv.py
+NEEDS_NETWORKS = {"inference_ensemble"}  # of a cross-validation, see tests/tools/test_cv.py
 
 
 def overlays() -> list[tuple[str, str, list[str]]]:
@@ -66,6 +66,20 @@ def test_properties_are_complete(
         assert workflow.check_properties() == []
     finally:
         workflow.finalize()
+
+
+@pytest.mark.parametrize("bundle", names())
+def test_training_leaves_shipped_weights_alone(bundle: str, tmp_path: Path) -> None:
+    def goes_to() -> str:
+        parser = ConfigParser()
+        parser.read_config(ROOT / "bundles" / bundle / "configs" / "train.yaml")
+        parser["bundle_root"] = str(tmp_path)
+        return parser.get_parsed_content("ckpt_dir")
+
+    assert goes_to() == str(tmp_path / "models")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "large_files.yml").touch()
+    assert goes_to() == str(tmp_path / "eval" / "trained")
 
 
 @pytest.mark.parametrize("bundle", names())

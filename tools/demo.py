@@ -11,6 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
+
 from tools.bundles import ROOT
 from tools.picture import overlay
 from tools.virtual import brats, icbm152
@@ -36,7 +39,7 @@ def demo(out: str = "demo", cases: int = 14, seed: int = 0) -> None:
     """
     start = time.time()
     root = Path(out).resolve()
-    print(_tissue(root / "tissue", root / "tissue.png"), flush=True)
+    tissue = _tissue(root / "tissue", root / "tissue.png")
     configs = ROOT / "brats_resunet" / "configs"
     cohort, new, run = root / "cases", root / "new", root / "run"
     for folder in (cohort, new, run):  # of an earlier demo
@@ -69,8 +72,9 @@ def demo(out: str = "demo", cases: int = 14, seed: int = 0) -> None:
     overlay(root / "demo.png", rows, {1: "necrotic core", 2: "oedema", 4: "enhancing tumour"})
     dice = {region: summary["metrics"][f"dice_{region}"]["mean"] for region in ("WT", "TC", "ET")}
     scores = ", ".join(f"{region} {value:.3f}" for region, value in dice.items())
-    print(f"\nmean Dice on {summary['n_cases']} virtual cases that did not train: {scores}")
-    print(f"scores   {run / 'scores.csv'}\npicture  {root / 'demo.png'}\n{time.time() - start:.0f} s")
+    print(f"\n{tissue}\nmean Dice on {summary['n_cases']} virtual gliomas that did not train: {scores}")
+    print(f"scores   {run / 'scores.csv'}\npictures {root / 'tissue.png'}, {root / 'demo.png'}")
+    print(f"{time.time() - start:.0f} s")
 
 
 def _tissue(folder: Path, picture: Path) -> str:
@@ -82,10 +86,15 @@ def _tissue(folder: Path, picture: Path) -> str:
     options = ["--dataset_dir", str(folder), "--output_dir", str(folder), "--subset", "all", "--whole_brain", "True"]
     _call([sys.executable, "-m", "monai.bundle", "run", "evaluating", "--config_file", files, *options])
     mask = next(folder.glob("*_seg.nii.gz"))
-    overlay(picture, [("ICBM152 T1", {"T1": t1}, None, str(mask))], {1: "CSF", 2: "grey matter", 3: "white matter"})
+    maps = [nib.load(t1.replace("T1w", f"label-{name}_probseg")) for name in ("CSF", "GM", "WM")]
+    fractions = np.stack([image.get_fdata() for image in maps])
+    truth = ((fractions.argmax(0) + 1) * fractions.any(0)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(truth, maps[0].affine), folder / "reference.nii.gz")
+    rows = [("ICBM152 T1", {"T1": t1}, str(folder / "reference.nii.gz"), str(mask))]
+    overlay(picture, rows, {1: "CSF", 2: "grey matter", 3: "white matter"})
     metrics = json.loads((folder / "summary.json").read_text())["metrics"]
     dice = ", ".join(f"{name} {metrics[f'dice_{name}']['mean']:.3f}" for name in ("GM", "WM"))
-    return f"\nDice on the ICBM152 T1 against its own tissue maps: {dice}; picture {picture}"
+    return f"Dice on the ICBM152 T1 against its own tissue maps: {dice}"
 
 
 def _call(command: list[str]) -> None:

@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from tools.virtual import brats, make_case, metastases
 from tools.virtual.anatomy import _FIRST_MM, Head, _templates, grid
-from tools.virtual.brats import affine_of
+from tools.virtual.brats import affine_of, head_of, make_cohort
 from tools.virtual.fields import Push, SmoothField
 from tools.virtual.label_maps import template_of
 from tools.virtual.tumour import LOW_GRADE_SHARE, NODULE_SHARE, VOLUME_ML, Tumour
@@ -248,6 +248,17 @@ def test_a_label_map_gives_the_head_of_that_person(label_map):
     assert 900 < (case["t1"] > 0).sum() * abs(np.linalg.det(case["affine"][:3, :3])) / 1000 < 2200
     other = make_case(0, 0, (64, 64, 48))
     assert not np.array_equal(case["t1"], other["t1"])
+
+
+def _named(index, head):
+    return f"{index} {head}"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_cases_keep_their_order_and_their_heads(jobs):
+    heads = [head_of(number, ["a", "b", "c"]) for number in (0, 1, 1, 2, 3)]
+    assert make_cohort(_named, heads, jobs, "cases") == ["0 a", "1 b", "2 b", "3 c", "4 a"]
+    assert head_of(3, None) is None
 
 
 @pytest.mark.parametrize("make", [brats, metastases])

@@ -108,9 +108,14 @@ def make_cohort(
                     bar.update()
         else:
             with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-                for done in as_completed([pool.submit(_make_some, make, some, head) for some, head in tasks]):
-                    made |= done.result()
-                    bar.update(len(done.result()))
+                running = [pool.submit(_make_some, make, some, head) for some, head in tasks]
+                try:
+                    for done in as_completed(running):
+                        made |= done.result()
+                        bar.update(len(done.result()))
+                except BaseException:  # say so now, not after all the others
+                    pool.shutdown(cancel_futures=True)
+                    raise
     return [made[index] for index in range(len(heads))]
 
 

@@ -51,7 +51,7 @@ class Paint:
 
     means: np.ndarray  # of each structure
     deviations: np.ndarray
-    unevenness: float  # of slow changes within structures (the thalamus is whiter at its sides), standard deviation
+    unevenness: float  # of slow changes within structures (the thalamus is whiter at its sides), of control points
     stripped: bool
     clean_air: bool  # of a whole head: whether the air around it was set to 0
     rim: int  # what is left around the brain when the skull is stripped
@@ -236,12 +236,15 @@ class StructureCountsd(Transform):
     Row r: what skull stripping leaves with r voxels around the brain, everything in them counted; last row: the map.
     """
 
+    def __init__(self) -> None:
+        self.rims = _RIMS  # part of the key under which prepared maps are cached
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Count `structures`, 1HWD."""
         structures = np.asarray(data["structures"])[0]
         near = np.asarray(_BRAIN)[structures].astype(np.uint8)
         counts = []
-        for rim in range(_RIMS):
+        for rim in range(self.rims):
             if rim:
                 near = ndimage.maximum_filter(near, 3, mode="constant")
             counts.append(np.bincount(structures[near > 0], minlength=len(STRUCTURES)))

@@ -159,7 +159,11 @@ class RecordRun:
                 Path(self.ckpt_dir, RECORD).unlink(missing_ok=True)  # what it speaks of is being replaced
             write_datalist(self.split, str(Path(self.ckpt_dir, "datalist.json")), idist.get_rank())
             write_settings(self.settings, self.ckpt_dir, idist.get_rank())
-            _log.info("model.pt (the best network) and last.pt (to resume) go to %s", self.ckpt_dir)
+            _log.info(
+                "model.pt (the best network) and last.pt (to resume) go to %s; evaluate and infer with --ckpt_dir %s",
+                self.ckpt_dir,
+                self.ckpt_dir,
+            )
         self.split = {}  # once is enough
 
 

@@ -78,7 +78,7 @@ class CaseTrain(BundleTrainTask):
         given = {k: v for k, v in self.request.items() if k in config and k not in _OF_THE_SERVER}
         overrides.update(self._recorded(config))
         overrides.update(given)
-        overrides.update(datalist=self._datalist(), overwrite=True)
+        overrides.update(datalist=self._datalist(), ckpt_dir=os.path.join(self.bundle_path, "models"), overwrite=True)
         overrides["epochs"] = overrides[self.const.key_train_trainer_max_epochs()]
         part = float(self.request.get("val_split", 0.2))
         if 0 < part < 1:
