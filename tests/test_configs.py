@@ -16,7 +16,12 @@ INFERENCE = ([], ["evaluate"], ["evaluate", "cross_validation"])
 OWN = {
     "brats_resunet": ([["compact", "pretrain_virtual"], ["finetune", "resume"]], []),
     "brain_tissue_vnet": (
-        [["train_from_labels"], ["train_from_labels", "resume"], ["train_from_labels", "pretrain_label_maps"]],
+        [
+            ["train_from_labels"],
+            ["train_from_labels", "resume"],
+            ["train_from_labels", "pretrain_label_maps", "finetune"],
+            ["finetune"],
+        ],
         [],
     ),
     "brain_metastasis_attention_unet": ([["pretrain_virtual"]], [["evaluate", "choose_minimum_lesion"]]),

@@ -147,6 +147,19 @@ def test_patches_are_centred_on_the_label_as_often_as_asked() -> None:
     assert all(int(only(data)["label"]) > 0 for _ in range(100))
 
 
+def test_rare_values_are_centred_on_as_often_as_asked() -> None:
+    label = torch.ones(1, 40, 40, 40, dtype=torch.uint8)
+    label[:, 15:24, 15:24, 15:24] = 5
+    transform = RandDeformedPatchd(
+        (1, 1, 1), affine_probability=0, elastic_probability=0, rare=(5, 7), rare_probability=0.6
+    )
+    transform.set_random_state(0)
+    hits = sum(int(transform({"image": label.float(), "label": label})["label"]) == 5 for _ in range(400)) / 400
+    assert hits == pytest.approx(0.6, abs=0.06)
+    none = torch.ones(1, 8, 8, 8, dtype=torch.uint8)  # a volume without them
+    assert int(transform({"image": none.float(), "label": none})["label"]) == 1
+
+
 def test_a_patch_stays_inside_the_volume() -> None:
     transform = still((8, 10, 12))
     transform.set_random_state(1)

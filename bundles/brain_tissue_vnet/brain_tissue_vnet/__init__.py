@@ -13,7 +13,7 @@ from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer, argmax_labels
 from .network import VNet
-from .numberings import EXTRA_CEREBRAL
+from .numberings import DEEP_GREY, EXTRA_CEREBRAL
 from .painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd
 from .postprocessing import AddLossd, AirIsBackgroundd, TissueMasksd, fill_background, tissue_output
 from .preprocessing import (
@@ -41,6 +41,7 @@ SAVED_LABEL = {"numbering": "tissue"}
 """Keys of a case whose label has this bundle's own numbers, as those that a viewer saves."""
 
 __all__ = [
+    "DEEP_GREY",
     "EXTRA_CEREBRAL",
     "SAVED_LABEL",
     "AddLossd",

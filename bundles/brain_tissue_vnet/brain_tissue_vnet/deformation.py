@@ -66,6 +66,8 @@ class RandDeformedPatchd(Randomizable, Transform):
         centre_key: 1HWD, of labels; a patch is centred where it is above `centre_above` ...
         centre_above: 0 for tissue classes: anywhere in the brain.
         centre_probability: ... with this probability, else anywhere in the volume.
+        rare: values of `centre_key` that are too rare for that, and ...
+        rare_probability: ... the probability, before all others, of a patch that is centred on one of them.
         affine_probability: of a rotation and scaling, 0 to 1.
         rotate_range: largest rotation about each axis, radians.
         scale_range: largest change of size along each axis, as a fraction.
@@ -86,6 +88,8 @@ class RandDeformedPatchd(Randomizable, Transform):
         centre_key: str = "label",
         centre_above: int = 0,
         centre_probability: float = 0.9,
+        rare: Sequence[int] = (),
+        rare_probability: float = 0.0,
         affine_probability: float = 0.5,
         rotate_range: float = 0.26,
         scale_range: float = 0.15,
@@ -96,6 +100,7 @@ class RandDeformedPatchd(Randomizable, Transform):
         self.patch_size = tuple(int(n) for n in patch_size)
         probabilities = {
             "centre_probability": centre_probability,
+            "rare_probability": rare_probability,
             "affine_probability": affine_probability,
             "elastic_probability": elastic_probability,
         }
@@ -110,6 +115,8 @@ class RandDeformedPatchd(Randomizable, Transform):
         self.centre_key = centre_key
         self.centre_above = centre_above
         self.centre_probability = centre_probability
+        self.rare = tuple(int(value) for value in rare)
+        self.rare_probability = rare_probability
         self.affine_probability = affine_probability
         self.rotate_range = rotate_range
         self.scale_range = scale_range
@@ -128,6 +135,11 @@ class RandDeformedPatchd(Randomizable, Transform):
             voxel = [int(self.R.randint(n)) for n in shape]
             if anywhere or int(where[(0, *voxel)]) > self.centre_above:
                 break
+        if self.rare_probability and self.R.random() < self.rare_probability:
+            every = 3  # voxels: to find the middle of a patch, no more is needed
+            found = np.argwhere(np.isin(np.asarray(where[0])[::every, ::every, ::every], self.rare))
+            if len(found):
+                voxel = [every * int(n) for n in found[int(self.R.randint(len(found)))]]
         matrix: np.ndarray = np.eye(3)
         if self.R.random() < self.affine_probability:
             angles = self.R.uniform(-self.rotate_range, self.rotate_range, 3)

@@ -143,6 +143,9 @@ STRUCTURES: tuple[Structure, ...] = (
     _structure("undetermined", IGNORE, "1, 6, 29, 40, 45, 61, 80-82"),
 )
 TISSUE_OF_STRUCTURE: tuple[int, ...] = tuple(structure.tissue for structure in STRUCTURES)
+DEEP_GREY: tuple[int, ...] = tuple(
+    index for index, structure in enumerate(STRUCTURES) if structure.tissue == GM and "cortex" not in structure.name
+)
 EXTRA_CEREBRAL: tuple[int, ...] = tuple(index for index, structure in enumerate(STRUCTURES) if not structure.brain)
 
 NUMBERINGS: dict[str, Numbering] = {
