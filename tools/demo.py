@@ -83,10 +83,11 @@ def _tissue(folder: Path, picture: Path) -> str:
     configs = ROOT / "brain_tissue_vnet" / "configs"
     t1 = icbm152(str(folder))
     files = f"['{configs / 'inference.yaml'}','{configs / 'evaluate.yaml'}']"
-    options = ["--dataset_dir", str(folder), "--output_dir", str(folder), "--subset", "all", "--whole_brain", "True"]
+    options = ["--dataset_dir", str(folder), "--output_dir", str(folder), "--subset", "all"]
     _call([sys.executable, "-m", "monai.bundle", "run", "evaluating", "--config_file", files, *options])
     mask = next(folder.glob("*_seg.nii.gz"))
-    maps = [nib.load(t1.replace("T1w", f"label-{name}_probseg")) for name in ("CSF", "GM", "WM")]
+    names = [t1.replace("T1w", f"label-{name}_probseg") for name in ("CSF", "GM", "WM")]
+    maps = [nib.Nifti1Image.from_filename(name) for name in names]
     fractions = np.stack([image.get_fdata() for image in maps])
     truth = ((fractions.argmax(0) + 1) * fractions.any(0)).astype(np.uint8)
     nib.save(nib.Nifti1Image(truth, maps[0].affine), folder / "reference.nii.gz")
