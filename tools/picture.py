@@ -34,7 +34,8 @@ def overlay(
         labels: label value -> name, for colours and legend.
     """
     columns = max(len(images) for _, images, _, _ in rows) + 2
-    figure, axes = plt.subplots(len(rows), columns, figsize=(2.1 * columns, 2.4 * len(rows)), squeeze=False)
+    height = 2.4 * len(rows) + 0.5  # inches, with the titles above and the legend below
+    figure, axes = plt.subplots(len(rows), columns, figsize=(2.1 * columns, height), squeeze=False)
     figure.patch.set_facecolor("black")
     for line, (title, images, truth_file, pred_file) in zip(axes, rows, strict=True):
         pred = _axial(pred_file)
@@ -58,7 +59,7 @@ def overlay(
     figure.legend(
         handles=patches, loc="lower center", ncols=len(patches), fontsize=8, labelcolor="white", frameon=False
     )
-    figure.subplots_adjust(left=0.01, right=0.99, top=0.95, bottom=0.07, wspace=0.02, hspace=0.12)
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.2 / height, bottom=0.3 / height, wspace=0.02, hspace=0.12)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, facecolor="black")
     plt.close(figure)
