@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tools.vendored.files import write_whole
 _DIGITS = 3
 
 
-def card(bundle: str, scores: str, on: str) -> None:
+def card(bundle: str, scores: str, on: str, metrics: Sequence[str] | str | None = None) -> None:
     """Write `eval_metrics` of a bundle's metadata.json from an evaluation, and the same figures into its model card.
 
     The card's table stands between `<!-- scores -->` and `<!-- /scores -->`; everything else in it stays.
@@ -24,28 +25,35 @@ def card(bundle: str, scores: str, on: str) -> None:
         bundle: name of a bundle.
         scores: `summary.json` of an evaluation of the weights that the bundle ships.
         on: which cases were scored, in a few words.
+        metrics: names in the summary, in the order to show them; None: every Dice.
 
     Raises:
-        ValueError: if the file is no summary of an evaluation, or the card has no place for the table.
+        ValueError: if the file is no summary of an evaluation, has no such metric, or the card has no place for the
+            table.
     """
     package(bundle)  # refuses an unknown name
     try:
         summary = json.loads(Path(scores).read_text())
-        dice = {name: found for name, found in summary["metrics"].items() if "dice" in name and found["n"]}
+        scored = {name: found for name, found in summary["metrics"].items() if found["n"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{scores}: {error!r}; expected the summary.json that an evaluation writes.") from None
+    asked = [metrics] if isinstance(metrics, str) else metrics  # the command line gives one name as a string
+    names = [name for name in scored if "dice" in name] if asked is None else list(asked)
+    missing = [name for name in names if name not in scored]
+    if missing:
+        raise ValueError(f"{scores}: no {', '.join(missing)}; it has {', '.join(scored)}.")
     metadata, readme = ROOT / bundle / "configs" / "metadata.json", ROOT / bundle / "docs" / "README.md"
     text = readme.read_text()
     if len(re.findall("<!-- /?scores -->", text)) != 2:
         raise ValueError(f"{readme}: expected one <!-- scores --> and one <!-- /scores --> around the table.")
     content = json.loads(metadata.read_text())
     content["eval_metrics"] = {
-        **{name: round(found["mean"], _DIGITS) for name, found in dice.items()},
+        **{name: round(scored[name]["mean"], _DIGITS) for name in names},
         "n_cases": summary["n_cases"],
         "cases": on,
     }
     table = [f"| {on} (n = {summary['n_cases']}) | mean | median | 95 % interval of the mean |", "|---|---|---|---|"]
-    table += [f"| {name} | {_row(found)} |" for name, found in dice.items()]
+    table += [f"| {name} | {_row(scored[name])} |" for name in names]
     block = "\n".join(["<!-- scores -->", *table, "<!-- /scores -->"])
     text = re.sub("<!-- scores -->.*<!-- /scores -->", lambda _: block, text, flags=re.DOTALL)
     write_whole(metadata, lambda file: file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()))
