@@ -174,7 +174,7 @@ def test_content_of_the_files(tmp_path: Path) -> None:
     saved = read_checkpoint(str(tmp_path / "last.pt"))
     assert saved.keys() == {"model", "optimizer", "lr_scheduler", "trainer", "scaler", "best"}
     assert_equal(saved["model"], run.network.state_dict())
-    assert saved["trainer"] == {"epoch": 2, "iteration": 8, "epoch_length": 4, "max_epochs": 2}
+    assert saved["trainer"] == {"epoch": 2, "iteration": 8, "epoch_length": 4, "max_epochs": 2, "ended": True}
     assert saved["best"] == {
         "metric": float(run.validator.state.best_metric),
         "epoch": int(run.validator.state.best_metric_epoch),
