@@ -198,11 +198,13 @@ def test_an_existing_case_is_replaced(folders, tmp_path):
         ({"shape": (64, 64, 31)}, "shape"),
         ({"shape": (64, 64)}, "shape"),
         ({"shape": 64}, "shape"),
+        ({"jobs": 0}, "jobs"),
     ],
 )
-def test_bad_numbers(arguments, word, tmp_path):
+@pytest.mark.parametrize("make", [brats, metastases])
+def test_bad_numbers(make, arguments, word, tmp_path):
     with pytest.raises(ValueError, match=f"{word} is .*; expected .*; give"):
-        brats(str(tmp_path / "new"), **arguments)
+        make(str(tmp_path / "new"), **arguments)
     assert not (tmp_path / "new").exists()
 
 

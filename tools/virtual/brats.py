@@ -65,6 +65,7 @@ def brats(
         ValueError: A bad argument; says what was found, what is expected and what to do.
     """
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
+    jobs = whole_number("jobs", jobs, 1)
     maps = None if label_maps is None else find_label_maps(label_maps)
     make = functools.partial(_make, folder_of(out), seed, size)
     return make_cohort(make, [head_of(index, maps) for index in range(cases)], jobs, "virtual BraTS")
@@ -87,13 +88,12 @@ def make_cohort(
     Args:
         make: makes a case; may be sent to another process.
         heads: label map of each case, or None.
-        jobs: processes; each makes cases of one head at a time, which is prepared once.
+        jobs: processes, 1 or more; each makes cases of one head at a time, which is prepared once.
         description: of the progress bar.
 
     Raises:
-        ValueError: if `jobs` is no whole number of 1 or more, and what `make` raises.
+        ValueError: what `make` raises.
     """
-    jobs = whole_number("jobs", jobs, 1)
     by_head: dict[str | None, list[int]] = {}
     for index, head in enumerate(heads):
         by_head.setdefault(head, []).append(index)

@@ -254,6 +254,7 @@ def metastases(
         ValueError: A bad argument; says what was found, what is expected and what to do.
     """
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
+    jobs = whole_number("jobs", jobs, 1)
     maps = None if label_maps is None else find_label_maps(label_maps)
     make = functools.partial(_make, folder_of(out), seed, size)
     heads = [head_of(_patient(seed, index)[0], maps) for index in range(cases)]
