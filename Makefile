@@ -4,13 +4,13 @@ BIN := .venv/bin
 
 .PHONY: demo test test-label label lint sync clean
 
-demo: .venv/tools  ## a real T1 segmented; virtual gliomas: train, score, segment, draw; leaves demo/
+demo: .venv/tools  ## a real T1 and virtual gliomas, segmented, scored and drawn; leaves demo/
 	$(BIN)/python -m tools demo
 
 test: .venv/dev lint  ## everything CI checks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-label: .venv/tools  ## MONAI Label's server: make label STUDIES=DIR WEIGHTS=brats_resunet=demo/run/model.pt
+label: .venv/tools  ## MONAI Label's server: make label STUDIES=DIR
 	@test -n "$(STUDIES)" || { echo "make label STUDIES=DIR: the folder with your scans"; exit 1; }
 	$(BIN)/python -m tools label --studies "$(STUDIES)" $(if $(BUNDLES),--bundles "$(BUNDLES)") \
 		$(if $(WEIGHTS),--weights "$(WEIGHTS)") $(if $(PORT),--port $(PORT)) $(if $(LABELS),--labels "$(LABELS)")

@@ -12,6 +12,7 @@ from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer, argmax_labels
 from .loss import DiceFocalLoss
+from .memory import keep_freed_memory
 from .network import VNet
 from .organs import organ_classes, output_numbering_of
 from .overlay import WriteOverlays
@@ -62,6 +63,7 @@ __all__ = [
     "fold_cases",
     "fold_checkpoints",
     "installed",
+    "keep_freed_memory",
     "organ_classes",
     "output_numbering_of",
     "recorded_settings",

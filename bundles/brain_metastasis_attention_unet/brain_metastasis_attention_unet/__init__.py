@@ -13,6 +13,7 @@ from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer, argmax_labels
 from .loss import DiceFocalLoss
+from .memory import keep_freed_memory
 from .minimum import ChooseMinimumLesion
 from .network import NETWORKS, build_network
 from .postprocessing import RemoveSmallLesionsd
@@ -60,6 +61,7 @@ __all__ = [
     "fold_cases",
     "fold_checkpoints",
     "installed",
+    "keep_freed_memory",
     "recorded_settings",
     "recorded_split",
     "refuse_unknown_settings",

@@ -12,6 +12,7 @@ from .deformation import RandDeformedPatchd
 from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer, argmax_labels
+from .memory import keep_freed_memory
 from .network import VNet
 from .numberings import DEEP_GREY, EXTRA_CEREBRAL
 from .painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd
@@ -82,6 +83,7 @@ __all__ = [
     "fold_cases",
     "fold_checkpoints",
     "installed",
+    "keep_freed_memory",
     "limits_of",
     "recorded_settings",
     "recorded_split",

@@ -12,6 +12,7 @@ from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer, argmax_labels
 from .loss import RegionDiceLoss
+from .memory import keep_freed_memory
 from .network import ResUNet
 from .progress import Progress, installed
 from .reading import LoadCased
@@ -53,6 +54,7 @@ __all__ = [
     "fold_cases",
     "fold_checkpoints",
     "installed",
+    "keep_freed_memory",
     "recorded_settings",
     "recorded_split",
     "refuse_unknown_settings",

@@ -14,6 +14,7 @@ from .errors import BundleError, Finding, show_clear_errors
 from .inferer import BrainInferer
 from .layout import MODALITIES
 from .loss import DiceBCELoss
+from .memory import keep_freed_memory
 from .network import TARGETS, build_network
 from .postprocessing import AddLossd, DecideLabelsd, ProbabilitiesOfd, RegionMasksd
 from .preprocessing import NormaliseBraind, check_settings
@@ -67,6 +68,7 @@ __all__ = [
     "fold_cases",
     "fold_checkpoints",
     "installed",
+    "keep_freed_memory",
     "label_reader",
     "recorded_settings",
     "recorded_split",

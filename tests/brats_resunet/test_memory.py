@@ -1,0 +1,43 @@
+"""Freed memory stays with the process on a CPU, so that the next tensor costs no page faults."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+COUNT = """
+import resource, torch
+from brats_resunet.memory import keep_freed_memory
+torch.set_num_threads(1)
+kept = keep_freed_memory({device!r})
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**25)  # 128 MB
+before = faults()
+for _ in range(5):
+    torch.ones(2**25)
+print(kept, faults() - before)
+"""
+
+
+def count(device: str = "cpu", **environment: str) -> tuple[bool, int]:
+    without = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "LD_PRELOAD"))}
+    command = [sys.executable, "-c", COUNT.format(device=device)]
+    done = subprocess.run(command, env=without | environment, capture_output=True, text=True, check=True)
+    kept, faults = done.stdout.split()
+    return kept == "True", int(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told so")
+def test_a_tensor_of_the_same_size_costs_no_page_faults() -> None:
+    kept, faults = count()
+    assert kept
+    assert faults < 100  # with the pages of 128 MB fetched five times: 160,000, or 320 huge ones
+
+
+def test_nothing_is_changed_on_a_gpu_or_where_the_user_has_chosen() -> None:
+    assert not count("cuda:0")[0]
+    assert not count(MALLOC_ARENA_MAX="1")[0]
