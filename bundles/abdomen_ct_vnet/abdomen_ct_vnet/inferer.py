@@ -13,6 +13,8 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
+from .memory import give_back_freed_memory
+
 _log = logging.getLogger(__name__)
 
 # logits of a window that holds nothing: background, as sure as a trained network is of air
@@ -95,6 +97,7 @@ class BrainInferer(SlidingWindowInferer):
             return False
         needed = inputs.shape[0] * estimate(inputs.shape[2:]) / 2**30
         on_gpu = inputs.device.type == "cuda"
+        give_back_freed_memory()  # of the case before
         free = (torch.cuda.mem_get_info(inputs.device)[0] if on_gpu else psutil.virtual_memory().available) / 2**30
         fits = needed < 0.8 * free
         _log.log(

@@ -18,8 +18,8 @@ def keep_freed_memory(device: Any = "cpu") -> bool:
     """Have glibc keep freed memory for the next tensor; returns whether it does.
 
     By default it gives every block of more than 32 MB back to the system, which hands it out again page by page,
-    zeroed: a third of the time of a training step on a CPU. Nothing happens for another device, for another C
-    library, or where the user has chosen (`MALLOC_...` or `LD_PRELOAD` in the environment).
+    zeroed: a third of the time of a training step on a CPU, a fifth of an inference's. Nothing happens for another
+    device, for another C library, or where the user has chosen (`MALLOC_...` or `LD_PRELOAD` in the environment).
 
     Args:
         device: that computes.
@@ -32,3 +32,10 @@ def keep_freed_memory(device: Any = "cpu") -> bool:
         return False
     accepted = [library.mallopt(*pair) for pair in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _KEPT), (_TOP_PAD, _AT_ONCE))]
     return all(accepted)
+
+
+def give_back_freed_memory() -> None:
+    """Give what the process keeps back to the system, so that it counts as free there."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
