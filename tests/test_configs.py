@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ignite.distributed as idist
 import pytest
+import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from tests.conftest import ROOT
@@ -91,3 +92,10 @@ def test_training_leaves_shipped_weights_alone(bundle: str, tmp_path: Path) -> N
 def test_no_config_is_left_out(bundle: str) -> None:
     there = {path.stem for path in (ROOT / "bundles" / bundle / "configs").glob("*.yaml")}
     assert there - NEEDS_NETWORKS == {name for b, _, files in overlays() if b == bundle for name in files}
+
+
+@pytest.mark.parametrize("bundle", names())
+@pytest.mark.parametrize("file", ["train", "multi_gpu", "inference"])
+def test_freed_memory_is_kept(bundle: str, file: str) -> None:
+    config = yaml.safe_load((ROOT / "bundles" / bundle / "configs" / f"{file}.yaml").read_text())
+    assert f"${bundle}.keep_freed_memory(@device)" in config["initialize"]

@@ -17,6 +17,7 @@ import numpy as np
 from tools.bundles import ROOT
 from tools.picture import overlay
 from tools.virtual import brats, icbm152
+from tools.virtual.brats import whole_number
 
 _MODALITIES = {"T1": "t1", "T1ce": "t1ce", "T2": "t2", "FLAIR": "flair"}
 
@@ -28,18 +29,37 @@ def demo(out: str = "demo", cases: int = 3, seed: int = 1) -> None:
     summary.json, masks), tissue.png and glioma.png.
 
     Args:
-        out: folder; what an earlier demo left in it is replaced.
+        out: folder of its own; what an earlier demo left in it is replaced.
         cases: virtual gliomas, 1 or more.
-        seed: of the gliomas; the weights were trained on others, made with seed 0 in other heads.
+        seed: of the gliomas, 1 or more; the weights were trained on those of seed 0, in other heads.
+
+    Raises:
+        ValueError: for a bad number, and if `out` has anything that no demo made.
     """
     start = time.time()
-    root = Path(out).resolve()
-    for name in ("tissue", "cases", "glioma"):  # of an earlier demo
-        shutil.rmtree(root / name, ignore_errors=True)
+    cases, seed = whole_number("cases", cases, 1), whole_number("seed", seed, 1)
+    root = _own_folder(Path(out).resolve())
     results = [_tissue(root / "tissue", root / "tissue.png")]
     results.append(_glioma(root / "cases", root / "glioma", root / "glioma.png", cases, seed))
     print("\n" + "\n".join(results))
     print(f"pictures {root / 'tissue.png'}, {root / 'glioma.png'}\n{time.time() - start:.0f} s")
+
+
+def _own_folder(root: Path) -> Path:
+    """The folder, with nothing left of an earlier demo in it."""
+    mark = root / ".made_by_demo"
+    if root.is_dir() and any(root.iterdir()) and not mark.is_file():
+        raise ValueError(f"{root} holds files that no demo of this version made; remove it or give another --out.")
+    if (root / "cases" / "labels").exists():
+        raise ValueError(
+            f"{root / 'cases' / 'labels'}: labels saved in a viewer; move them away or give another --out."
+        )
+    for name in ("tissue", "cases", "glioma"):
+        if (root / name).exists():
+            shutil.rmtree(root / name)
+    root.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    return root
 
 
 def _tissue(folder: Path, picture: Path) -> str:

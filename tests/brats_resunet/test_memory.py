@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told so")
 COUNT = """
-import psutil, resource, torch
+import os, psutil, resource, torch
 from brats_resunet.memory import give_back_freed_memory, keep_freed_memory
 torch.set_num_threads(1)
 kept = keep_freed_memory({device!r})
@@ -24,27 +25,34 @@ during = faults() - before
 rss = lambda: psutil.Process().memory_info().rss
 before = rss()
 give_back_freed_memory()
-print(kept, during, before - rss())
+given_back = before - rss()
+print(kept, during, given_back, flush=True)
+if not os.fork():
+    before = faults()
+    for _ in range(5):
+        torch.ones(2**25)
+    print(faults() - before, flush=True)
 """
 
 
-def count(device: str = "cpu", **environment: str) -> tuple[bool, int, int]:
-    """Whether freed memory is kept, page faults of five tensors of 128 MB, and the bytes given back after them."""
-    without = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "LD_PRELOAD"))}
+def count(device: str = "cpu", **environment: str) -> tuple[bool, int, int, int]:
+    """Whether memory is kept, page faults of five tensors of 128 MB, bytes given back then, page faults in a child."""
+    without = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"))}
     command = [sys.executable, "-c", COUNT.format(device=device)]
     done = subprocess.run(command, env=without | environment, capture_output=True, text=True, check=True)
-    kept, faults, given_back = done.stdout.split()
-    return kept == "True", int(faults), int(given_back)
+    kept, faults, given_back, in_child = done.stdout.split()
+    return kept == "True", int(faults), int(given_back), int(in_child)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told so")
 def test_a_tensor_of_the_same_size_costs_no_page_faults() -> None:
-    kept, faults, given_back = count()
+    kept, faults, given_back, in_child = count()
     assert kept
     assert faults < 100  # with the pages of 128 MB fetched five times: 160,000, or 320 huge ones
     assert given_back > 2**26
+    assert in_child > 100, "loader processes keep nothing"
 
 
 def test_nothing_is_changed_on_a_gpu_or_where_the_user_has_chosen() -> None:
-    assert not count("cuda:0")[0]
-    assert not count(MALLOC_ARENA_MAX="1")[0]
+    for kept, faults, _, _ in (count("cuda:0"), count(MALLOC_ARENA_MAX="1")):
+        assert not kept
+        assert faults > 100

@@ -10,6 +10,7 @@ from matplotlib import image as png
 
 from tests.conftest import Run
 from tools.bench import loader, network
+from tools.demo import demo
 from tools.picture import overlay
 
 
@@ -54,3 +55,18 @@ def test_benchmarks_print_their_rows(cohort: Path, capsys: pytest.CaptureFixture
     ours, theirs = (line for line in capsys.readouterr().out.splitlines() if "GFLOP" in line)
     assert ours.startswith("ResUNet")
     assert theirs.startswith("DynUNet")
+
+
+def test_demo_replaces_only_what_a_demo_made(tmp_path: Path) -> None:
+    (tmp_path / "cases").mkdir()
+    (tmp_path / "cases" / "mine.nii.gz").write_text("a scan")
+    with pytest.raises(ValueError, match=r"holds files that no demo .* made; remove it or give another --out"):
+        demo(str(tmp_path))
+    (tmp_path / ".made_by_demo").touch()
+    (tmp_path / "cases" / "labels").mkdir()
+    with pytest.raises(ValueError, match="labels saved in a viewer; move them away"):
+        demo(str(tmp_path))
+    for number in ({"cases": 0}, {"seed": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(number))} is 0; expected"):
+            demo(str(tmp_path), **number)
+    assert (tmp_path / "cases" / "mine.nii.gz").is_file()

@@ -37,7 +37,7 @@ def label(
     Copies of the bundles are served, so that training from a viewer leaves the originals as they are. Makes MONAI
     Label's own environment (.venv-label) the first time.
 
-    Example: python -m tools label --studies DIR --weights brats_resunet=demo/run/model.pt
+    Example: python -m tools label --studies DIR --weights brats_unet_h5=run/model.pt
 
     Args:
         studies: folder of scans, searched to any depth; or the address of a DICOMweb server.
@@ -99,7 +99,7 @@ def _pairs(items: Sequence[str]) -> dict[str, str]:
     for item in items:
         name, equals, path = item.partition("=")
         if not equals or not path:
-            raise ValueError(f"--weights {item}: expected NAME=PATH, e.g. brats_resunet=demo/run/model.pt")
+            raise ValueError(f"--weights {item}: expected NAME=PATH, e.g. brats_unet_h5=run/model.pt")
         pairs[name] = path
     return pairs
 

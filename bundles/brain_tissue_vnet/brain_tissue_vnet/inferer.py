@@ -97,7 +97,8 @@ class BrainInferer(SlidingWindowInferer):
             return False
         needed = inputs.shape[0] * estimate(inputs.shape[2:]) / 2**30
         on_gpu = inputs.device.type == "cuda"
-        give_back_freed_memory()  # of the case before
+        if not on_gpu:
+            give_back_freed_memory()  # of the case before
         free = (torch.cuda.mem_get_info(inputs.device)[0] if on_gpu else psutil.virtual_memory().available) / 2**30
         fits = needed < 0.8 * free
         _log.log(
