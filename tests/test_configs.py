@@ -25,8 +25,11 @@ OWN = {
         ],
         [],
     ),
-    "brain_metastasis_attention_unet": ([["pretrain_virtual"]], [["evaluate", "choose_minimum_lesion"]]),
-    "brats_unet_h5": ([["pretrain_virtual"]], []),
+    "brain_metastasis_attention_unet": (
+        [["pretrain_virtual"], ["finetune", "resume"]],
+        [["evaluate", "choose_minimum_lesion"]],
+    ),
+    "brats_unet_h5": ([["pretrain_virtual"], ["finetune", "resume"]], []),
     "abdomen_ct_vnet": ([["organs13"]], []),
 }
 NARROW = {"brain_tissue_vnet": {"init_filters": 2}, "abdomen_ct_vnet": {"channels": [2, 2, 2]}}
@@ -72,6 +75,23 @@ def test_properties_are_complete(
         assert workflow.check_properties() == []
     finally:
         workflow.finalize()
+
+
+FINE_TUNED = [bundle for bundle in names() if (ROOT / "bundles" / bundle / "configs" / "finetune.yaml").exists()]
+
+
+@pytest.mark.parametrize("bundle", FINE_TUNED)
+def test_fine_tuning_takes_every_setting_of_the_weights(bundle: str) -> None:
+    train, tuned, infer = (
+        yaml.safe_load((ROOT / "bundles" / bundle / "configs" / f"{name}.yaml").read_text())
+        for name in ("train", "finetune", "inference")
+    )
+    # channel_order is about the files, not about the network
+    expected = {key: train[key] for key in train["settings"] if key != "channel_order"}
+    assert tuned["unrecorded"] == expected
+    assert expected.items() <= infer["defaults"].items()
+    for key in expected:
+        assert tuned[key] == f"$@recorded['{key}']"
 
 
 @pytest.mark.parametrize("bundle", names())

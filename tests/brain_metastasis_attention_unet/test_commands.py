@@ -73,6 +73,14 @@ def test_train_evaluate_infer(network: str, run: Run, metastases: Path, tmp_path
         recorded = json.loads((tmp_path / "settings.json").read_text())
         assert recorded["minimum_lesion_ml"] == found["minimum_lesion_ml"]
         assert recorded["channels"] == [4, 8, 16]
+        tuned = tmp_path / "tuned"  # go on from there; the weights stay as they are
+        before = (tmp_path / "model.pt").read_bytes()
+        done = run(*command("training", "train.yaml", "finetune.yaml"), "--pretrained", tmp_path / "model.pt",
+                   "--ckpt_dir", tuned, "--output_dir", tuned, "--dataset_dir", metastases, "--epochs", "1",
+                   "--patches_per_case", "2", "--num_workers", "0")  # fmt: skip
+        assert float(re.findall(r"train_loss: ([0-9.]+)", done.stdout + done.stderr)[0]) < losses[0]
+        assert json.loads((tuned / "settings.json").read_text()) == settings
+        assert (tmp_path / "model.pt").read_bytes() == before
     case = next(folder for folder in sorted(metastases.iterdir()) if folder.is_dir())
     run(*command("inferring", "inference.yaml"), *common, "--dataset_dir", case, "--output_dir", tmp_path / "masks")
     mask = nib.load(tmp_path / "masks" / f"{case.name}_seg.nii.gz")

@@ -64,7 +64,6 @@ def test_configs_agree_where_they_speak_of_the_same() -> None:
     train, infer, evaluate = config("train.yaml"), config("inference.yaml"), config("evaluate.yaml")
     assert {key: train[key] for key in infer["defaults"]} == infer["defaults"]
     assert set(train["settings"]) == set(infer["defaults"])
-    assert config("finetune.yaml")["unrecorded"] == infer["defaults"]
     assert {k: evaluate[k] for k in ("train_cases", "train_fraction")} == {
         k: train[k] for k in ("train_cases", "train_fraction")
     }

@@ -254,6 +254,24 @@ def test_bad_data_gives_one_clear_message(spoil, message: str, run: Run, cases: 
     assert message in checked.stdout + checked.stderr
 
 
+def test_inference_passes_over_what_it_cannot_read(run: Run, cases: Path, tmp_path: Path) -> None:
+    name, out = spoil_truncated(cases), tmp_path / "out"
+    spoilt = next(folder.name for folder in cases.iterdir() if (folder / name).exists())
+    arguments = ["--dataset_dir", cases, "--output_dir", out]
+    done = run(*bundle_run("inferring", "inference.yaml"), *arguments, status=1)
+    error = done.stderr.partition("\nERROR: ")[2]
+    assert "1 of 5 cases could not be read, the others are done" in error
+    assert name in error
+    assert "Traceback" not in done.stderr
+    written = {path.name for path in out.glob("*_seg.nii.gz")}
+    assert written == {f"{folder.name}_seg.nii.gz" for folder in cases.iterdir() if folder.name != spoilt}
+
+    done = run(*bundle_run("evaluating", "inference.yaml", "evaluate.yaml"), *arguments, "--subset", "all", status=1)
+    error = done.stderr.partition("\nERROR: ")[2]
+    assert name in error
+    assert not (out / "summary.json").exists(), "no score of a part of the cases"
+
+
 def test_bad_settings_give_one_clear_message(run: Run, cohort: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["--dataset_dir", cohort, "--ckpt_dir", out, "--output_dir", out, "--epochs", "1"]

@@ -81,6 +81,13 @@ def test_train_stop_resume_evaluate_infer(run: Run, h5_cohort: Path, cohort: Pat
     split = json.loads((tmp_path / "datalist.json").read_text())
     validation = {entry["case"] for entry in split["validation"]}
 
+    tuned = tmp_path / "tuned"
+    done = run(*command("training", "train.yaml", "finetune.yaml"), "--pretrained", tmp_path / "model.pt",
+               "--ckpt_dir", tuned, "--output_dir", tuned, "--dataset_dir", h5_cohort, "--epochs", "1",
+               "--patches_per_case", "1", "--num_workers", "0")  # fmt: skip
+    assert float(re.findall(r"train_loss: ([0-9.]+)", done.stdout + done.stderr)[0]) < losses[0], "goes on from there"
+    assert json.loads((tuned / "settings.json").read_text()) == settings
+
     common = ["--epochs", "9", "--learning_rate", "0", "--stop_patience", "2"]
     log = train(run, h5_cohort, tmp_path / "stopped", *common)
     assert log.count("val_mean_dice:") == 3, "best at the first epoch, then two without a lower loss"

@@ -25,6 +25,7 @@ from .scores import ScoreCases
 from .settings import recorded_settings
 from .shipped import training_folder
 from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
+from .unreadable import CaseDataset, SkipUnreadable
 from .version import __version__
 from .weights import class_weights_of
 from .writing import WriteSegmentations
@@ -33,6 +34,7 @@ __all__ = [
     "UPSTREAM_ORGANS",
     "BrainInferer",
     "BundleError",
+    "CaseDataset",
     "DiceFocalLoss",
     "EnsembleInferer",
     "EpochSeed",
@@ -49,6 +51,7 @@ __all__ = [
     "ResumeRun",
     "SaveCheckpoints",
     "ScoreCases",
+    "SkipUnreadable",
     "VNet",
     "WriteOverlays",
     "WriteSegmentations",

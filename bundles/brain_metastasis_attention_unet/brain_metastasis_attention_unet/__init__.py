@@ -25,6 +25,7 @@ from .scores import ScoreCases
 from .settings import recorded_settings
 from .shipped import training_folder
 from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
+from .unreadable import CaseDataset, SkipUnreadable
 from .version import __version__
 from .writing import WriteSegmentations
 
@@ -34,6 +35,7 @@ __all__ = [
     "REGIONS",
     "BrainInferer",
     "BundleError",
+    "CaseDataset",
     "ChooseMinimumLesion",
     "DiceFocalLoss",
     "EnsembleInferer",
@@ -49,6 +51,7 @@ __all__ = [
     "ResumeRun",
     "SaveCheckpoints",
     "ScoreCases",
+    "SkipUnreadable",
     "TumourCentredCropd",
     "TumourVoxelsd",
     "WriteSegmentations",

@@ -32,6 +32,7 @@ from .scores import ScoreCases
 from .settings import recorded_settings
 from .shipped import training_folder
 from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
+from .unreadable import CaseDataset, SkipUnreadable
 from .version import __version__
 from .writing import WriteSegmentations
 
@@ -50,6 +51,7 @@ __all__ = [
     "BrainInferer",
     "BundleError",
     "CLAHEd",
+    "CaseDataset",
     "CheckSkullStrippedd",
     "EnsembleInferer",
     "EpochSeed",
@@ -70,6 +72,7 @@ __all__ = [
     "ResumeRun",
     "SaveCheckpoints",
     "ScoreCases",
+    "SkipUnreadable",
     "StructureCountsd",
     "TissueMasksd",
     "VNet",

@@ -22,6 +22,7 @@ from .scores import ScoreCases
 from .settings import recorded_settings
 from .shipped import training_folder
 from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
+from .unreadable import CaseDataset, SkipUnreadable
 from .version import __version__
 from .writing import WriteSegmentations
 
@@ -30,6 +31,7 @@ __all__ = [
     "REGIONS",
     "BrainInferer",
     "BundleError",
+    "CaseDataset",
     "EnsembleInferer",
     "EpochSeed",
     "Finding",
@@ -44,6 +46,7 @@ __all__ = [
     "ResumeRun",
     "SaveCheckpoints",
     "ScoreCases",
+    "SkipUnreadable",
     "TumourCentredCropd",
     "TumourVoxelsd",
     "WriteSegmentations",

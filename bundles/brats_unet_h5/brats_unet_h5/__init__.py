@@ -28,6 +28,7 @@ from .settings import recorded_settings
 from .shipped import training_folder
 from .split import fold_cases, recorded_split, require_cases, select_cases, split_cases
 from .stopping import EarlyStop, StopEarly
+from .unreadable import CaseDataset, SkipUnreadable
 from .version import __version__
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "AddLossd",
     "BrainInferer",
     "BundleError",
+    "CaseDataset",
     "DecideLabelsd",
     "DiceBCELoss",
     "EarlyStop",
@@ -56,6 +58,7 @@ __all__ = [
     "ResumeRun",
     "SaveCheckpoints",
     "ScoreCases",
+    "SkipUnreadable",
     "StopEarly",
     "TumourCentredCropd",
     "TumourVoxelsd",

@@ -1,0 +1,67 @@
+"""Inference over many cases, one of which cannot be read: the others are computed, and it is named at the end."""
+
+# One of the modules that every bundle carries: edit it in tools/vendored/, then `make sync`.
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ignite.engine import Engine
+from monai.data import Dataset
+
+from .errors import BundleError, bundle_error_in
+
+_log = logging.getLogger(__name__)
+_UNREADABLE = "unreadable"
+
+
+class CaseDataset(Dataset):
+    """MONAI's `Dataset`; a case whose files cannot be read is {"unreadable": message} instead of an error.
+
+    Args:
+        data: cases, see `find_cases`.
+        transform: reads and prepares a case.
+        keep_going: False raises a `BundleError` at such a case.
+    """
+
+    def __init__(self, data: Sequence[Any], transform: Callable[[Any], Any], keep_going: bool = True) -> None:
+        super().__init__(data, transform)
+        self.keep_going = keep_going
+
+    def _transform(self, index: int) -> Any:
+        try:
+            return super()._transform(index)
+        except (RuntimeError, ValueError) as error:
+            message = bundle_error_in(error)
+            if message is None or not self.keep_going:
+                raise
+            return {_UNREADABLE: message}
+
+
+class SkipUnreadable:
+    """`iteration_update` of a MONAI evaluator over a `CaseDataset`: passes over what cannot be read."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self._read = 0
+
+    def __call__(self, engine: Engine, batch: Any) -> Any:
+        """Output of the evaluator for a batch; [] for an unreadable case, which handlers see as an empty batch."""
+        if _UNREADABLE not in batch:
+            self._read += 1
+            return engine._iteration(engine, batch)  # type: ignore[attr-defined]  # what the evaluator does by default
+        for message in batch[_UNREADABLE]:
+            self.messages.append(message)
+            _log.warning("passed over: %s", message)
+        engine.state.batch = []  # type: ignore[assignment]
+        return []
+
+    def report(self) -> None:
+        """Raise a `BundleError` that lists what could not be read, if anything."""
+        if self.messages:
+            total = self._read + len(self.messages)
+            listed = "\n".join(self.messages)
+            raise BundleError(
+                f"{len(self.messages)} of {total} cases could not be read, the others are done:\n{listed}"
+            )

@@ -1,0 +1,45 @@
+"""The weights that come with the bundle: whole, loadable, and as good as they were on a virtual case."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from brain_metastasis_attention_unet import build_network, recorded_settings
+from brain_metastasis_attention_unet.shipped import check_shipped, shipped_hash
+
+from tests.conftest import ROOT, Run, bundle_run
+from tools.virtual import metastases
+
+BUNDLE = ROOT / "bundles" / "brain_metastasis_attention_unet"
+WEIGHTS = BUNDLE / "models" / "model.pt"
+GOLDEN = {"dice_WT": 0.0, "dice_TC": 0.0, "dice_ET": 0.0}
+
+
+def test_the_file_is_whole_and_fits_its_settings() -> None:
+    assert shipped_hash(WEIGHTS)
+    check_shipped(WEIGHTS)
+    settings = recorded_settings(WEIGHTS, {"network": "", "channels": []})
+    assert settings == {"network": "attention_unet", "channels": [16, 32, 64, 128, 256]}, "what the model card says"
+    state = torch.load(WEIGHTS, weights_only=True)
+    build_network(settings["network"], channels=settings["channels"]).load_state_dict(state)
+    assert WEIGHTS.stat().st_size < 50 * 2**20
+
+
+def test_golden_scores(run: Run, tmp_path: Path) -> None:
+    (made,) = map(Path, metastases(str(tmp_path / "whole"), cases=1, seed=7))
+    case = tmp_path / "cases" / made.name  # a box of the brain round the lesions, which costs less time
+    case.mkdir(parents=True)
+    labels = np.asarray(nib.load(made / f"{made.name}-seg.nii.gz").dataobj)
+    centre = [int(np.median(axis)) for axis in np.nonzero(labels)]
+    box = tuple(slice(max(c - 48, 0), c + 48) for c in centre)
+    for file in made.iterdir():
+        nib.save(nib.load(file).slicer[box], case / file.name)
+    arguments = ["--dataset_dir", case.parent, "--output_dir", tmp_path, "--subset", "all", "--num_workers", "0"]
+    run(*bundle_run("evaluating", "inference.yaml", "evaluate.yaml", bundle=BUNDLE), *arguments)
+    metrics = json.loads((tmp_path / "summary.json").read_text())["metrics"]
+    assert {name: metrics[name]["mean"] for name in GOLDEN} == pytest.approx(GOLDEN, abs=0.01)
