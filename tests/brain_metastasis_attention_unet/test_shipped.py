@@ -11,13 +11,14 @@ import pytest
 import torch
 from brain_metastasis_attention_unet import build_network, recorded_settings
 from brain_metastasis_attention_unet.shipped import check_shipped, shipped_hash
+from scipy import ndimage
 
 from tests.conftest import ROOT, Run, bundle_run
 from tools.virtual import metastases
 
 BUNDLE = ROOT / "bundles" / "brain_metastasis_attention_unet"
 WEIGHTS = BUNDLE / "models" / "model.pt"
-GOLDEN = {"dice_WT": 0.0, "dice_TC": 0.0, "dice_ET": 0.0}
+GOLDEN = {"dice_WT": 0.587, "dice_TC": 0.668, "dice_ET": 0.792}
 
 
 def test_the_file_is_whole_and_fits_its_settings() -> None:
@@ -31,15 +32,17 @@ def test_the_file_is_whole_and_fits_its_settings() -> None:
 
 
 def test_golden_scores(run: Run, tmp_path: Path) -> None:
-    (made,) = map(Path, metastases(str(tmp_path / "whole"), cases=1, seed=7))
-    case = tmp_path / "cases" / made.name  # a box of the brain round the lesions, which costs less time
+    (made,) = map(Path, metastases(str(tmp_path / "whole"), cases=1, seed=8))
+    case = tmp_path / "cases" / made.name  # the brain round the largest lesion, which takes less time
     case.mkdir(parents=True)
     labels = np.asarray(nib.load(made / f"{made.name}-seg.nii.gz").dataobj)
-    centre = [int(np.median(axis)) for axis in np.nonzero(labels)]
+    parts, _ = ndimage.label(labels)
+    largest = np.bincount(parts.ravel())[1:].argmax() + 1
+    centre = [round(c) for c in ndimage.center_of_mass(parts == largest)]
     box = tuple(slice(max(c - 48, 0), c + 48) for c in centre)
     for file in made.iterdir():
         nib.save(nib.load(file).slicer[box], case / file.name)
     arguments = ["--dataset_dir", case.parent, "--output_dir", tmp_path, "--subset", "all", "--num_workers", "0"]
     run(*bundle_run("evaluating", "inference.yaml", "evaluate.yaml", bundle=BUNDLE), *arguments)
     metrics = json.loads((tmp_path / "summary.json").read_text())["metrics"]
-    assert {name: metrics[name]["mean"] for name in GOLDEN} == pytest.approx(GOLDEN, abs=0.01)
+    assert {name: metrics[name]["mean"] for name in GOLDEN} == pytest.approx(GOLDEN, abs=0.02)
