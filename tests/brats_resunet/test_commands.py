@@ -260,7 +260,7 @@ def test_inference_passes_over_what_it_cannot_read(run: Run, cases: Path, tmp_pa
     arguments = ["--dataset_dir", cases, "--output_dir", out]
     done = run(*bundle_run("inferring", "inference.yaml"), *arguments, status=1)
     error = done.stderr.partition("\nERROR: ")[2]
-    assert "1 of 5 cases could not be read, the others are done" in error
+    assert "1 of 5 cases were refused, the others are done" in error
     assert name in error
     assert "Traceback" not in done.stderr
     written = {path.name for path in out.glob("*_seg.nii.gz")}

@@ -76,7 +76,7 @@ def show_clear_errors() -> None:
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         message = bundle_error_in(error)
-        if message is None or _debugging():
+        if message is None or debugging():
             previous(kind, error, trace)
         else:
             print(f"\nERROR: {message}\n(MONAI_DEBUG=True shows the traceback)", file=sys.stderr)
@@ -87,7 +87,7 @@ def show_clear_errors() -> None:
     def without_trace(*args: Any, **kwargs: Any) -> logging.LogRecord:
         """MONAI's and Ignite's loggers print the trace of what they pass on; the hook has the message."""
         record = make_record(*args, **kwargs)
-        if _debugging():
+        if debugging():
             return record
         if record.exc_info and bundle_error_in(record.exc_info[1]) is not None:
             record.exc_info = None
@@ -102,7 +102,8 @@ def show_clear_errors() -> None:
 _MARKER = f"{BundleError.__module__}.{BundleError.__name__}: "
 
 
-def _debugging() -> bool:
+def debugging() -> bool:
+    """Whether the user asked for tracebacks, with MONAI_DEBUG."""
     return os.environ.get("MONAI_DEBUG", "").lower() in ("1", "true")
 
 

@@ -340,7 +340,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
                 path,
                 "no such file",
                 "a checkpoint",
-                "train first, or name the file with --checkpoint (to resume: --resume_from)",
+                "train first, or name the file (inference: --checkpoint; fine-tuning: --pretrained; --resume_from)",
             )
         )
     check_shipped(path)

@@ -1,4 +1,4 @@
-"""Inference over many cases, one of which cannot be read: the others are computed, and it is named at the end."""
+"""Inference over many cases, one of which is refused while it is read: the others are done, it is named at the end."""
 
 # One of the modules that every bundle carries: edit it in tools/vendored/, then `make sync`.
 from __future__ import annotations
@@ -10,19 +10,19 @@ from typing import Any
 from ignite.engine import Engine
 from monai.data import Dataset
 
-from .errors import BundleError, bundle_error_in
+from .errors import BundleError, bundle_error_in, debugging
 
 _log = logging.getLogger(__name__)
 _UNREADABLE = "unreadable"
 
 
 class CaseDataset(Dataset):
-    """MONAI's `Dataset`; a case whose files cannot be read is {"unreadable": message} instead of an error.
+    """MONAI's `Dataset`; a case that is refused while it is read and prepared is {"unreadable": message}.
 
     Args:
         data: cases, see `find_cases`.
         transform: reads and prepares a case.
-        keep_going: False raises a `BundleError` at such a case.
+        keep_going: False raises the error at such a case.
     """
 
     def __init__(self, data: Sequence[Any], transform: Callable[[Any], Any], keep_going: bool = True) -> None:
@@ -34,7 +34,7 @@ class CaseDataset(Dataset):
             return super()._transform(index)
         except (RuntimeError, ValueError) as error:
             message = bundle_error_in(error)
-            if message is None or not self.keep_going:
+            if message is None or not self.keep_going or debugging():
                 raise
             return {_UNREADABLE: message}
 
@@ -48,6 +48,8 @@ class SkipUnreadable:
 
     def __call__(self, engine: Engine, batch: Any) -> Any:
         """Output of the evaluator for a batch; [] for an unreadable case, which handlers see as an empty batch."""
+        if engine.state.iteration == 1:
+            self.messages, self._read = [], 0
         if _UNREADABLE not in batch:
             self._read += 1
             return engine._iteration(engine, batch)  # type: ignore[attr-defined]  # what the evaluator does by default
@@ -58,10 +60,10 @@ class SkipUnreadable:
         return []
 
     def report(self) -> None:
-        """Raise a `BundleError` that lists what could not be read, if anything."""
+        """Raise a `BundleError` that lists what was refused, if anything."""
         if self.messages:
             total = self._read + len(self.messages)
-            listed = "\n".join(self.messages)
-            raise BundleError(
-                f"{len(self.messages)} of {total} cases could not be read, the others are done:\n{listed}"
+            heading = (
+                [f"{len(self.messages)} of {total} cases were refused, the others are done:"] if self._read else []
             )
+            raise BundleError("\n".join([*heading, *self.messages]))
