@@ -23,7 +23,7 @@ def overlay(
     rows: Sequence[tuple[str, Mapping[str, str], str | None, str]],
     labels: Mapping[int, str],
 ) -> None:
-    """Write a PNG with a row per case: its images, the reference over the last image, the prediction over it.
+    """Write a PNG with a row per case: its images, the reference (if any case has one) and the prediction over the last.
 
     The slice is the axial one with most labelled voxels (of the reference; of the prediction if there is none).
     Drawn in radiological orientation: the patient's right is on the left.
@@ -33,7 +33,8 @@ def overlay(
         rows: for each case its title, {name: NIfTI file} of the images, reference file or None, prediction file.
         labels: label value -> name, for colours and legend.
     """
-    columns = max(len(images) for _, images, _, _ in rows) + 2
+    referenced = any(truth for _, _, truth, _ in rows)
+    columns = max(len(images) for _, images, _, _ in rows) + 1 + referenced
     height = 2.4 * len(rows) + 0.5  # inches, with the titles above and the legend below
     figure, axes = plt.subplots(len(rows), columns, figsize=(2.1 * columns, height), squeeze=False)
     figure.patch.set_facecolor("black")
@@ -48,7 +49,9 @@ def overlay(
             (name, volume, None) for name, volume in volumes.items()
         ]
         last = list(volumes.values())[-1]
-        panels += [("reference" if truth is not None else "no reference", last, truth), ("prediction", last, pred)]
+        if referenced:
+            panels.append(("reference" if truth is not None else "no reference", last, truth))
+        panels.append(("prediction", last, pred))
         for axis, (name, volume, mask) in zip(line, panels, strict=False):
             _panel(axis, volume[..., slice_][box], None if mask is None else mask[..., slice_][box], list(labels))
             axis.set_title(name, color="white", fontsize=8)
