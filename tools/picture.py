@@ -23,7 +23,7 @@ def overlay(
     rows: Sequence[tuple[str, Mapping[str, str], str | None, str]],
     labels: Mapping[int, str],
 ) -> None:
-    """Write a PNG with a row per case: its images, then over the last the reference (if any has one) and the prediction.
+    """Write a PNG with a row per case: its images; over the last the reference, if any has one, and the prediction.
 
     The slice is the axial one with most labelled voxels (of the reference; of the prediction if there is none).
     Drawn in radiological orientation: the patient's right is on the left.
