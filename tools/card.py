@@ -25,7 +25,7 @@ def card(bundle: str, scores: str, on: str, metrics: Sequence[str] | str | None 
         bundle: name of a bundle.
         scores: `summary.json` of an evaluation of the weights that the bundle ships.
         on: which cases were scored, in a few words.
-        metrics: names in the summary, in the order to show them; None: every Dice.
+        metrics: names in the summary, in the order to show them, with commas between them; None: every Dice.
 
     Raises:
         ValueError: if the file is no summary of an evaluation, has no such metric, or the card has no place for the
@@ -37,7 +37,7 @@ def card(bundle: str, scores: str, on: str, metrics: Sequence[str] | str | None 
         scored = {name: found for name, found in summary["metrics"].items() if found["n"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{scores}: {error!r}; expected the summary.json that an evaluation writes.") from None
-    asked = [metrics] if isinstance(metrics, str) else metrics  # the command line gives one name as a string
+    asked = metrics.split(",") if isinstance(metrics, str) else metrics
     names = [name for name in scored if "dice" in name] if asked is None else list(asked)
     missing = [name for name in names if name not in scored]
     if missing:

@@ -110,6 +110,8 @@ def test_figures_go_into_metadata_and_card(bundles: Path, tmp_path: Path) -> Non
         tools.card.card("brats_resunet", str(tmp_path / "summary.json"), on="four cases", metrics=metrics)
         assert "| hd95_WT | 0.812 |" in readme.read_text()
         assert "dice_WT" not in readme.read_text()[len(text) :]
+    tools.card.card("brats_resunet", str(tmp_path / "summary.json"), on="four cases", metrics="hd95_WT,dice_WT")
+    assert "| hd95_WT | 0.812 | 0.830 | 0.700 to 0.900 |\n| dice_WT |" in readme.read_text()
     with pytest.raises(ValueError, match="no dice_ET; it has dice_WT, hd95_WT, mean_dice"):
         tools.card.card("brats_resunet", str(tmp_path / "summary.json"), on="four cases", metrics="dice_ET")
     with pytest.raises(ValueError, match=r"expected the summary\.json"):
