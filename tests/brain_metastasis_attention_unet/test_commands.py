@@ -77,7 +77,7 @@ def test_train_evaluate_infer(network: str, run: Run, metastases: Path, tmp_path
         before = (tmp_path / "model.pt").read_bytes()
         done = run(*command("training", "train.yaml", "finetune.yaml"), "--pretrained", tmp_path / "model.pt",
                    "--ckpt_dir", tuned, "--output_dir", tuned, "--dataset_dir", metastases, "--epochs", "1",
-                   "--patches_per_case", "2", "--num_workers", "0")  # fmt: skip
+                   "--patches_per_case", "2", "--class_weights", "[0.1,1,1,1]", "--num_workers", "0")  # fmt: skip
         assert float(re.findall(r"train_loss: ([0-9.]+)", done.stdout + done.stderr)[0]) < losses[0]
         assert json.loads((tuned / "settings.json").read_text()) == settings
         assert (tmp_path / "model.pt").read_bytes() == before
