@@ -139,6 +139,15 @@ def test_layout_without_labels(tmp_path: Path, layout: str) -> None:
     assert finding.found == "a T1 without a segmentation"
 
 
+@pytest.mark.parametrize(
+    "names_of_brats", [["b-t1n", "b-t1c", "b-t2w", "b-t2f"], ["b_t1", "b_t1ce", "b_t2", "b_flair"]]
+)
+def test_of_a_brats_case_the_t1_alone(tmp_path: Path, names_of_brats: list[str]) -> None:
+    write_all(tmp_path, [f"b/{name}.nii" for name in names_of_brats])
+    found = find_cases(tmp_path, labelled=False)
+    assert pairs(tmp_path, found) == {"b": (f"b/{names_of_brats[0]}.nii", "", "")}
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_without_t1(tmp_path: Path, layout: str) -> None:
     _, label_maps, _ = LAYOUTS[layout]

@@ -36,6 +36,7 @@ from tools.virtual import brats, ct, tissue
 
 DATA = Path(os.environ.get("BRAIN_DATA", ROOT.parent / "shared" / "data"))
 GLIOMA, HEAD, TORSO = "VirtualGlioma_00000", "sub-000", "FLARE22_Tr_0001"
+METS = "BraTS-MET-00009-000"
 BRATS_LABELS = {"necrotic core": 1, "oedema": 2, "3 (not used)": 3, "enhancing tumour": 4}
 
 
@@ -104,6 +105,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(root / "ct" / "imagesTr", root / "studies" / "ct" / "imagesTr")
     to_h5(str(root / "studies" / "h5"), **{"from": str(root / "studies" / "glioma" / "VirtualGlioma_00001")})
     next((root / "studies" / "glioma" / "VirtualGlioma_00003").glob("*_flair.nii.gz")).unlink()
+    mets = root / "studies" / "mets" / METS
+    mets.mkdir(parents=True)
+    for old, new in {"t1": "t1n", "t1ce": "t1c", "t2": "t2w", "flair": "t2f"}.items():
+        shutil.copy(root / "studies/glioma/VirtualGlioma_00002" / f"VirtualGlioma_00002_{old}.nii.gz",
+                    mets / f"{METS}-{new}.nii.gz")  # fmt: skip
     for name, served in BUNDLES.items():
         write_weights(root / "weights" / name, name, served.settings)
         inputs = root / "inputs" / name
@@ -248,8 +254,10 @@ def test_studies_have_one_entry_a_case(server: Server) -> None:
     expected = {f"VirtualGlioma_0000{i}" for i in range(3)} | {"sub-000", "sub-001", TORSO, "FLARE22_Tr_0002"}
     assert expected <= set(objects)
     assert len([case for case in objects if case.startswith("VirtualGlioma")]) <= 4
-    shown = server.call("GET", "/datastore/image", params={"image": GLIOMA})
-    assert shown.headers["content-disposition"].endswith(f'{GLIOMA}_t1ce.nii.gz"')
+    assert [case for case in objects if case.startswith("BraTS-MET")] == [METS], "not one for each scan"
+    for case, file in ((GLIOMA, f"{GLIOMA}_t1ce.nii.gz"), (METS, f"{METS}-t1c.nii.gz")):
+        shown = server.call("GET", "/datastore/image", params={"image": case})
+        assert shown.headers["content-disposition"].endswith(f'{file}"')
 
 
 @pytest.mark.parametrize("name", BUNDLES)

@@ -26,7 +26,7 @@ These layouts are known; files end on .nii, .nii.gz or .mgz, and images of a lay
     MICCAI 2012    <case>_SS or <case> with <case>_glm (neuromorphometrics)
     FreeSurfer     <case>/mri/norm.mgz, brain.mgz or T1.mgz with aseg.mgz, aparc+aseg.mgz, wmparc.mgz or
                    aseg.presurf.mgz (freesurfer)
-    plain          <case>_T1 or <case>_t1 with <case>_seg or <case>_label (found out when it is decoded)
+    plain          <case>_T1, <case>_t1 or <case>-t1n with <case>_seg or <case>_label (found out when it is decoded)
     SynthSeg       <case> with <case>_synthseg (freesurfer), also for a T1 of another layout that has no other label
     any            without label, and only in folders without any of the T1s above: every 3-D file whose name is not
                    that of a label or mask
@@ -58,7 +58,7 @@ _LIKE_A_LABEL = re.compile(
 )
 _BIDS = re.compile(r"^(?P<entities>sub-[A-Za-z0-9]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*)_(?P<suffix>T1w|dseg|probseg)$")
 _IBSR = re.compile(r"^(IBSR_\d+)(?:_(.+))?$")
-_PLAIN = re.compile(r"^(.+)_(T1|t1|seg|label)$")
+_PLAIN = re.compile(r"^(.+?)(?:_(T1|t1|seg|label)|-t1n)$")
 _MICCAI = re.compile(r"^(.+)_(SS|glm)$")
 _SYNTHSEG = re.compile(r"^(.+)_synthseg$")
 _PATIENT = re.compile(r"^(sub-[A-Za-z0-9]+)(?:[_.].*)?$|^.+\.long\.(.+)$|^(\d{4})_\d$")
