@@ -159,7 +159,10 @@ def select_cases(
         return list(cases)
     if subset == "training" and known:
         return known
-    return split_cases(cases, train_cases, train_fraction, trained)[subset] if cases else []
+    part = split_cases(cases, train_cases, train_fraction, trained)[subset] if cases else []
+    if len(part) < len(cases):
+        _log.info("scoring %d of %d cases (subset %s); --subset all scores all", len(part), len(cases), subset)
+    return part
 
 
 def write_datalist(split: Mapping[str, Sequence[Case]], path: str, rank: int = 0) -> None:
