@@ -62,8 +62,6 @@ class SkipUnreadable:
     def report(self) -> None:
         """Raise a `BundleError` that lists what was refused, if anything."""
         if self.messages:
-            total = self._read + len(self.messages)
-            heading = (
-                [f"{len(self.messages)} of {total} cases were refused, the others are done:"] if self._read else []
-            )
-            raise BundleError("\n".join([*heading, *self.messages]))
+            refused = len(self.messages)
+            heading = f"{refused} of {refused + self._read} cases were refused, the others are done:\n"
+            raise BundleError((heading if self._read else "") + "\n".join(self.messages))

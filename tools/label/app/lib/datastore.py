@@ -151,27 +151,21 @@ class CaseDatastore(LocalDatastore):
     def _search(self, folder: str) -> None:
         own = os.path.realpath(self._datastore.label_path(None)) + os.sep
         shown: dict[str, str] = {}
-        parts: dict[str, str] = {}  # file of a case of several files -> that case
-        found: dict[str, list[dict[str, Any]]] = {}
         self.findings = []
         for name, package in self.packages.items():
             try:
                 cases, findings = package.scan_cases(folder, labelled=False, **self.settings[name])
             except package.BundleError as error:  # no case at all; those of another bundle may be there
                 cases, findings = [], error.findings
-            found[name] = cases
-            parts |= {file: case["case"] for case in cases if len(case["image"]) > 1 for file in case["image"]}
+            self.cases[name] = {}
+            for case in cases:
+                file = _shown(case["image"], getattr(package, "MODALITIES", ()))
+                if file and not os.path.realpath(file).startswith(own):
+                    self.cases[name][case["case"]] = case
+                    shown.setdefault(case["case"], file)
             self.findings += findings
             for finding in findings:
                 logger.warning("%s: %s", name, finding)
-        for name, package in self.packages.items():
-            self.cases[name] = {}
-            for case in found[name]:
-                file = _shown(case["image"], getattr(package, "MODALITIES", ()))
-                if not file or os.path.realpath(file).startswith(own) or parts.get(file, case["case"]) != case["case"]:
-                    continue  # nothing to show, a saved label, or one scan of another bundle's case
-                self.cases[name][case["case"]] = case
-                shown.setdefault(case["case"], file)
         self._ids = {os.path.relpath(file, folder): case for case, file in shown.items()}
 
 

@@ -1,0 +1,45 @@
+"""The weights that come with the bundles: whole, of the settings that the cards tell, and loaded by the configs."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from tests.conftest import ROOT
+from tools.bundles import names, package
+
+WIDTHS = [16, 32, 64, 128, 256]
+TOLD = {
+    "brats_resunet": {"channels": WIDTHS, "patch_size": [64, 64, 64]},
+    "brain_tissue_vnet": {"init_filters": 8, "whole_head": True},
+    "brain_metastasis_attention_unet": {
+        "network": "attention_unet",
+        "channels": WIDTHS,
+        "patch_size": [64, 64, 64],
+        "minimum_lesion_ml": 0.02,
+    },
+    "brats_unet_h5": {"target": "regions", "channels": WIDTHS, "uniform_shape": [128, 128, 128]},
+}
+
+
+def test_none_is_left_out() -> None:
+    assert set(TOLD) == {name for name in names() if (ROOT / "bundles" / name / "models" / "model.pt").exists()}
+
+
+@pytest.mark.parametrize("bundle", TOLD)
+def test_the_file_is_whole_and_fits_its_settings(bundle: str) -> None:
+    models = ROOT / "bundles" / bundle / "models"
+    weights = models / "model.pt"
+    package(bundle)
+    shipped = importlib.import_module(f"{bundle}.shipped")
+    assert shipped.shipped_hash(weights)
+    shipped.check_shipped(weights)
+    assert TOLD[bundle].items() <= json.loads((models / "settings.json").read_text()).items()
+    parser = ConfigParser()
+    parser.read_config(str(ROOT / "bundles" / bundle / "configs" / "inference.yaml"))
+    parser.get_parsed_content("network_def").load_state_dict(torch.load(weights, weights_only=True))
+    assert weights.stat().st_size < 50 * 2**20
