@@ -8,12 +8,14 @@ from tools.bundles import ROOT, names
 
 VENDORED = Path(__file__).resolve().parent / "vendored"
 _NIFTI = ("brats_resunet", "brain_metastasis_attention_unet")
+_ALL = (*_NIFTI, "brats_unet_h5")
 _BRATS = {  # modules of vendored/brats/ and the bundles that carry them
     "cases.py": _NIFTI,
     "reading.py": _NIFTI,
-    "patients.py": (*_NIFTI, "brats_unet_h5"),
-    "regions.py": (*_NIFTI, "brats_unet_h5"),
-    "sampling.py": (*_NIFTI, "brats_unet_h5"),
+    "coreless.py": _ALL,
+    "patients.py": _ALL,
+    "regions.py": _ALL,
+    "sampling.py": _ALL,
     "scores.py": ("brats_resunet", "brats_unet_h5"),
 }
 

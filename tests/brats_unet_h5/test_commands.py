@@ -76,12 +76,14 @@ def test_train_stop_resume_evaluate_infer(run: Run, h5_cohort: Path, cohort: Pat
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     settings = json.loads((tmp_path / "settings.json").read_text())
-    assert set(settings) == set(config("inference.yaml")["defaults"])
+    assert set(settings) == set(config("inference.yaml")["defaults"]) - {"minimum_core_ml"}
     assert (settings["target"], settings["fit"], settings["channels"]) == ("regions", "resize", [4, 8, 16])
     split = json.loads((tmp_path / "datalist.json").read_text())
     validation = {entry["case"] for entry in split["validation"]}
 
     tuned = tmp_path / "tuned"
+    settings["minimum_core_ml"] = 0.01
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
     done = run(*command("training", "train.yaml", "finetune.yaml"), "--pretrained", tmp_path / "model.pt",
                "--ckpt_dir", tuned, "--output_dir", tuned, "--dataset_dir", h5_cohort, "--epochs", "1",
                "--patches_per_case", "1", "--num_workers", "0")  # fmt: skip
@@ -241,8 +243,8 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:
     train_, infer = config("train.yaml"), config("inference.yaml")
-    assert {key: train_[key] for key in infer["defaults"]} == infer["defaults"]
-    assert set(train_["settings"]) == set(infer["defaults"])
+    assert set(train_["settings"]) == set(infer["defaults"]) - {"minimum_core_ml"}  # chosen after training
+    assert all(train_[key] == infer["defaults"][key] for key in train_["settings"])
     prepare = {step["_target_"]: step for step in train_["prepare"].values()}
     for step in infer["preprocessing"]["transforms"]:
         mine = prepare[step["_target_"]]

@@ -7,6 +7,7 @@ from pathlib import Path
 from .cases import MODALITIES, find_cases, scan_cases
 from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
 from .command_line import refuse_unknown_settings
+from .coreless import RemoveCorelessd
 from .dataset import EpochSeed, PatchDataset
 from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
@@ -42,6 +43,7 @@ __all__ = [
     "RecordRun",
     "RegionDiceLoss",
     "RegionProbabilitiesd",
+    "RemoveCorelessd",
     "ResUNet",
     "ResumeRun",
     "SaveCheckpoints",

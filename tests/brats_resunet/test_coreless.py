@@ -1,0 +1,61 @@
+"""Tests of the removal of oedema without a core."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from brats_resunet import RemoveCorelessd
+from monai.data import MetaTensor
+
+NCR, ED, ET = 1, 2, 3
+
+
+def case(spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> MetaTensor:
+    """A tumour with 5 voxels of core, oedema of more voxels without one, and a speck that touches it by a corner."""
+    labels = torch.zeros(1, 24, 20, 16, dtype=torch.uint8)
+    labels[0, 2:8, 2:8, 2:8] = ED
+    labels[0, 4, 4, 3:6], labels[0, 5, 5, 3:5] = NCR, ET
+    labels[0, 12:22, 2:18, 2:14] = ED
+    labels[0, 22, 18, 14] = ET
+    return MetaTensor(labels, affine=torch.diag(torch.tensor([*spacing, 1.0])))
+
+
+def cleaned(minimum_ml: float, pred: MetaTensor) -> np.ndarray:
+    given = pred.clone()
+    found = RemoveCorelessd(minimum_ml)({"pred": pred, "image": "other"})
+    assert found["image"] == "other"
+    assert torch.equal(torch.as_tensor(pred), torch.as_tensor(given)), "the prediction given stays as it is"
+    assert (found["pred"].dtype, found["pred"].shape) == (pred.dtype, pred.shape)
+    assert torch.equal(found["pred"].affine, pred.affine)
+    return found["pred"].numpy()[0]
+
+
+@pytest.mark.parametrize(
+    ("minimum_ml", "tumour", "elsewhere"),
+    [(0, True, True), (0.001, True, True), (0.002, True, False), (0.005, True, False), (0.006, False, True)],
+)
+def test_components_are_kept_by_their_core_and_whole(minimum_ml: float, tumour: bool, elsewhere: bool) -> None:
+    """5 voxels of core, 1 in what touches by a corner; where none has enough, the largest stays."""
+    pred = case()
+    found = cleaned(minimum_ml, pred)
+    expected = pred.numpy()[0].copy()
+    expected[:10] *= tumour
+    expected[10:] *= elsewhere
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_core_is_measured_in_millilitres() -> None:
+    assert cleaned(0.02, case((2.0, 2.0, 1.0)))[4, 4, 4] == NCR, "5 voxels of 4 mm3 are 0.02 ml"
+    assert cleaned(0.02, case((2.0, 2.0, 1.0)))[15, 5, 5] == 0
+    assert cleaned(0.021, case((2.0, 2.0, 1.0)))[4, 4, 4] == 0
+
+
+def test_an_empty_prediction_stays_empty() -> None:
+    assert not cleaned(1.0, MetaTensor(torch.zeros(1, 5, 6, 7, dtype=torch.uint8))).any()
+
+
+@pytest.mark.parametrize("minimum_ml", [-0.1, float("nan"), float("inf")])
+def test_impossible_minimum(minimum_ml: float) -> None:
+    with pytest.raises(ValueError, match=r"minimum_core_ml must be a number of 0 or more"):
+        RemoveCorelessd(minimum_ml)
