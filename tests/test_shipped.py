@@ -14,7 +14,7 @@ from tools.bundles import names, package
 
 WIDTHS = [16, 32, 64, 128, 256]
 TOLD = {
-    "brats_resunet": {"channels": WIDTHS, "patch_size": [64, 64, 64], "minimum_core_ml": 0.05},
+    "brats_resunet": {"channels": WIDTHS, "patch_size": [64, 64, 64], "minimum_core_ml": 0.05, "fill_core": True},
     "brain_tissue_vnet": {"init_filters": 8, "whole_head": True},
     "brain_metastasis_attention_unet": {
         "network": "attention_unet",
@@ -22,12 +22,14 @@ TOLD = {
         "patch_size": [64, 64, 64],
         "minimum_lesion_ml": 0.02,
         "minimum_core_ml": 0.02,
+        "fill_core": True,
     },
     "brats_unet_h5": {
         "target": "regions",
         "channels": WIDTHS,
         "uniform_shape": [128, 128, 128],
         "minimum_core_ml": 0.05,
+        "fill_core": True,
     },
 }
 

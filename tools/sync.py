@@ -12,7 +12,7 @@ _ALL = (*_NIFTI, "brats_unet_h5")
 _BRATS = {  # modules of vendored/brats/ and the bundles that carry them
     "cases.py": _NIFTI,
     "reading.py": _NIFTI,
-    "coreless.py": _ALL,
+    "core.py": _ALL,
     "patients.py": _ALL,
     "regions.py": _ALL,
     "sampling.py": _ALL,

@@ -7,7 +7,7 @@ from pathlib import Path
 from .cases import MODALITIES, find_cases, scan_cases
 from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
 from .command_line import refuse_unknown_settings
-from .coreless import RemoveCorelessd
+from .core import FillCored, RemoveCorelessd
 from .dataset import EpochSeed, PatchDataset
 from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
@@ -35,6 +35,7 @@ __all__ = [
     "CaseDataset",
     "EnsembleInferer",
     "EpochSeed",
+    "FillCored",
     "Finding",
     "LoadCased",
     "LoadWeights",

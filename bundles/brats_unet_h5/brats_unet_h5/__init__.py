@@ -8,7 +8,7 @@ from .cases import find_cases, scan_cases
 from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
 from .chunks import KeepFactsd, OpenChunksd
 from .command_line import refuse_unknown_settings
-from .coreless import RemoveCorelessd
+from .core import FillCored, RemoveCorelessd
 from .dataset import EpochSeed, PatchDataset
 from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
@@ -45,6 +45,7 @@ __all__ = [
     "EarlyStop",
     "EnsembleInferer",
     "EpochSeed",
+    "FillCored",
     "Finding",
     "KeepFactsd",
     "LoadCased",

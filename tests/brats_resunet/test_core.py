@@ -1,11 +1,11 @@
-"""Tests of the removal of oedema without a core."""
+"""Tests of what is put into predictions about the tumour core."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from brats_resunet import RemoveCorelessd
+from brats_resunet import FillCored, RemoveCorelessd
 from monai.data import MetaTensor
 
 NCR, ED, ET = 1, 2, 3
@@ -59,3 +59,28 @@ def test_an_empty_prediction_stays_empty() -> None:
 def test_impossible_minimum(minimum_ml: float) -> None:
     with pytest.raises(ValueError, match=r"minimum_core_ml must be a number of 0 or more"):
         RemoveCorelessd(minimum_ml)
+
+
+@pytest.mark.parametrize("hole", [0, ED])
+def test_what_the_core_encloses_is_core(hole: int) -> None:
+    labels = torch.zeros(1, 12, 12, 12, dtype=torch.uint8)
+    labels[0, 1:11, 1:11, 1:11] = ED
+    labels[0, 2:7, 2:7, 2:7] = ET
+    labels[0, 3:6, 3:6, 3:6] = hole
+    labels[0, 4, 4, 4] = NCR
+    labels[0, 7:10, 7:10, 7:10] = ET
+    labels[0, 8, 8, 8:10] = hole  # open at one side
+    pred = MetaTensor(labels, affine=torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0])))
+    expected = labels.clone()
+    expected[0, 3:6, 3:6, 3:6] = NCR
+    found = FillCored()({"pred": pred, "image": "other"})
+    assert torch.equal(torch.as_tensor(found["pred"]), expected)
+    assert torch.equal(found["pred"].affine, pred.affine)
+    assert torch.equal(torch.as_tensor(pred), labels), "the prediction given stays as it is"
+    assert FillCored(False)({"pred": pred})["pred"] is pred
+    assert found["image"] == "other"
+
+
+def test_nothing_to_fill() -> None:
+    pred = MetaTensor(torch.full((1, 4, 5, 6), ED, dtype=torch.uint8))
+    assert torch.equal(FillCored()({"pred": pred})["pred"], pred)

@@ -1,4 +1,4 @@
-"""Removal of what is called tumour where there is no tumour core."""
+"""What is known of the tumour core, put into predictions: it has no holes, and oedema lies around one."""
 
 # One of the modules that the BraTS bundles carry: edit it in tools/vendored/brats/, then `make sync`.
 from __future__ import annotations
@@ -16,6 +16,31 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from .regions import REGIONS
+
+NCR = 1
+
+
+class FillCored(Transform):
+    """Make what the tumour core encloses on all sides (3-D) part of it: NCR, whatever it was called.
+
+    An enhancing rim has its necrosis within, never oedema or healthy tissue.
+
+    Args:
+        enabled: False leaves the prediction as it is.
+        key: class indices, 1HWD `MetaTensor`.
+    """
+
+    def __init__(self, enabled: bool = True, key: str = "pred") -> None:
+        self.enabled = bool(enabled)
+        self.key = key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Fill the core."""
+        if not self.enabled:
+            return dict(data)
+        pred = data[self.key]
+        filled = fill_core(convert_to_numpy(pred)[0])
+        return {**data, self.key: MetaTensor(torch.from_numpy(filled)[None], meta=dict(pred.meta))}
 
 
 class RemoveCorelessd(Transform):
@@ -47,6 +72,21 @@ class RemoveCorelessd(Transform):
         spacing = voxel_sizes(convert_to_numpy(pred.affine))  # the image may be on another grid
         kept = remove_coreless(convert_to_numpy(pred)[0], self.minimum_ml, float(spacing.prod()))
         return {**data, self.key: MetaTensor(torch.from_numpy(kept)[None], meta=dict(pred.meta))}
+
+
+def fill_core(labels: np.ndarray) -> np.ndarray:
+    """A copy of a class map HWD in which all that NCR and ET enclose (face neighbours lead out of a hole) is NCR or ET.
+
+    Args:
+        labels: class indices as in `regions`, 0 is background.
+    """
+    filled = labels.copy()
+    core = np.isin(labels, REGIONS["TC"])
+    box = ndimage.find_objects(core.view(np.uint8))
+    if box:  # a hole does not leave the box
+        inside = filled[box[0]]
+        inside[ndimage.binary_fill_holes(core[box[0]]) & ~core[box[0]]] = NCR
+    return filled
 
 
 def remove_coreless(labels: np.ndarray, minimum_ml: float, voxel_mm3: float) -> np.ndarray:
