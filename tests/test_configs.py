@@ -88,7 +88,7 @@ def test_fine_tuning_takes_every_setting_of_the_weights(bundle: str) -> None:
     )
     # channel_order is about the files, not about the network
     expected = {key: train[key] for key in train["settings"] if key != "channel_order"}
-    inherited = {"minimum_core_ml", "fill_core"} & infer[
+    inherited = {"minimum_core_ml", "fill_core", "enhancing_ml"} & infer[
         "defaults"
     ].keys()  # chosen after training, and handed on for inference
     assert tuned["unrecorded"] == expected | {key: infer["defaults"][key] for key in inherited}

@@ -12,9 +12,10 @@ from monai.bundle import ConfigParser
 from tests.conftest import ROOT
 from tools.bundles import names, package
 
+AT_INFERENCE = {"minimum_core_ml": 0.05, "fill_core": True, "enhancing_ml": 1.0}
 WIDTHS = [16, 32, 64, 128, 256]
 TOLD = {
-    "brats_resunet": {"channels": WIDTHS, "patch_size": [64, 64, 64], "minimum_core_ml": 0.05, "fill_core": True},
+    "brats_resunet": {"channels": WIDTHS, "patch_size": [64, 64, 64], **AT_INFERENCE},
     "brain_tissue_vnet": {"init_filters": 8, "whole_head": True},
     "brain_metastasis_attention_unet": {
         "network": "attention_unet",
@@ -23,13 +24,13 @@ TOLD = {
         "minimum_lesion_ml": 0.02,
         "minimum_core_ml": 0.02,
         "fill_core": True,
+        "enhancing_ml": 0.01,
     },
     "brats_unet_h5": {
         "target": "regions",
         "channels": WIDTHS,
         "uniform_shape": [128, 128, 128],
-        "minimum_core_ml": 0.05,
-        "fill_core": True,
+        **AT_INFERENCE,
     },
 }
 

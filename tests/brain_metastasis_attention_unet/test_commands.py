@@ -223,7 +223,7 @@ def test_export_computes_the_same(network: str, tmp_path: Path) -> None:
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:
     train_, infer = config("train.yaml"), config("inference.yaml")
-    chosen_later = {"minimum_lesion_ml", "minimum_core_ml", "fill_core"}
+    chosen_later = {"minimum_lesion_ml", "minimum_core_ml", "fill_core", "enhancing_ml"}
     assert set(train_["settings"]) == set(infer["defaults"]) - chosen_later
     assert all(train_[key] == infer["defaults"][key] for key in train_["settings"])
     assert train_["network"] == "attention_unet"

@@ -71,7 +71,11 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
 def test_configs_agree_where_they_speak_of_the_same() -> None:
     train, infer, evaluate = config("train.yaml"), config("inference.yaml"), config("evaluate.yaml")
     assert train["network_def"] == infer["network_def"]
-    assert set(train["settings"]) == set(infer["defaults"]) - {"minimum_core_ml", "fill_core"}  # chosen after training
+    assert set(train["settings"]) == set(infer["defaults"]) - {
+        "minimum_core_ml",
+        "fill_core",
+        "enhancing_ml",
+    }  # chosen after training
     assert all(train[key] == infer["defaults"][key] for key in train["settings"])
     assert {k: evaluate[k] for k in ("train_cases", "train_fraction")} == {
         k: train[k] for k in ("train_cases", "train_fraction")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from brats_resunet import FillCored, RemoveCorelessd
+from brats_resunet import FillCored, RemoveCorelessd, UnenhancedCored
 from monai.data import MetaTensor
 
 NCR, ED, ET = 1, 2, 3
@@ -84,3 +84,35 @@ def test_what_the_core_encloses_is_core(hole: int) -> None:
 def test_nothing_to_fill() -> None:
     pred = MetaTensor(torch.full((1, 4, 5, 6), ED, dtype=torch.uint8))
     assert torch.equal(FillCored()({"pred": pred})["pred"], pred)
+
+
+@pytest.mark.parametrize(("enhancing_ml", "relabelled"), [(None, False), (0, True), (0.008, True), (0.009, False)])
+def test_core_without_enhancement_beside_one_with_it(enhancing_ml: float | None, relabelled: bool) -> None:
+    labels = torch.zeros(1, 12, 12, 12, dtype=torch.uint8)
+    labels[0, 1:11, 1:11, 1:11] = ED
+    labels[0, 2:5, 2:5, 2:5] = NCR
+    labels[0, 5, 5, 5:7] = ET  # touches by a corner; two voxels of 4 mm3
+    labels[0, 8:10, 8:10, 8:10] = NCR
+    pred = MetaTensor(labels, affine=torch.diag(torch.tensor([2.0, 2.0, 1.0, 1.0])))
+    expected = labels.clone()
+    if relabelled:
+        expected[0, 8:10, 8:10, 8:10] = ED
+    found = UnenhancedCored(enhancing_ml)({"pred": pred, "image": "other"})
+    assert torch.equal(torch.as_tensor(found["pred"]), expected)
+    assert torch.equal(found["pred"].affine, pred.affine)
+    assert torch.equal(torch.as_tensor(pred), labels), "the prediction given stays as it is"
+    assert found["image"] == "other"
+
+
+def test_a_core_that_does_not_enhance_stays_a_core() -> None:
+    pred = case()
+    pred[pred == ET] = NCR
+    found = UnenhancedCored(0.001)({"pred": pred})["pred"]
+    assert torch.equal(found, pred)
+    assert not (UnenhancedCored(0)({"pred": pred})["pred"] == NCR).any()
+
+
+@pytest.mark.parametrize("enhancing_ml", [-1, float("nan"), float("inf")])
+def test_impossible_volume_of_enhancement(enhancing_ml: float) -> None:
+    with pytest.raises(ValueError, match=r"enhancing_ml must be a number of 0 or more, or null"):
+        UnenhancedCored(enhancing_ml)

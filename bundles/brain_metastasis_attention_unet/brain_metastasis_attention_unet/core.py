@@ -1,4 +1,4 @@
-"""What is known of the tumour core, put into predictions: it has no holes, and oedema lies around one."""
+"""What is known of the tumour core, put into predictions: no holes, oedema around it, enhancement at it."""
 
 # One of the modules that the BraTS bundles carry: edit it in tools/vendored/brats/, then `make sync`.
 from __future__ import annotations
@@ -17,7 +17,9 @@ from scipy import ndimage
 
 from .regions import REGIONS
 
-NCR = 1
+NCR, ED, ET = 1, 2, 3
+_NEIGHBOURS = np.ones((3, 3, 3))
+_ROUNDING = 1e-9  # ml; headers hold 32-bit numbers
 
 
 class FillCored(Transform):
@@ -41,6 +43,35 @@ class FillCored(Transform):
         pred = data[self.key]
         filled = fill_core(convert_to_numpy(pred)[0])
         return {**data, self.key: MetaTensor(torch.from_numpy(filled)[None], meta=dict(pred.meta))}
+
+
+class UnenhancedCored(Transform):
+    """In a tumour that enhances, make parts of the core without any enhancement oedema.
+
+    A core that does not enhance at all is that of a low-grade glioma; beside one that does, it is oedema or healthy
+    tissue that looks like necrosis.
+
+    Args:
+        enhancing_ml: a case with this much ET or more enhances, in ml; None leaves every prediction as it is.
+        key: class indices, 1HWD `MetaTensor` on the scan's own grid.
+
+    Raises:
+        ValueError: if `enhancing_ml` is negative or not finite.
+    """
+
+    def __init__(self, enhancing_ml: float | None, key: str = "pred") -> None:
+        if enhancing_ml is not None and not (math.isfinite(enhancing_ml) and enhancing_ml >= 0):
+            raise ValueError(f"enhancing_ml must be a number of 0 or more, or null, got {enhancing_ml}.")
+        self.enhancing_ml = enhancing_ml
+        self.key = key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Relabel the prediction."""
+        pred = data[self.key]
+        if self.enhancing_ml is None or int((pred == ET).sum()) * _voxel_ml(pred) < self.enhancing_ml - _ROUNDING:
+            return dict(data)
+        relabelled = relabel_unenhanced(convert_to_numpy(pred)[0])
+        return {**data, self.key: MetaTensor(torch.from_numpy(relabelled)[None], meta=dict(pred.meta))}
 
 
 class RemoveCorelessd(Transform):
@@ -69,8 +100,7 @@ class RemoveCorelessd(Transform):
         if not self.minimum_ml:
             return dict(data)
         pred = data[self.key]
-        spacing = voxel_sizes(convert_to_numpy(pred.affine))  # the image may be on another grid
-        kept = remove_coreless(convert_to_numpy(pred)[0], self.minimum_ml, float(spacing.prod()))
+        kept = remove_coreless(convert_to_numpy(pred)[0], self.minimum_ml, _voxel_ml(pred))
         return {**data, self.key: MetaTensor(torch.from_numpy(kept)[None], meta=dict(pred.meta))}
 
 
@@ -89,24 +119,44 @@ def fill_core(labels: np.ndarray) -> np.ndarray:
     return filled
 
 
-def remove_coreless(labels: np.ndarray, minimum_ml: float, voxel_mm3: float) -> np.ndarray:
+def relabel_unenhanced(labels: np.ndarray) -> np.ndarray:
+    """A copy of a class map HWD in which 26-connected components of the core without ET are oedema.
+
+    Args:
+        labels: class indices as in `regions`, 0 is background.
+    """
+    relabelled = labels.copy()
+    box = ndimage.find_objects(np.isin(labels, REGIONS["TC"]).view(np.uint8))
+    if box:
+        inside = relabelled[box[0]]
+        numbers, n = ndimage.label(np.isin(inside, REGIONS["TC"]), _NEIGHBOURS)
+        enhances = np.bincount(numbers[inside == ET], minlength=n + 1) > 0
+        inside[(numbers > 0) & ~enhances[numbers]] = ED
+    return relabelled
+
+
+def remove_coreless(labels: np.ndarray, minimum_ml: float, voxel_ml: float) -> np.ndarray:
     """A copy of a class map HWD without the tumour components that hold less core than `minimum_ml`.
 
     Args:
         labels: class indices as in `regions`, 0 is background.
         minimum_ml: volume of NCR and ET together, in ml; the largest component stays if none holds as much.
-        voxel_mm3: volume of a voxel, in mm3.
+        voxel_ml: volume of a voxel, in ml.
     """
     kept = labels.copy()
     box = ndimage.find_objects((labels != 0).view(np.uint8))
     if not box:
         return kept
     inside = kept[box[0]]
-    numbers, n = ndimage.label(inside != 0, np.ones((3, 3, 3)))
+    numbers, n = ndimage.label(inside != 0, _NEIGHBOURS)
     core = np.bincount(numbers[np.isin(inside, REGIONS["TC"])], minlength=n + 1)
-    keep = core * (voxel_mm3 / 1000) >= minimum_ml - 1e-9  # headers hold 32-bit numbers
+    keep = core * voxel_ml >= minimum_ml - _ROUNDING
     keep[0] = False  # the background's number
     if not keep.any():
         keep[1 + np.bincount(numbers.ravel())[1:].argmax()] = True
     inside[~keep[numbers]] = 0
     return kept
+
+
+def _voxel_ml(pred: MetaTensor) -> float:
+    return float(voxel_sizes(convert_to_numpy(pred.affine)).prod()) / 1000  # the image may be on another grid

@@ -13,7 +13,8 @@ from .errors import BundleError, Finding
 from .files import write_result
 
 SETTINGS = "settings.json"
-CHOSEN_LATER = ("minimum_lesion_ml", "minimum_core_ml", "fill_core")  # recorded after training, not by it
+# recorded after training, not by it
+CHOSEN_LATER = ("minimum_lesion_ml", "minimum_core_ml", "fill_core", "enhancing_ml")
 
 
 def write_settings(settings: Mapping[str, Any], ckpt_dir: str, rank: int = 0) -> None:
