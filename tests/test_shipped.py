@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 from tests.conftest import ROOT
 from tools.bundles import names, package
 
-AT_INFERENCE = {"minimum_core_ml": 0.05, "fill_core": True, "enhancing_ml": 1.0}
+AT_INFERENCE = {"minimum_core_ml": 0.05, "fill_core": True, "minimum_enhancing_ml": 1.0}
 WIDTHS = [16, 32, 64, 128, 256]
 TOLD = {
     "brats_resunet": {"channels": WIDTHS, "patch_size": [64, 64, 64], **AT_INFERENCE},
@@ -24,7 +24,7 @@ TOLD = {
         "minimum_lesion_ml": 0.02,
         "minimum_core_ml": 0.02,
         "fill_core": True,
-        "enhancing_ml": 0.01,
+        "minimum_enhancing_ml": 0.01,
     },
     "brats_unet_h5": {
         "target": "regions",

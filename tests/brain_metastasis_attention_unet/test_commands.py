@@ -17,6 +17,7 @@ from brain_metastasis_attention_unet import NETWORKS, __version__
 from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
 from tests.conftest import ROOT, Run, bundle_run
+from tools.vendored.settings import CHOSEN_LATER
 
 BUNDLE = ROOT / "bundles" / "brain_metastasis_attention_unet"
 CONFIGS = BUNDLE / "configs"
@@ -73,13 +74,15 @@ def test_train_evaluate_infer(network: str, run: Run, metastases: Path, tmp_path
         recorded = json.loads((tmp_path / "settings.json").read_text())
         assert recorded["minimum_lesion_ml"] == found["minimum_lesion_ml"]
         assert recorded["channels"] == [4, 8, 16]
+        cleaned = recorded | {"minimum_core_ml": 0.01, "fill_core": True, "minimum_enhancing_ml": 2.0}
+        (tmp_path / "settings.json").write_text(json.dumps(cleaned))
         tuned = tmp_path / "tuned"  # go on from there; the weights stay as they are
         before = (tmp_path / "model.pt").read_bytes()
         done = run(*command("training", "train.yaml", "finetune.yaml"), "--pretrained", tmp_path / "model.pt",
                    "--ckpt_dir", tuned, "--output_dir", tuned, "--dataset_dir", metastases, "--epochs", "1",
                    "--patches_per_case", "2", "--class_weights", "[0.1,1,1,1]", "--num_workers", "0")  # fmt: skip
         assert float(re.findall(r"train_loss: ([0-9.]+)", done.stdout + done.stderr)[0]) < losses[0]
-        assert json.loads((tuned / "settings.json").read_text()) == settings
+        assert json.loads((tuned / "settings.json").read_text()) == cleaned
         assert (tmp_path / "model.pt").read_bytes() == before
     case = next(folder for folder in sorted(metastases.iterdir()) if folder.is_dir())
     run(*command("inferring", "inference.yaml"), *common, "--dataset_dir", case, "--output_dir", tmp_path / "masks")
@@ -223,8 +226,7 @@ def test_export_computes_the_same(network: str, tmp_path: Path) -> None:
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:
     train_, infer = config("train.yaml"), config("inference.yaml")
-    chosen_later = {"minimum_lesion_ml", "minimum_core_ml", "fill_core", "enhancing_ml"}
-    assert set(train_["settings"]) == set(infer["defaults"]) - chosen_later
+    assert set(train_["settings"]) == set(infer["defaults"]) - set(CHOSEN_LATER)
     assert all(train_[key] == infer["defaults"][key] for key in train_["settings"])
     assert train_["network"] == "attention_unet"
     assert train_["draw"] == "lesion"

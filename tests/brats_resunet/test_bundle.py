@@ -13,6 +13,7 @@ from brats_resunet import ResUNet, __version__
 from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
 from tests.conftest import BUNDLE, ROOT
+from tools.vendored.settings import CHOSEN_LATER
 
 CONFIGS = BUNDLE / "configs"
 META = str(CONFIGS / "metadata.json")
@@ -71,11 +72,7 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
 def test_configs_agree_where_they_speak_of_the_same() -> None:
     train, infer, evaluate = config("train.yaml"), config("inference.yaml"), config("evaluate.yaml")
     assert train["network_def"] == infer["network_def"]
-    assert set(train["settings"]) == set(infer["defaults"]) - {
-        "minimum_core_ml",
-        "fill_core",
-        "enhancing_ml",
-    }  # chosen after training
+    assert set(train["settings"]) == set(infer["defaults"]) - set(CHOSEN_LATER)
     assert all(train[key] == infer["defaults"][key] for key in train["settings"])
     assert {k: evaluate[k] for k in ("train_cases", "train_fraction")} == {
         k: train[k] for k in ("train_cases", "train_fraction")

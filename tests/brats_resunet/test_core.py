@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from brats_resunet import FillCored, RemoveCorelessd, UnenhancedCored
+from brats_resunet import FillCored, RelabelUnenhancedd, RemoveCorelessd
 from monai.data import MetaTensor
 
 NCR, ED, ET = 1, 2, 3
@@ -81,13 +81,20 @@ def test_what_the_core_encloses_is_core(hole: int) -> None:
     assert found["image"] == "other"
 
 
+def test_fill_core_is_a_truth_value() -> None:
+    with pytest.raises(ValueError, match=r"fill_core must be true or false, got 'False'"):
+        FillCored("False")  # type: ignore[arg-type]
+
+
 def test_nothing_to_fill() -> None:
     pred = MetaTensor(torch.full((1, 4, 5, 6), ED, dtype=torch.uint8))
     assert torch.equal(FillCored()({"pred": pred})["pred"], pred)
 
 
-@pytest.mark.parametrize(("enhancing_ml", "relabelled"), [(None, False), (0, True), (0.008, True), (0.009, False)])
-def test_core_without_enhancement_beside_one_with_it(enhancing_ml: float | None, relabelled: bool) -> None:
+@pytest.mark.parametrize(
+    ("minimum_enhancing_ml", "relabelled"), [(0, False), (0.001, True), (0.008, True), (0.009, False)]
+)
+def test_core_without_enhancement_beside_one_with_it(minimum_enhancing_ml: float, relabelled: bool) -> None:
     labels = torch.zeros(1, 12, 12, 12, dtype=torch.uint8)
     labels[0, 1:11, 1:11, 1:11] = ED
     labels[0, 2:5, 2:5, 2:5] = NCR
@@ -97,7 +104,7 @@ def test_core_without_enhancement_beside_one_with_it(enhancing_ml: float | None,
     expected = labels.clone()
     if relabelled:
         expected[0, 8:10, 8:10, 8:10] = ED
-    found = UnenhancedCored(enhancing_ml)({"pred": pred, "image": "other"})
+    found = RelabelUnenhancedd(minimum_enhancing_ml)({"pred": pred, "image": "other"})
     assert torch.equal(torch.as_tensor(found["pred"]), expected)
     assert torch.equal(found["pred"].affine, pred.affine)
     assert torch.equal(torch.as_tensor(pred), labels), "the prediction given stays as it is"
@@ -107,12 +114,10 @@ def test_core_without_enhancement_beside_one_with_it(enhancing_ml: float | None,
 def test_a_core_that_does_not_enhance_stays_a_core() -> None:
     pred = case()
     pred[pred == ET] = NCR
-    found = UnenhancedCored(0.001)({"pred": pred})["pred"]
-    assert torch.equal(found, pred)
-    assert not (UnenhancedCored(0)({"pred": pred})["pred"] == NCR).any()
+    assert torch.equal(RelabelUnenhancedd(0.001)({"pred": pred})["pred"], pred)
 
 
-@pytest.mark.parametrize("enhancing_ml", [-1, float("nan"), float("inf")])
-def test_impossible_volume_of_enhancement(enhancing_ml: float) -> None:
-    with pytest.raises(ValueError, match=r"enhancing_ml must be a number of 0 or more, or null"):
-        UnenhancedCored(enhancing_ml)
+@pytest.mark.parametrize("minimum_enhancing_ml", [-1, float("nan"), float("inf")])
+def test_impossible_volume_of_enhancement(minimum_enhancing_ml: float) -> None:
+    with pytest.raises(ValueError, match=r"minimum_enhancing_ml must be a number of 0 or more"):
+        RelabelUnenhancedd(minimum_enhancing_ml)

@@ -26,12 +26,12 @@ from tests.brats_unet_h5.conftest import SHAPE, image, write_case, write_file, w
 from tests.conftest import ROOT, Run, bundle_run
 from tools.check import check
 from tools.label.app.lib.bundles import class_names
+from tools.vendored.settings import CHOSEN_LATER
 
 BUNDLE = ROOT / "bundles" / "brats_unet_h5"
 CONFIGS = BUNDLE / "configs"
 META = str(CONFIGS / "metadata.json")
 TINY = ["--channels", "[4,8,16]", "--uniform_shape", "[32,32,32]", "--patch_size", "[32,32,32]", "--num_workers", "0"]
-CHOSEN_LATER = {"minimum_core_ml", "fill_core", "enhancing_ml"}
 
 
 def config(name: str) -> dict:
@@ -77,19 +77,20 @@ def test_train_stop_resume_evaluate_infer(run: Run, h5_cohort: Path, cohort: Pat
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     settings = json.loads((tmp_path / "settings.json").read_text())
-    assert set(settings) == set(config("inference.yaml")["defaults"]) - CHOSEN_LATER
+    assert set(settings) == set(config("inference.yaml")["defaults"]) - set(CHOSEN_LATER)
     assert (settings["target"], settings["fit"], settings["channels"]) == ("regions", "resize", [4, 8, 16])
     split = json.loads((tmp_path / "datalist.json").read_text())
     validation = {entry["case"] for entry in split["validation"]}
 
     tuned = tmp_path / "tuned"
-    settings |= {"minimum_core_ml": 0.01, "fill_core": True, "enhancing_ml": 2.0}
-    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    cleaned = settings | {"minimum_core_ml": 0.01, "fill_core": True, "minimum_enhancing_ml": 2.0}
+    (tmp_path / "settings.json").write_text(json.dumps(cleaned))
     done = run(*command("training", "train.yaml", "finetune.yaml"), "--pretrained", tmp_path / "model.pt",
                "--ckpt_dir", tuned, "--output_dir", tuned, "--dataset_dir", h5_cohort, "--epochs", "1",
                "--patches_per_case", "1", "--num_workers", "0")  # fmt: skip
     assert float(re.findall(r"train_loss: ([0-9.]+)", done.stdout + done.stderr)[0]) < losses[0], "goes on from there"
-    assert json.loads((tuned / "settings.json").read_text()) == settings
+    assert json.loads((tuned / "settings.json").read_text()) == cleaned
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
 
     common = ["--epochs", "9", "--learning_rate", "0", "--stop_patience", "2"]
     log = train(run, h5_cohort, tmp_path / "stopped", *common)
@@ -244,7 +245,7 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:
     train_, infer = config("train.yaml"), config("inference.yaml")
-    assert set(train_["settings"]) == set(infer["defaults"]) - CHOSEN_LATER  # chosen after training
+    assert set(train_["settings"]) == set(infer["defaults"]) - set(CHOSEN_LATER)
     assert all(train_[key] == infer["defaults"][key] for key in train_["settings"])
     prepare = {step["_target_"]: step for step in train_["prepare"].values()}
     for step in infer["preprocessing"]["transforms"]:

@@ -61,9 +61,10 @@ class Served:
     trains: bool = True
 
 
+CLEANED = {"minimum_core_ml": 0.01, "minimum_enhancing_ml": 0.5, "fill_core": True}  # what inference does to masks
 BUNDLES = {
     "brats_resunet": Served(
-        {"channels": [4, 8, 16, 32], "patch_size": [32, 32, 32]},
+        {"channels": [4, 8, 16, 32], "patch_size": [32, 32, 32], **CLEANED},
         GLIOMA, f"glioma/{GLIOMA}/{GLIOMA}_flair.nii.gz", BRATS_LABELS,
         "brats_glioma/BraTS2021_00006/*_[tf]*.nii.gz",
     ),
@@ -410,6 +411,7 @@ def test_training_changes_the_copy_alone(server: Server, folder: Path, tmp_path:
     moved = max(float((old[key] - new[key]).abs().max()) for key in learnt)
     assert 0 < moved < 1, "a step or two away from the weights that were served, not from new ones"
     assert server.infer(name, BUNDLES[name].case) != earlier, "the server takes up the new weights"
+    assert BUNDLES[name].settings.items() <= json.loads((served.parent / "settings.json").read_text()).items()
 
 
 def tissue_label(file: Path, out: Path) -> Path:

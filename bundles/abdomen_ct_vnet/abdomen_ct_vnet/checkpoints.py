@@ -16,7 +16,7 @@ from torch import nn
 
 from .errors import BundleError, Finding
 from .files import write_result
-from .settings import recorded_settings, write_settings
+from .settings import CHOSEN_LATER, recorded_settings, write_settings
 from .shipped import RECORD, check_shipped
 from .split import write_datalist
 
@@ -272,7 +272,8 @@ class ResumeRun:
     def _same_settings(self) -> None:
         if self.settings is None:
             return
-        now = json.loads(json.dumps(dict(self.settings)))  # as they are recorded: tuples are lists
+        now = {key: value for key, value in self.settings.items() if key not in CHOSEN_LATER}
+        now = json.loads(json.dumps(now))  # as they are recorded: tuples are lists
         recorded = recorded_settings(self.path, now)
         differing = [key for key in now if json.dumps(now[key]) != json.dumps(recorded[key])]  # order counts too
         if differing:

@@ -8,7 +8,7 @@ from .cases import MODALITIES, find_cases, scan_cases
 from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
 from .checks import check_settings
 from .command_line import refuse_unknown_settings
-from .core import FillCored, RemoveCorelessd, UnenhancedCored
+from .core import FillCored, RelabelUnenhancedd, RemoveCorelessd
 from .dataset import EpochSeed, PatchDataset
 from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
@@ -49,6 +49,7 @@ __all__ = [
     "Progress",
     "RecordRun",
     "RegionProbabilitiesd",
+    "RelabelUnenhancedd",
     "RemoveCorelessd",
     "RemoveSmallLesionsd",
     "ResumeRun",
@@ -57,7 +58,6 @@ __all__ = [
     "SkipUnreadable",
     "TumourCentredCropd",
     "TumourVoxelsd",
-    "UnenhancedCored",
     "WriteSegmentations",
     "__version__",
     "argmax_labels",

@@ -30,10 +30,15 @@ class FillCored(Transform):
     Args:
         enabled: False leaves the prediction as it is.
         key: class indices, 1HWD `MetaTensor`.
+
+    Raises:
+        ValueError: if `enabled` is neither True nor False.
     """
 
     def __init__(self, enabled: bool = True, key: str = "pred") -> None:
-        self.enabled = bool(enabled)
+        if not isinstance(enabled, bool):
+            raise ValueError(f"fill_core must be true or false, got {enabled!r}.")
+        self.enabled = enabled
         self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -41,37 +46,33 @@ class FillCored(Transform):
         if not self.enabled:
             return dict(data)
         pred = data[self.key]
-        filled = fill_core(convert_to_numpy(pred)[0])
-        return {**data, self.key: MetaTensor(torch.from_numpy(filled)[None], meta=dict(pred.meta))}
+        return {**data, self.key: _like(pred, fill_core(convert_to_numpy(pred)[0]))}
 
 
-class UnenhancedCored(Transform):
+class RelabelUnenhancedd(Transform):
     """In a tumour that enhances, make parts of the core without any enhancement oedema.
 
     A core that does not enhance at all is that of a low-grade glioma; beside one that does, it is oedema or healthy
     tissue that looks like necrosis.
 
     Args:
-        enhancing_ml: a case with this much ET or more enhances, in ml; None leaves every prediction as it is.
+        minimum_ml: a case with this much ET or more enhances, in ml; 0 leaves every prediction as it is.
         key: class indices, 1HWD `MetaTensor` on the scan's own grid.
 
     Raises:
-        ValueError: if `enhancing_ml` is negative or not finite.
+        ValueError: if `minimum_ml` is negative or not finite.
     """
 
-    def __init__(self, enhancing_ml: float | None, key: str = "pred") -> None:
-        if enhancing_ml is not None and not (math.isfinite(enhancing_ml) and enhancing_ml >= 0):
-            raise ValueError(f"enhancing_ml must be a number of 0 or more, or null, got {enhancing_ml}.")
-        self.enhancing_ml = enhancing_ml
+    def __init__(self, minimum_ml: float, key: str = "pred") -> None:
+        self.minimum_ml = _volume("minimum_enhancing_ml", minimum_ml)
         self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Relabel the prediction."""
         pred = data[self.key]
-        if self.enhancing_ml is None or int((pred == ET).sum()) * _voxel_ml(pred) < self.enhancing_ml - _ROUNDING:
+        if not self.minimum_ml or int((pred == ET).sum()) * _voxel_ml(pred) < self.minimum_ml - _ROUNDING:
             return dict(data)
-        relabelled = relabel_unenhanced(convert_to_numpy(pred)[0])
-        return {**data, self.key: MetaTensor(torch.from_numpy(relabelled)[None], meta=dict(pred.meta))}
+        return {**data, self.key: _like(pred, relabel_unenhanced(convert_to_numpy(pred)[0]))}
 
 
 class RemoveCorelessd(Transform):
@@ -90,9 +91,7 @@ class RemoveCorelessd(Transform):
     """
 
     def __init__(self, minimum_ml: float, key: str = "pred") -> None:
-        if not (math.isfinite(minimum_ml) and minimum_ml >= 0):
-            raise ValueError(f"minimum_core_ml must be a number of 0 or more, got {minimum_ml}.")
-        self.minimum_ml = float(minimum_ml)
+        self.minimum_ml = _volume("minimum_core_ml", minimum_ml)
         self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -100,12 +99,14 @@ class RemoveCorelessd(Transform):
         if not self.minimum_ml:
             return dict(data)
         pred = data[self.key]
-        kept = remove_coreless(convert_to_numpy(pred)[0], self.minimum_ml, _voxel_ml(pred))
-        return {**data, self.key: MetaTensor(torch.from_numpy(kept)[None], meta=dict(pred.meta))}
+        return {
+            **data,
+            self.key: _like(pred, remove_coreless(convert_to_numpy(pred)[0], self.minimum_ml, _voxel_ml(pred))),
+        }
 
 
 def fill_core(labels: np.ndarray) -> np.ndarray:
-    """A copy of a class map HWD in which all that NCR and ET enclose (face neighbours lead out of a hole) is NCR or ET.
+    """A copy of a class map HWD in which all that NCR and ET enclose (face neighbours lead out of a hole) becomes NCR.
 
     Args:
         labels: class indices as in `regions`, 0 is background.
@@ -156,6 +157,16 @@ def remove_coreless(labels: np.ndarray, minimum_ml: float, voxel_ml: float) -> n
         keep[1 + np.bincount(numbers.ravel())[1:].argmax()] = True
     inside[~keep[numbers]] = 0
     return kept
+
+
+def _volume(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a number of 0 or more, got {value}.")
+    return float(value)
+
+
+def _like(pred: MetaTensor, labels: np.ndarray) -> MetaTensor:
+    return MetaTensor(torch.from_numpy(labels)[None], meta=dict(pred.meta))
 
 
 def _voxel_ml(pred: MetaTensor) -> float:

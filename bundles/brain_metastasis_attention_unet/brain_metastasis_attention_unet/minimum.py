@@ -27,11 +27,11 @@ _log = logging.getLogger(__name__)
 class ChooseMinimumLesion(scoring.ScoreHandler):
     """Ignite handler that finds the `minimum_lesion_ml` of the best lesion-wise Dice, and records it.
 
-    It attaches to an evaluator whose postprocessing removes nothing, and reads what `ScoreCases` reads. Each case is
-    scored once for every candidate; the score is the lesion-wise Dice of `lesions.lesion_scores`, mean over WT, TC
-    and ET, then over cases. Of candidates that score alike the smallest is taken. At the end `output_dir` holds
-    `minimum_lesion.json` (every candidate's score, the number of cases), and `settings.json` beside the checkpoint
-    the choice, from where inference and evaluation take it.
+    It attaches to an evaluator whose postprocessing removes nothing for its size, and reads what `ScoreCases`
+    reads. Each case is scored once for every candidate; the score is the lesion-wise Dice of
+    `lesions.lesion_scores`, mean over WT, TC and ET, then over cases. Of candidates that score alike the smallest
+    is taken. At the end `output_dir` holds `minimum_lesion.json` (every candidate's score, the number of cases),
+    and `settings.json` beside the checkpoint the choice, from where inference and evaluation take it.
 
     Args:
         candidates_ml: volumes in ml, 0 or more.

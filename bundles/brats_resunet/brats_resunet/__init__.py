@@ -7,7 +7,7 @@ from pathlib import Path
 from .cases import MODALITIES, find_cases, scan_cases
 from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
 from .command_line import refuse_unknown_settings
-from .core import FillCored, RemoveCorelessd, UnenhancedCored
+from .core import FillCored, RelabelUnenhancedd, RemoveCorelessd
 from .dataset import EpochSeed, PatchDataset
 from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
@@ -44,6 +44,7 @@ __all__ = [
     "RecordRun",
     "RegionDiceLoss",
     "RegionProbabilitiesd",
+    "RelabelUnenhancedd",
     "RemoveCorelessd",
     "ResUNet",
     "ResumeRun",
@@ -52,7 +53,6 @@ __all__ = [
     "SkipUnreadable",
     "TumourCentredCropd",
     "TumourVoxelsd",
-    "UnenhancedCored",
     "WriteSegmentations",
     "__version__",
     "argmax_labels",

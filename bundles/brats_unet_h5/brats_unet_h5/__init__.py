@@ -8,7 +8,7 @@ from .cases import find_cases, scan_cases
 from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
 from .chunks import KeepFactsd, OpenChunksd
 from .command_line import refuse_unknown_settings
-from .core import FillCored, RemoveCorelessd, UnenhancedCored
+from .core import FillCored, RelabelUnenhancedd, RemoveCorelessd
 from .dataset import EpochSeed, PatchDataset
 from .ensemble import EnsembleInferer, fold_checkpoints
 from .errors import BundleError, Finding, show_clear_errors
@@ -57,6 +57,7 @@ __all__ = [
     "Progress",
     "RecordRun",
     "RegionMasksd",
+    "RelabelUnenhancedd",
     "RemoveCorelessd",
     "ResumeRun",
     "SaveCheckpoints",
@@ -65,7 +66,6 @@ __all__ = [
     "StopEarly",
     "TumourCentredCropd",
     "TumourVoxelsd",
-    "UnenhancedCored",
     "WriteSegmentations",
     "__version__",
     "build_network",

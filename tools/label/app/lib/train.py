@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from typing import Any
@@ -86,14 +87,17 @@ class CaseTrain(BundleTrainTask):
         return overrides
 
     def _recorded(self, config: dict[str, Any]) -> dict[str, Any]:
-        """Values of train.yaml with which the present weights were trained."""
+        """Values of train.yaml with which the present weights were trained, and what inference does to their masks."""
         path = os.path.join(self.bundle_path, "models", "settings.json")
         if not os.path.isfile(path):
             return {}
         with open(path) as file:
             recorded = json.load(file)
         ids = {key: value[1:] for key, value in config.get("settings", {}).items() if str(value).startswith("@")}
-        return {ids[key]: value for key, value in recorded.items() if key in ids}
+        handed_on = importlib.import_module(f"{package(self.bundle_path).__name__}.settings").CHOSEN_LATER
+        return {ids[key]: value for key, value in recorded.items() if key in ids} | {
+            f"settings::{key}": value for key, value in recorded.items() if key in handed_on
+        }
 
     def _datalist(self) -> str:
         return os.path.join(self.bundle_path, "models", "saved_labels.json")
