@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from brain_tissue_vnet.numberings import CSF, EXTRA_CEREBRAL, GM, IGNORE, STRUCTURES, TISSUE_OF_STRUCTURE, WM
+from brain_tissue_vnet.numberings import CSF, DEEP_GREY, EXTRA_CEREBRAL, GM, IGNORE, STRUCTURES, TISSUE_OF_STRUCTURE, WM
 from brain_tissue_vnet.painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd, _kept
 from brain_tissue_vnet.preprocessing import NormaliseTissued
 from monai.transforms import Compose
@@ -100,6 +100,34 @@ def test_t1_contrast_is_a_t1s() -> None:
         assert (
             means["cerebral white matter"] > means["cerebral cortex"] > means["lateral ventricle"] > means["background"]
         )
+
+
+def test_deep_grey_matter_of_a_t1_is_uneven_each_structure_by_itself() -> None:
+    counts, others = counts_of(head()), [k for k in range(K) if k not in DEEP_GREY]
+    deep = list(DEEP_GREY)
+    paints = [LabelPainter(t1_probability=1).draw(counts, seed) for seed in range(30)]
+    assert all(len(set(paint.unevenness[deep])) == len(deep) for paint in paints)
+    assert all(len(set(paint.unevenness[others])) == 1 for paint in paints)
+    assert max(paint.unevenness[deep].max() for paint in paints) > 2 * max(
+        paint.unevenness[others].max() for paint in paints
+    )
+    assert len(set(LabelPainter(t1_probability=0).draw(counts, 0).unevenness)) == 1
+
+
+def test_unevenness_is_a_slow_change_within_the_structure_that_has_it() -> None:
+    structures = head()
+    white, cortex = (structures == NAMES.index(n) for n in ("cerebral white matter", "cerebral cortex"))
+    painter = LabelPainter(t1_probability=1, strip_probability=0, low_resolution_probability=0)
+    paint = painter.draw(counts_of(structures), 0)
+    smooth = replace(paint, noise=0.0, deviations=np.zeros(K), bias=np.zeros((4, 4, 4)), blur=0.0, gamma=1.0)
+    flat, uneven = (
+        painter.paint(structures, replace(smooth, unevenness=np.where(np.array(NAMES) == "cerebral cortex", u, 0.0)))[0]
+        for u in (0.0, 0.2)
+    )
+    assert float(flat[cortex].std()) < 1e-5 < 0.05 / smooth.scale < float(uneven[cortex].std())
+    torch.testing.assert_close(uneven[white], flat[white])
+    steps = uneven[0].diff(dim=0)[(cortex[0, 1:] & cortex[0, :-1])]
+    assert float(steps.abs().mean()) < 0.3 * float(uneven[cortex].std()), "neighbours are alike"
 
 
 def test_any_contrast_occurs_otherwise() -> None:

@@ -14,7 +14,7 @@ from .files import write_result
 
 SETTINGS = "settings.json"
 # recorded after training, not by it
-CHOSEN_LATER = ("minimum_lesion_ml", "minimum_core_ml", "minimum_enhancing_ml", "fill_core")
+CHOSEN_LATER = ("minimum_lesion_ml", "minimum_core_ml", "minimum_enhancing_ml", "fill_core", "white_matter_weight")
 
 
 def write_settings(settings: Mapping[str, Any], ckpt_dir: str, rank: int = 0) -> None:

@@ -16,7 +16,7 @@ from .memory import keep_freed_memory
 from .network import VNet
 from .numberings import DEEP_GREY, EXTRA_CEREBRAL
 from .painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd
-from .postprocessing import AddLossd, AirIsBackgroundd, TissueMasksd, fill_background, tissue_output
+from .postprocessing import AddLossd, AirIsBackgroundd, DecideTissuesd, TissueMasksd, fill_background, tissue_output
 from .preprocessing import (
     CheckSkullStrippedd,
     CLAHEd,
@@ -53,6 +53,7 @@ __all__ = [
     "CLAHEd",
     "CaseDataset",
     "CheckSkullStrippedd",
+    "DecideTissuesd",
     "EnsembleInferer",
     "EpochSeed",
     "Finding",

@@ -18,14 +18,14 @@ from monai.data import MetaTensor
 from monai.transforms import Randomizable, Transform
 from scipy import ndimage
 
-from .numberings import CSF, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE, WM
+from .numberings import CSF, DEEP_GREY, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE, WM
 from .preprocessing import check_method, foreground, normalise, statistics
 
 # T1 intensity of a structure as its place between grey (0) and white matter (1), where that is not simply its tissue's;
-# the iron of deep grey matter grows with age, hence ranges
+# ranges, since iron grows with age and nuclei and white matter share voxels
 _T1_PLACE = {
-    "thalamus": (0.3, 0.7), "caudate": (0.0, 0.35), "putamen": (0.1, 0.55), "pallidum": (0.6, 1.0),
-    "accumbens": (0.0, 0.3), "hippocampus": (-0.05, 0.2), "amygdala": (-0.05, 0.2), "brain stem": (0.55, 0.95),
+    "thalamus": (0.3, 0.9), "caudate": (0.0, 0.45), "putamen": (0.15, 0.75), "pallidum": (0.65, 1.15),
+    "accumbens": (0.0, 0.35), "hippocampus": (-0.15, 0.25), "amygdala": (-0.15, 0.25), "brain stem": (0.55, 0.95),
     "ventral DC": (0.55, 0.95), "optic chiasm": (0.5, 0.9),
 }  # fmt: skip
 _T1_RANGE = {  # relative to white matter, for what is neither grey nor white
@@ -39,6 +39,8 @@ _SAMPLE = 4096  # voxels drawn to foresee an image's statistics
 _BLURRED = 0.5  # what partial volume leaves of the deviation within a structure
 _PARTIAL = 0.89  # and of that between the structures of a brain, measured on painted label maps
 _RIMS = 6  # skull stripping leaves up to 5 voxels around the brain
+_UNEVEN, _UNEVEN_DEEP = 0.06, 0.2  # at most, of a structure's intensity; in a T1 each part of deep grey has its own
+_SULCAL = 0.3  # up to how far from ventricle to grey matter: sulci are thin, with pia and vessels in them
 _PATCHINESS = 8  # voxels between the control points of what is uneven within structures
 
 
@@ -51,7 +53,7 @@ class Paint:
 
     means: np.ndarray  # of each structure
     deviations: np.ndarray
-    unevenness: float  # of slow changes within structures (the thalamus is whiter at its sides), of control points
+    unevenness: np.ndarray  # of slow changes within each structure, of control points
     stripped: bool
     clean_air: bool  # of a whole head: whether the air around it was set to 0
     rim: int  # what is left around the brain when the skull is stripped
@@ -134,8 +136,10 @@ class LabelPainter:
             seen[0] = 0
         sampled = rng.choice(len(seen), _SAMPLE, p=seen / seen.sum()) if seen.sum() else np.zeros(_SAMPLE, int)
         noise = float(rng.uniform(0, 0.05))
-        unevenness = float(rng.uniform(0, 0.06))
-        spread = np.sqrt((deviations[sampled] * _BLURRED) ** 2 + noise**2 + (unevenness * means[sampled]) ** 2)
+        unevenness = np.full(len(STRUCTURES), rng.uniform(0, _UNEVEN))
+        if t1:
+            unevenness[list(DEEP_GREY)] = rng.uniform(0, _UNEVEN_DEEP, len(DEEP_GREY))
+        spread = np.sqrt((deviations[sampled] * _BLURRED) ** 2 + noise**2 + ((unevenness * means)[sampled]) ** 2)
         expected = means[sampled]
         if stripped and self.method == "zscore":  # percentiles are of what is pure
             expected += (1 - _PARTIAL) * (expected.mean() - expected)
@@ -182,10 +186,10 @@ class LabelPainter:
             return torch.randn(index.shape, generator=generator, device=device)
 
         image = _table(paint.means, torch.float32, device)[index]
-        if paint.unevenness:
+        if paint.unevenness.any():
             coarse = [max(round(n / _PATCHINESS), 2) for n in index.shape]
             uneven = torch.randn(coarse, generator=generator, device=device)
-            image *= 1 + paint.unevenness * _smooth(uneven, index.shape)
+            image *= 1 + _table(paint.unevenness, torch.float32, device)[index] * _smooth(uneven, index.shape)
         image += _table(paint.deviations, torch.float32, device)[index] * normal()
         image = _resample(_blur(image, (paint.blur,) * 3), paint.slices)
         bias = torch.from_numpy(paint.bias.astype(np.float32)).to(device)
@@ -272,8 +276,8 @@ def _t1_means(rng: np.random.Generator) -> np.ndarray:
             means[k] = rng.uniform(*_T1_RANGE[structure.name])
         elif k in EXTRA_CEREBRAL:
             means[k] = rng.uniform(*outside)
-        elif structure.name == "sulcal CSF":  # brighter than in a ventricle: thin, with pia and vessels in it
-            means[k] = fluid + rng.uniform(0, 0.7) * (grey - fluid)
+        elif structure.name == "sulcal CSF":
+            means[k] = fluid + rng.uniform(0, _SULCAL) * (grey - fluid)
         elif structure.tissue == CSF:
             means[k] = fluid
         else:
