@@ -86,6 +86,8 @@ def test_train_evaluate_infer(run: Run, heads: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(probabilities.argmax(-1), np.asarray(mask.dataobj))
 
     # fine-tuning goes on from there, with the same preprocessing
+    settings["white_matter_weight"] = 1.25
+    (out / "settings.json").write_text(json.dumps(settings))
     tuned = ["--pretrained", out / "model.pt", "--ckpt_dir", tmp_path / "tuned", "--output_dir", tmp_path / "tuned"]
     tuned += ["--epochs", "1", "--batch_size", "2", "--patches_per_case", "2", "--dropout", "0", "--num_workers", "0"]
     done = run(*command("training", "train.yaml", "finetune.yaml"), "--dataset_dir", heads, *tuned, cwd=away)
