@@ -49,6 +49,7 @@ def test_core_is_measured_in_millilitres() -> None:
     assert cleaned(0.02, case((2.0, 2.0, 1.0)))[4, 4, 4] == NCR, "5 voxels of 4 mm3 are 0.02 ml"
     assert cleaned(0.02, case((2.0, 2.0, 1.0)))[15, 5, 5] == 0
     assert cleaned(0.021, case((2.0, 2.0, 1.0)))[4, 4, 4] == 0
+    assert cleaned(0.005, case((0.9999999, 1.0, 1.0)))[4, 4, 4] == NCR, "as a header's 32-bit number has 1 mm"
 
 
 def test_an_empty_prediction_stays_empty() -> None:

@@ -19,13 +19,14 @@ from .regions import REGIONS
 
 NCR, ED, ET = 1, 2, 3
 _NEIGHBOURS = np.ones((3, 3, 3))
-_ROUNDING = 1e-9  # ml; headers hold 32-bit numbers
+_ROUNDING = 1e-9  # ml; of products of decimal numbers
 
 
 class FillCored(Transform):
     """Make what the tumour core encloses on all sides (3-D) part of it: NCR, whatever it was called.
 
-    An enhancing rim has its necrosis within, never oedema or healthy tissue.
+    An enhancing rim has its necrosis within, never oedema or healthy tissue. MONAI's `FillHoles` takes one class at a
+    time: what NCR and ET enclose together stays a hole, and what ET encloses becomes ET.
 
     Args:
         enabled: False leaves the prediction as it is.
@@ -170,4 +171,6 @@ def _like(pred: MetaTensor, labels: np.ndarray) -> MetaTensor:
 
 
 def _voxel_ml(pred: MetaTensor) -> float:
-    return float(voxel_sizes(convert_to_numpy(pred.affine)).prod()) / 1000  # the image may be on another grid
+    """Volume of a voxel; of the prediction, since the image may be on another grid."""
+    # rounded, since headers hold 32-bit numbers: 50 voxels of 0.9999999 mm3 are 0.05 ml
+    return round(float(voxel_sizes(convert_to_numpy(pred.affine)).prod()), 6) / 1000
