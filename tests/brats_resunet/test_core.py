@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 NCR, ED, ET = 1, 2, 3
 
 
-def case(spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -> MetaTensor:
+def case(spacing: tuple[float, ...] = (1.0, 1.0, 1.0)) -> MetaTensor:
     """A tumour with 5 voxels of core, oedema of more voxels without one, and a speck that touches it by a corner."""
     labels = torch.zeros(1, 24, 20, 16, dtype=torch.uint8)
     labels[0, 2:8, 2:8, 2:8] = ED
@@ -49,7 +49,7 @@ def test_core_is_measured_in_millilitres() -> None:
     assert cleaned(0.02, case((2.0, 2.0, 1.0)))[4, 4, 4] == NCR, "5 voxels of 4 mm3 are 0.02 ml"
     assert cleaned(0.02, case((2.0, 2.0, 1.0)))[15, 5, 5] == 0
     assert cleaned(0.021, case((2.0, 2.0, 1.0)))[4, 4, 4] == 0
-    assert cleaned(0.005, case((0.9999999, 1.0, 1.0)))[4, 4, 4] == NCR, "as a header's 32-bit number has 1 mm"
+    assert cleaned(0.005, case((0.9999998,) * 3))[4, 4, 4] == NCR, "as a header's 32-bit number has 1 mm"
 
 
 def test_an_empty_prediction_stays_empty() -> None:

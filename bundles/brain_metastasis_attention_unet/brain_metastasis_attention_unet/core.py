@@ -19,7 +19,7 @@ from .regions import REGIONS
 
 NCR, ED, ET = 1, 2, 3
 _NEIGHBOURS = np.ones((3, 3, 3))
-_ROUNDING = 1e-9  # ml; of products of decimal numbers
+_NEARLY = 1 - 1e-6  # headers hold 32-bit numbers: 50 voxels of 0.9999998 mm3 are 0.05 ml
 
 
 class FillCored(Transform):
@@ -71,7 +71,7 @@ class RelabelUnenhancedd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Relabel the prediction."""
         pred = data[self.key]
-        if not self.minimum_ml or int((pred == ET).sum()) * _voxel_ml(pred) < self.minimum_ml - _ROUNDING:
+        if not self.minimum_ml or int((pred == ET).sum()) * _voxel_ml(pred) < self.minimum_ml * _NEARLY:
             return dict(data)
         return {**data, self.key: _like(pred, relabel_unenhanced(convert_to_numpy(pred)[0]))}
 
@@ -152,7 +152,7 @@ def remove_coreless(labels: np.ndarray, minimum_ml: float, voxel_ml: float) -> n
     inside = kept[box[0]]
     numbers, n = ndimage.label(inside != 0, _NEIGHBOURS)
     core = np.bincount(numbers[np.isin(inside, REGIONS["TC"])], minlength=n + 1)
-    keep = core * voxel_ml >= minimum_ml - _ROUNDING
+    keep = core * voxel_ml >= minimum_ml * _NEARLY
     keep[0] = False  # the background's number
     if not keep.any():
         keep[1 + np.bincount(numbers.ravel())[1:].argmax()] = True
@@ -171,6 +171,4 @@ def _like(pred: MetaTensor, labels: np.ndarray) -> MetaTensor:
 
 
 def _voxel_ml(pred: MetaTensor) -> float:
-    """Volume of a voxel; of the prediction, since the image may be on another grid."""
-    # rounded, since headers hold 32-bit numbers: 50 voxels of 0.9999999 mm3 are 0.05 ml
-    return round(float(voxel_sizes(convert_to_numpy(pred.affine)).prod()), 6) / 1000
+    return float(voxel_sizes(convert_to_numpy(pred.affine)).prod()) / 1000  # the image may be on another grid
