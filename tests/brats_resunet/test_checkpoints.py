@@ -19,6 +19,7 @@ from brats_resunet.checkpoints import (
     RecordRun,
     ResumeRun,
     SaveCheckpoints,
+    StopInTime,
     load_network,
     read_checkpoint,
     require_new_run,
@@ -523,3 +524,19 @@ def test_an_earlier_run_is_not_replaced_unasked(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"last\.pt[\s\S]*resume\.yaml[\s\S]*--overwrite True"):
         require_new_run(str(tmp_path))
     require_new_run(str(tmp_path), overwrite=True)
+
+
+@pytest.mark.parametrize(("minutes", "epochs"), [(10, 4), (2.5, 2), (0.01, 1)])
+def test_training_ends_in_time(monkeypatch: pytest.MonkeyPatch, minutes: float, epochs: int) -> None:
+    """Epochs of a minute each; the third would end after 3 minutes."""
+    clock = iter(range(0, 3600, 60))
+    monkeypatch.setattr("brats_resunet.checkpoints.time.monotonic", lambda: next(clock))
+    engine = Engine(lambda engine, batch: None)
+    StopInTime(minutes).attach(engine)
+    engine.run([0, 1], max_epochs=4)
+    assert engine.state.epoch == epochs
+
+
+def test_time_limit_must_be_positive() -> None:
+    with pytest.raises(ValueError, match="more than 0 minutes, got 0"):
+        StopInTime(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cases import UPSTREAM_ORGANS, find_cases, scan_cases
-from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
+from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, StopInTime, require_new_run
 from .command_line import refuse_unknown_settings
 from .dataset import EpochSeed, PatchDataset
 from .ensemble import EnsembleInferer, fold_checkpoints
@@ -52,6 +52,7 @@ __all__ = [
     "SaveCheckpoints",
     "ScoreCases",
     "SkipUnreadable",
+    "StopInTime",
     "VNet",
     "WriteOverlays",
     "WriteSegmentations",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cases import MODALITIES, find_cases, scan_cases
-from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
+from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, StopInTime, require_new_run
 from .checks import check_settings
 from .command_line import refuse_unknown_settings
 from .core import FillCored, RelabelUnenhancedd, RemoveCorelessd
@@ -56,6 +56,7 @@ __all__ = [
     "SaveCheckpoints",
     "ScoreCases",
     "SkipUnreadable",
+    "StopInTime",
     "TumourCentredCropd",
     "TumourVoxelsd",
     "WriteSegmentations",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cases import find_cases, scan_cases
-from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
+from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, StopInTime, require_new_run
 from .command_line import refuse_unknown_settings
 from .dataset import EpochSeed, PatchDataset
 from .deformation import RandDeformedPatchd
@@ -74,6 +74,7 @@ __all__ = [
     "SaveCheckpoints",
     "ScoreCases",
     "SkipUnreadable",
+    "StopInTime",
     "StructureCountsd",
     "TissueMasksd",
     "VNet",

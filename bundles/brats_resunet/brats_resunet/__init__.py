@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cases import MODALITIES, find_cases, scan_cases
-from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
+from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, StopInTime, require_new_run
 from .command_line import refuse_unknown_settings
 from .core import FillCored, RelabelUnenhancedd, RemoveCorelessd
 from .dataset import EpochSeed, PatchDataset
@@ -51,6 +51,7 @@ __all__ = [
     "SaveCheckpoints",
     "ScoreCases",
     "SkipUnreadable",
+    "StopInTime",
     "TumourCentredCropd",
     "TumourVoxelsd",
     "WriteSegmentations",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cases import find_cases, scan_cases
-from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, require_new_run
+from .checkpoints import LoadWeights, RecordRun, ResumeRun, SaveCheckpoints, StopInTime, require_new_run
 from .chunks import KeepFactsd, OpenChunksd
 from .command_line import refuse_unknown_settings
 from .core import FillCored, RelabelUnenhancedd, RemoveCorelessd
@@ -64,6 +64,7 @@ __all__ = [
     "ScoreCases",
     "SkipUnreadable",
     "StopEarly",
+    "StopInTime",
     "TumourCentredCropd",
     "TumourVoxelsd",
     "WriteSegmentations",

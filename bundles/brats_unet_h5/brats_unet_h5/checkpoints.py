@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,44 @@ class SaveCheckpoints:
 
     def _save(self, name: str, content: Mapping[str, Any]) -> None:
         write_result(self.ckpt_dir / name, lambda file: torch.save(content, file), "ckpt_dir")
+
+
+class StopInTime:
+    """MONAI handler: end a training after the last epoch that fits into a time, so that it leaves a finished one.
+
+    An epoch fits if it ends in time when it takes as long as the longest so far; the first one always runs. What was
+    reached can be resumed. Attach it after `SaveCheckpoints`.
+
+    Args:
+        minutes: from the start of this run, more than 0.
+
+    Raises:
+        ValueError: for another number.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        if not minutes > 0:
+            raise ValueError(f"the time limit must be more than 0 minutes, got {minutes}.")
+        self.seconds = 60 * minutes
+        self.started = self.last = self.longest = 0.0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def _start(self, engine: Engine) -> None:
+        self.started = self.last = time.monotonic()
+        self.longest = 0.0
+
+    def __call__(self, engine: Engine) -> None:
+        """End the training if the next epoch does not fit; every process of it, if one has no time left."""
+        now = time.monotonic()
+        self.longest, self.last = max(self.longest, now - self.last), now
+        left = self.seconds - (now - self.started) - self.longest
+        if idist.all_reduce(left, op="MIN") < 0 and engine.state.epoch < (engine.state.max_epochs or 0):
+            _log.info("time limit: ended after epoch %d; resume.yaml goes on from there", engine.state.epoch)
+            engine.terminate()
 
 
 class RecordRun:
@@ -361,18 +400,21 @@ def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: st
 
     Args:
         network: to load into; unchanged if the state does not fit. Its `identify(state)`, if it has one, says what a
-            state dict belongs to: a description and the settings that give that network, ("", "") if it does not know.
+            state dict belongs to: a description and the settings that give that network, ("", "") if it does not know;
+            its `translate(state)` gives the state dict that is loaded, for a network that takes those of a kin.
         state: of the same network.
         path: of the file, for the message.
 
     Raises:
         BundleError: if the state belongs to another network or other widths.
     """
+    translate: Any = getattr(network, "translate", dict)
+    state = translate(state)
     expected: Mapping[str, torch.Tensor] = network.state_dict()
     wrong = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
     extra = [k for k in state if k not in expected]
     if not wrong and not extra:
-        network.load_state_dict(dict(state))
+        network.load_state_dict(state)
         return
     identify: Any = getattr(network, "identify", lambda state: ("", ""))
     (found, setting), (wanted, own_setting) = identify(state), identify(expected)
