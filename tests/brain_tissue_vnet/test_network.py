@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from brain_tissue_vnet.checkpoints import load_network
+from brain_tissue_vnet.errors import BundleError
 from brain_tissue_vnet.network import VNet
 from monai.networks.nets import VNet as MonaiVNet
 from torch.utils.flop_counter import FlopCounterMode
@@ -69,6 +71,7 @@ def test_gradient_reaches_every_weight() -> None:
         ({"init_filters": 5}, "got 5"),
         ({"init_filters": 4, "in_channels": 3}, "multiple of the 3 input"),
         ({"dropout": 1.0}, "dropout must be"),
+        ({"norm": "group"}, "norm must be 'batch' or 'instance', got 'group'"),
     ],
 )
 def test_wrong_arguments(arguments: dict, message: str) -> None:
@@ -83,9 +86,28 @@ def test_wrong_input(shape: tuple[int, ...]) -> None:
 
 
 def test_a_state_dict_says_its_width() -> None:
-    assert VNet.identify(VNet(init_filters=6).state_dict()) == ("a V-Net of init_filters 6", "--init_filters 6")
+    for norm in ("batch", "instance"):
+        found = VNet.identify(VNet(init_filters=6, norm=norm).state_dict())
+        assert found == (f"a V-Net of init_filters 6, {norm} norm", f"--init_filters 6 --norm {norm}")
     assert VNet.identify({}) == ("", "")
     assert VNet.identify(torch.nn.Conv3d(1, 1, 1).state_dict()) == ("", "")
+
+
+def test_instance_norms_take_the_scale_and_shift_of_batch_norms() -> None:
+    torch.manual_seed(0)
+    batch = VNet(init_filters=2, dropout=0.0)
+    for module in batch.modules():
+        if isinstance(module, torch.nn.BatchNorm3d):
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            torch.nn.init.normal_(module.bias)
+    instance = VNet(init_filters=2, dropout=0.0, norm="instance")
+    load_network(instance, batch.state_dict(), "model.pt")
+    x = torch.randn(1, 1, 32, 32, 32) * 3 + 1
+    with torch.no_grad():  # a batch of one patch has that patch's statistics
+        torch.testing.assert_close(instance.eval()(x), batch.train()(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(instance(torch.cat([x, -x]))[:1], instance(x), rtol=1e-4, atol=1e-4)
+    with pytest.raises(BundleError, match="--init_filters 2 --norm instance"):
+        load_network(batch, instance.state_dict(), "model.pt")
 
 
 def test_memory_estimate_counts_the_padded_voxels() -> None:

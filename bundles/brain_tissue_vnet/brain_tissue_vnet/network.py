@@ -11,6 +11,7 @@ from monai.networks.nets import vnet
 from torch import nn
 
 _STRIDE = 16  # four halvings
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class VNet(vnet.VNet):
@@ -25,18 +26,28 @@ class VNet(vnet.VNet):
     Milletari et al., V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation, 2016,
     https://arxiv.org/abs/1606.04797.
 
+    A batch norm's running statistics average over the scanners it was trained on, and a scan of another one is
+    normalised as if it came from all of them; an instance norm takes the statistics of the patch itself.
+
     Args:
         in_channels: image channels; divides `init_filters`.
         out_channels: classes, background among them.
         init_filters: width at full resolution, even. 16 is the paper's; the cost goes with its square.
         dropout: of the features in the two coarsest resolutions and their skips, while training; 0 to below 1.
+        norm: "batch", as in MONAI's V-Net, or "instance"; weights of the first load into the second.
 
     Raises:
-        ValueError: for a width that is not a positive even multiple of `in_channels`, or a dropout out of range.
+        ValueError: for a width that is not a positive even multiple of `in_channels`, a dropout out of range, or an
+            unknown norm.
     """
 
     def __init__(
-        self, in_channels: int = 1, out_channels: int = 4, init_filters: int = 16, dropout: float = 0.5
+        self,
+        in_channels: int = 1,
+        out_channels: int = 4,
+        init_filters: int = 16,
+        dropout: float = 0.5,
+        norm: str = "batch",
     ) -> None:
         nn.Module.__init__(self)  # MONAI's constructor has the widths built in; names and forward are its own
         if init_filters < 2 or init_filters % 2 or init_filters % in_channels:
@@ -45,7 +56,10 @@ class VNet(vnet.VNet):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be from 0 to below 1, got {dropout}.")
+        if norm not in ("batch", "instance"):
+            raise ValueError(f"norm must be 'batch' or 'instance', got {norm!r}.")
         self.in_channels = in_channels
+        self.norm = norm
         self.init_filters = init_filters
         n, act = init_filters, ("elu", {"inplace": True})
         self.in_tr = vnet.InputTransition(3, in_channels, n, act)
@@ -59,6 +73,8 @@ class VNet(vnet.VNet):
         self.up_tr64 = vnet.UpTransition(3, 8 * n, 4 * n, 1, act, dropout_prob=(None, dropout))
         self.up_tr32 = vnet.UpTransition(3, 4 * n, 2 * n, 1, act, dropout_prob=(None, dropout))
         self.out_tr = vnet.OutputTransition(3, 2 * n, out_channels, act)
+        if norm == "instance":
+            _to_instance_norm(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of `x`: B x out_channels x HWD for B x in_channels x HWD.
@@ -93,10 +109,27 @@ class VNet(vnet.VNet):
             voxels *= int(n) + -int(n) % _STRIDE
         return 4 * voxels * (9 * self.init_filters + 2 * self.in_channels)
 
+    def translate(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A state dict for this network: an instance norm takes a batch norm's scale and shift alone."""
+        if self.norm == "batch":
+            return dict(state)
+        return {name: value for name, value in state.items() if not name.endswith(_RUNNING)}
+
     @staticmethod
     def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, str]:
-        """What a state dict belongs to and the setting that gives it; ("", "") for another network."""
+        """What a state dict belongs to and the settings that give it; ("", "") for another network."""
         weight = state.get("in_tr.conv_block.conv.weight")
         if weight is None or "down_tr256.down_conv.weight" not in state:
             return "", ""
-        return f"a V-Net of init_filters {weight.shape[0]}", f"--init_filters {weight.shape[0]}"
+        norm = "batch" if any(name.endswith(_RUNNING) for name in state) else "instance"
+        width = weight.shape[0]
+        return f"a V-Net of init_filters {width}, {norm} norm", f"--init_filters {width} --norm {norm}"
+
+
+def _to_instance_norm(module: nn.Module) -> None:
+    """Every batch norm below `module` becomes an instance norm with a scale and shift of its own."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm3d):
+            setattr(module, name, nn.InstanceNorm3d(child.num_features, affine=True))
+        else:
+            _to_instance_norm(child)
