@@ -149,8 +149,8 @@ def test_a_push_moves_the_midline_but_not_the_surface():
     axes, _ = grid(SHAPE)
     head = Head(np.random.default_rng(3))
     centre = np.array([90.0, 120.0, 85.0])  # right hemisphere: x grows to the left
-    before = head.sample(axes, 3.75)
-    after = head.sample(axes, 3.75, (Push(centre, 25.0, 8.0),))
+    before = head.sample(axes, 3.75).numpy()
+    after = head.sample(axes, 3.75, (Push(centre, 25.0, 8.0),)).numpy()
     row = (slice(None), int(np.argmin(np.abs(axes[1] - 120))), int(np.argmin(np.abs(axes[2] - 85))))
     middle = [np.interp(0.0, -seen.side_mm[row], axes[0]) for seen in (before, after)]
     assert 3 < middle[1] - middle[0] < 9
@@ -167,14 +167,14 @@ def test_tumours_push_without_folding_space():
 
 def test_a_push_is_strongest_at_its_radius():
     push = Push(np.zeros(3), 20.0, 6.0, reach_mm=1e6)
-    points = np.zeros((3, 4), np.float32)
-    points[0] = 0, 10, 20, 40
+    points = torch.zeros((3, 4))
+    points[0] = torch.tensor([0, 10, 20, 40])
     np.testing.assert_allclose(push.sources(points)[0], [0, -4.8, -6, -4.8], rtol=1e-4)
 
 
 def test_a_field_does_not_depend_on_the_grid():
     field = SmoothField.draw(np.random.default_rng(0), 12.0)
-    fine, coarse = np.arange(0, 150, 1.0), np.arange(0, 150, 5.0)
+    fine, coarse = torch.arange(0, 150, 1.0), torch.arange(0, 150, 5.0)
     full = field.at((fine, fine, fine))
     np.testing.assert_allclose(full[::5, ::5, ::5], field.at((coarse, coarse, coarse)), atol=1e-4)
     assert 0.7 < full.std() < 1.3
@@ -223,7 +223,7 @@ def test_out_must_be_a_folder(tmp_path):
 def label_map(tmp_path_factory):
     """The ICBM152 tissues as a label map with sides, turned, moved and scaled: what a person's may be."""
     axes, spacing = grid((80, 80, 52))
-    seen = Head(np.random.default_rng(8)).sample(axes, max(spacing))
+    seen = Head(np.random.default_rng(8)).sample(axes, max(spacing)).numpy()
     right = seen.side_mm > 0
     labels = np.select([~seen.brain, seen.csf > 0.5, seen.gm > seen.wm], [0, 24, 3], 2).astype(np.int16)
     labels[right & (labels == 2)], labels[right & (labels == 3)] = 41, 42

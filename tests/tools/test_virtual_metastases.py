@@ -12,6 +12,7 @@ import torch
 from scipy import ndimage
 
 from tools.virtual.anatomy import Anatomy, Head
+from tools.virtual.fields import as_axes
 from tools.virtual.metastases import (
     DIAMETER_MM,
     ET,
@@ -232,7 +233,7 @@ def test_lesions_enhance(head, patients):
         if lesion.radius_mm < 3:
             continue
         axes = block(lesion, 1.0, int(4 * lesion.radius_mm) + 8)
-        anatomy = head.sample(axes, 1.0)
+        anatomy = head.sample(as_axes(axes), 1.0).numpy()
         for bleeding in (False, True):
             spread = patient.label([dataclasses.replace(lesion, bleeding=bleeding)], anatomy, axes)
             lit = spread.labels == ET

@@ -3,6 +3,17 @@
 from tools.virtual.brats import brats, make_case
 from tools.virtual.ct import ct
 from tools.virtual.metastases import metastases
+from tools.virtual.patches import DrawPatient, PaintGliomas, find_heads
 from tools.virtual.tissue import icbm152, tissue
 
-__all__ = ["brats", "ct", "icbm152", "make_case", "metastases", "tissue"]
+__all__ = [
+    "DrawPatient",
+    "PaintGliomas",
+    "brats",
+    "ct",
+    "find_heads",
+    "icbm152",
+    "make_case",
+    "metastases",
+    "tissue",
+]

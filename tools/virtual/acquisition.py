@@ -6,8 +6,11 @@ vary at random per case. The scanner then adds vessels, a bias field, thick slic
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
-from scipy import ndimage
+import torch
 
 from tools.virtual.anatomy import Anatomy
 from tools.virtual.fields import Axes, SmoothField
@@ -38,87 +41,166 @@ CONTRAST: dict[str, dict[str, _Range]] = {
 }  # fmt: skip
 
 
-def scan(
-    rng: np.random.Generator, anatomy: Anatomy, lesion: Lesion, axes: Axes, spacing_mm: tuple[float, float, float]
-) -> dict[str, np.ndarray]:
-    """One int16 (X, Y, Z) image per name in MODALITIES: at least 1 inside the brain, 0 outside.
+class Vessels:
+    """What all scans of a case have in common beside anatomy and tumour: its vessels and the grain of its tissue.
 
-    White matter lies between about 120 and 2500, log-uniform, since scanners have no common unit.
+    Draw it once, then put it on any grid.
     """
-    brain = np.flatnonzero(anatomy.brain)
-    shared = shared_maps(rng, anatomy, lesion, axes, brain)
-    images = {}
-    for modality in MODALITIES:
-        contrast = {name: rng.uniform(*limits) for name, limits in CONTRAST[modality].items()}
-        signal = clean_signal(contrast, shared, modality)
-        signal *= np.exp(rng.uniform(0.03, 0.16) * SmoothField.draw(rng, 80.0).at(axes).ravel()[brain])
-        images[modality] = acquire(rng, signal, contrast["csf"], brain, anatomy.brain.shape, spacing_mm)
-    return images
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._one, self._two, self._grain, self._patch = (SmoothField.draw(rng, mm) for mm in (11.0, 13.0, 3.5, 5.0))
+
+    def shared_maps(
+        self, anatomy: Anatomy[torch.Tensor], lesion: Lesion, axes: Axes, brain: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Vectors over the voxels `brain` (positions in the raveled grid), as float32 or bool."""
+        maps = {name: getattr(anatomy, name).ravel()[brain] for name in ("gm", "wm", "csf", "detail")}
+        labels = lesion.labels.ravel()[brain]
+        one, two, grain, patch = (
+            field.at(axes).ravel()[brain] for field in (self._one, self._two, self._grain, self._patch)
+        )
+        vessel = torch.exp(-(one**2 + two**2) / 0.05) * (3 * maps["csf"] - 0.2).clamp(0, 1)
+        # The sagittal sinus: the rim of the brain between the hemispheres, above the ventricles.
+        side, depth, height = (getattr(anatomy, name).ravel()[brain] for name in ("side_mm", "depth_mm", "height_mm"))
+        sinus = torch.exp(-((side / 2.5) ** 2)) * (1 - depth / 3.5).clamp(0, 1) * (height > 0)
+        return maps | {
+            "necrosis": labels == NECROSIS,
+            "rim": labels == ENHANCING,
+            "oedema": lesion.oedema.ravel()[brain],
+            "vessel": torch.maximum(vessel, (1.5 * sinus).clamp(0, 1)),
+            "grain": grain,
+            "patch": patch,
+        }
 
 
-def shared_maps(
-    rng: np.random.Generator, anatomy: Anatomy, lesion: Lesion, axes: Axes, brain: np.ndarray
-) -> dict[str, np.ndarray]:
-    """What all scans of a case have in common, as float32 or bool vectors over the brain's voxels."""
-    maps = {name: getattr(anatomy, name).ravel()[brain] for name in ("gm", "wm", "csf", "detail")}
-    labels = lesion.labels.ravel()[brain]
-    one, two, grain, patch = (SmoothField.draw(rng, pitch).at(axes).ravel()[brain] for pitch in (11.0, 13.0, 3.5, 5.0))
-    vessel = np.exp(-(one**2 + two**2) / 0.05) * np.clip(3 * maps["csf"] - 0.2, 0, 1)
-    # The sagittal sinus: the rim of the brain between the hemispheres, above the ventricles.
-    side, depth, height = (getattr(anatomy, name).ravel()[brain] for name in ("side_mm", "depth_mm", "height_mm"))
-    sinus = np.exp(-((side / 2.5) ** 2)) * np.clip(1 - depth / 3.5, 0, 1) * (height > 0)
-    return maps | {
-        "necrosis": labels == NECROSIS,
-        "rim": labels == ENHANCING,
-        "low_grade": np.asarray((lesion.labels == ENHANCING).sum() <= 0.1 * (lesion.labels == NECROSIS).sum()),
-        "oedema": lesion.oedema.ravel()[brain],
-        "vessel": np.maximum(vessel, np.clip(1.5 * sinus, 0, 1)),
-        "grain": grain,
-        "patch": patch,
-    }
+@dataclass(frozen=True)
+class Exposure:
+    """How one image is acquired; lengths in mm, signals relative to white matter. See `draw_exposure`.
+
+    `white`: the unit of the scanner, white matter's value; `sigma`: of the noise; `blur_mm`: standard deviation along
+    x, y and z; `noise`: seed of what is drawn for each voxel.
+    """
+
+    white: float
+    sigma: float
+    blur_mm: tuple[float, float, float]
+    noise: np.random.Generator
 
 
-def clean_signal(contrast: dict[str, float], shared: dict[str, np.ndarray], modality: str) -> np.ndarray:
-    """Noise-free signal over the brain's voxels, white matter = 1."""
+def low_grade(lesion: Lesion) -> bool:
+    """Whether hardly any of the core enhances: it then looks like the solid core of a low-grade tumour."""
+    return bool((lesion.labels == ENHANCING).sum() <= 0.1 * (lesion.labels == NECROSIS).sum())
+
+
+class Scans:
+    """The four scans of a case, drawn once and made on any grid.
+
+    Args:
+        rng: of contrast and acquisition.
+        solid: whether the core without enhancement is that of a low-grade tumour, see `low_grade`.
+    """
+
+    def __init__(self, rng: np.random.Generator, solid: bool) -> None:
+        self.vessels = Vessels(rng)
+        self._solid = solid
+        self._contrast, self._bias, self._exposure = {}, {}, {}
+        for modality in MODALITIES:
+            self._contrast[modality] = {name: rng.uniform(*limits) for name, limits in CONTRAST[modality].items()}
+            self._bias[modality] = rng.uniform(0.03, 0.16), SmoothField.draw(rng, 80.0)
+            self._exposure[modality] = draw_exposure(rng)
+
+    def clean(
+        self, anatomy: Anatomy[torch.Tensor], lesion: Lesion, axes: Axes, brain: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Signal by modality over the voxels `brain`, white matter about 1, with the bias field, without noise."""
+        shared = self.vessels.shared_maps(anatomy, lesion, axes, brain)
+        found = {}
+        for modality in MODALITIES:
+            signal = clean_signal(self._contrast[modality], shared, modality, self._solid)
+            strength, field = self._bias[modality]
+            found[modality] = signal * torch.exp(strength * field.at(axes).ravel()[brain])
+        return found
+
+    def acquire(
+        self,
+        signals: Mapping[str, torch.Tensor],
+        brain: torch.Tensor,
+        shape: tuple[int, ...],
+        spacing_mm: tuple[float, float, float],
+    ) -> dict[str, torch.Tensor]:
+        """Images (X, Y, Z) by modality, in the scanner's unit, of what `clean` gives; 0 outside the brain."""
+        return {
+            name: acquire(self._exposure[name], signal, self._contrast[name]["csf"], brain, shape, spacing_mm)
+            for name, signal in signals.items()
+        }
+
+
+def clean_signal(
+    contrast: Mapping[str, float], shared: Mapping[str, torch.Tensor], modality: str, solid: bool
+) -> torch.Tensor:
+    """Noise-free signal over the brain's voxels, white matter = 1; `solid`: see `Scans`."""
     signal = shared["wm"] + contrast["gm"] * shared["gm"] + contrast["csf"] * shared["csf"]
     signal += contrast["detail"] * shared["detail"]
-    wet = shared["oedema"] * (1 - shared["csf"]) * (0.9 - 0.3 * shared["gm"] + 0.12 * shared["patch"]).clip(0, 1)
+    wet = shared["oedema"] * (1 - shared["csf"]) * (0.9 - 0.3 * shared["gm"] + 0.12 * shared["patch"]).clamp(0, 1)
     signal += wet * (contrast["oedema"] - signal)
-    core = "solid" if shared["low_grade"] else "necrosis"
     dull = 1 + 0.07 * shared["patch"]
-    signal = np.where(shared["necrosis"], contrast[core] * dull, signal)
-    uneven = 1 + (0.22 if modality == "t1ce" else 0.07) * np.clip(shared["patch"], -1.5, 2)
-    signal = np.where(shared["rim"], contrast["rim"] * uneven, signal)
+    signal = torch.where(shared["necrosis"], contrast["solid" if solid else "necrosis"] * dull, signal)
+    uneven = 1 + (0.22 if modality == "t1ce" else 0.07) * shared["patch"].clamp(-1.5, 2)
+    signal = torch.where(shared["rim"], contrast["rim"] * uneven, signal)
     signal += shared["vessel"] * ~shared["rim"] * (contrast["vessel"] - signal)
     signal *= 1 + 0.02 * shared["grain"]
-    return signal.astype(np.float32)
+    return signal
 
 
-def acquire(
-    rng: np.random.Generator,
-    signal: np.ndarray,
-    fluid: float,
-    brain: np.ndarray,
-    shape: tuple[int, ...],
-    spacing_mm: tuple[float, float, float],
-    thin: bool = False,
-) -> np.ndarray:
-    """One int16 image of `signal` (over the voxels `brain`, white matter = 1): at least 1 inside, 0 outside.
+def draw_exposure(rng: np.random.Generator, thin: bool = False) -> Exposure:
+    """A random scanner. White matter lies between about 120 and 2500, log-uniform, since they have no common unit.
 
     `thin`: no thick slices, as in a three-dimensional sequence; otherwise half of the images have them.
     """
-    white = np.exp(rng.uniform(np.log(120), np.log(2500)))
-    sigma = rng.uniform(0.015, 0.07)
+    white = float(np.exp(rng.uniform(np.log(120), np.log(2500))))
+    sigma = float(rng.uniform(0.015, 0.07))
     thick, slice_mm, plane_mm = rng.uniform() < 0.5, rng.uniform(0.9, 2.4), rng.uniform(0.35, 0.7)
     slices = int(rng.choice(3, p=(0.1, 0.1, 0.8)))  # mostly axial
-    real = signal + sigma * rng.standard_normal(len(brain), dtype=np.float32)
-    imaginary = sigma * rng.standard_normal(len(brain), dtype=np.float32)
-    volume = np.full(shape, fluid, np.float32)  # as if the fluid went on outside, so blur does not darken the rim
-    volume.ravel()[brain] = np.hypot(real, imaginary)
+    x, y, z = (slice_mm if thick and not thin and axis == slices else plane_mm for axis in range(3))
+    return Exposure(white, sigma, (x, y, z), np.random.default_rng(rng.integers(2**63)))
+
+
+def acquire(
+    exposure: Exposure,
+    signal: torch.Tensor,
+    fluid: float,
+    brain: torch.Tensor,
+    shape: tuple[int, ...],
+    spacing_mm: tuple[float, float, float],
+) -> torch.Tensor:
+    """One image (X, Y, Z) of `signal` (over the voxels `brain`, white matter = 1): above 0 inside, 0 outside."""
+    seed = int(exposure.noise.integers(2**63))
+    generator = torch.Generator(signal.device).manual_seed(seed)
+    noise = torch.randn((2, len(brain)), generator=generator, device=signal.device) * exposure.sigma
+    # as if the fluid went on outside, so blur does not darken the rim
+    volume = torch.full(shape, fluid, device=signal.device)
+    volume.ravel()[brain] = torch.hypot(signal + noise[0], noise[1])
     for axis in range(3):
-        blur_mm = slice_mm if thick and not thin and axis == slices else plane_mm
-        if blur_mm / spacing_mm[axis] > 0.2:  # less than that does not reach the neighbouring voxel
-            volume = ndimage.gaussian_filter1d(volume, blur_mm / spacing_mm[axis], axis, mode="nearest", truncate=2.5)
-    image = np.zeros(shape, np.int16)
-    image.ravel()[brain] = np.clip(np.rint(volume.ravel()[brain] * white), 1, 32767).astype(np.int16)
+        sigma = exposure.blur_mm[axis] / spacing_mm[axis]
+        if sigma > 0.2:  # less than that does not reach the neighbouring voxel
+            volume = _blur(volume, sigma, axis)
+    image = torch.zeros_like(volume)
+    image.ravel()[brain] = (volume.ravel()[brain] * exposure.white).clamp(min=1e-3)
     return image
+
+
+def as_int16(image: torch.Tensor) -> np.ndarray:
+    """What a scanner stores: 1 or more wherever `image` is above 0."""
+    return torch.where(image > 0, image.round().clamp(1, 32767), 0).to(torch.int16).cpu().numpy()
+
+
+def _blur(volume: torch.Tensor, sigma: float, axis: int) -> torch.Tensor:
+    """Gaussian along one axis, up to 2.5 standard deviations away; the border is repeated."""
+    reach = max(1, int(2.5 * sigma + 0.5))
+    n = volume.shape[axis]
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
+    found = torch.zeros_like(volume)
+    for shift, weight in zip(range(-reach, reach + 1), (weights / weights.sum()).tolist(), strict=True):
+        at = torch.arange(shift, n + shift, device=volume.device).clamp(0, n - 1)
+        found.add_(volume.index_select(axis, at), alpha=weight)
+    return found

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from nilearn import datasets
 from scipy import ndimage
 
-from tools.virtual.fields import FIELD_MM, Axes, Push, SmoothField
+from tools.virtual.fields import FIELD_MM, Axes, Push, SmoothField, as_axes
 from tools.virtual.label_maps import template_of
 
 _CENTRE_MM = np.array([118.5, 128.5, 69.0])  # middle of the brain in BraTS images, mm on their 1 mm grid
@@ -27,9 +28,12 @@ _VENTRICLES_MNI_MM = np.array([0.0, -18.0, 12.0])
 _FIRST_MM = (-98.0, -134.0, -72.0)  # position of the templates' first voxel
 
 
+_Volume = TypeVar("_Volume", np.ndarray, torch.Tensor)
+
+
 @dataclass(frozen=True)
-class Anatomy:
-    """A head without tumour on a grid (X, Y, Z).
+class Anatomy(Generic[_Volume]):
+    """A head without tumour on a grid (X, Y, Z), as tensors or arrays.
 
     `gm`, `wm`, `csf`: float32 fractions 0-1 that sum to 1 inside the brain and are 0 outside it;
     `brain`: bool, the skull-stripped brain with its fluid;
@@ -39,24 +43,35 @@ class Anatomy:
     `detail`: float32, about -0.3 to 0.3, what the T1 template knows beyond the three tissues (1 = white matter).
     """
 
-    gm: np.ndarray
-    wm: np.ndarray
-    csf: np.ndarray
-    brain: np.ndarray
-    depth_mm: np.ndarray
-    side_mm: np.ndarray
-    height_mm: np.ndarray
-    detail: np.ndarray
+    gm: _Volume
+    wm: _Volume
+    csf: _Volume
+    brain: _Volume
+    depth_mm: _Volume
+    side_mm: _Volume
+    height_mm: _Volume
+    detail: _Volume
+
+    def numpy(self) -> Anatomy[np.ndarray]:
+        """The same as arrays."""
+        return Anatomy(**{name: torch.as_tensor(volume).cpu().numpy() for name, volume in vars(self).items()})
+
+    def tensors(self) -> Anatomy[torch.Tensor]:
+        """The same as tensors."""
+        return Anatomy(**{name: torch.as_tensor(volume) for name, volume in vars(self).items()})
 
 
 class Head:
     """One random head: draw it once, then sample it on any grid, with or without pushes from tumours.
 
-    `label_map`: file of a person's label map in FreeSurfer's numbering; None: the ICBM152 template.
+    `label_map`: file of a person's label map in FreeSurfer's numbering; None: the ICBM152 template; `maps`: what
+    `maps_of` gave for it, on the device of the grids to come, where many heads are made of few people.
     """
 
-    def __init__(self, rng: np.random.Generator, label_map: str | None = None) -> None:
-        self._label_map = label_map
+    def __init__(
+        self, rng: np.random.Generator, label_map: str | None = None, maps: torch.Tensor | None = None
+    ) -> None:
+        self._label_map, self._own = label_map, maps
         self._bend = [SmoothField.draw(rng, 40.0) for _ in range(3)]
         self._wiggle = [SmoothField.draw(rng, 15.0) for _ in range(3)]
         self._rough = SmoothField.draw(rng, 8.0)
@@ -71,60 +86,76 @@ class Head:
         peak = rng.uniform(-1.5, 4.0)
         self._ventricles = Push(_VENTRICLES_MNI_MM, 22.0, peak, 45.0)
 
-    def sample(self, axes: Axes, spacing_mm: float, pushes: tuple[Push, ...] = ()) -> Anatomy:
+    def sample(self, axes: Axes, spacing_mm: float, pushes: tuple[Push, ...] = ()) -> Anatomy[torch.Tensor]:
         """The head on the grid spanned by `axes` (mm), `spacing_mm` apart, after `pushes` (in the same mm)."""
-        points = np.stack(np.meshgrid(*(np.asarray(axis, np.float32) for axis in axes), indexing="ij"))
+        points = torch.stack(torch.meshgrid(*(axis.float() for axis in axes), indexing="ij"))
         if pushes:
             # Bone does not move: near the surface a push dies out and the tissue is squeezed instead.
-            room = np.clip(self._surface(axes) / 18.0, 0.0, 1.0)
-            points += room * sum(push.sources(points) for push in pushes)
+            moved = pushes[0].sources(points)
+            for push in pushes[1:]:
+                moved += push.sources(points)
+            points += (self._surface(axes) / 18.0).clamp(0.0, 1.0) * moved
         mni = self._to_mni(points, axes)
-        gm, wm, t1, depth_mm = _lookup(_templates(round(max(0.0, 0.4 * (spacing_mm - 1.0)), 2), self._label_map), mni)
+        gm, wm, t1, depth_mm = _lookup(self._maps(round(max(0.0, 0.4 * (spacing_mm - 1.0)), 2)), mni)
         rough = self._rough.at(axes)
         brain = depth_mm + 0.7 * rough > 1.0
         # The template ends in a film of fluid; a stripped skull takes most of it along, here more and there less.
-        film = np.clip(0.5 + 0.35 * rough + 0.25 * (depth_mm - 1), 0, 1)
+        film = (0.5 + 0.35 * rough + 0.25 * (depth_mm - 1)).clamp(0, 1)
         gm, wm, csf = self._individual(gm, wm, film, brain, axes)
-        detail = np.where(brain, t1 - (0.75 * gm + wm + 0.28 * csf), 0).clip(-0.3, 0.3)
+        detail = torch.where(brain, t1 - (0.75 * gm + wm + 0.28 * csf), 0).clamp(-0.3, 0.3)
         return Anatomy(gm, wm, csf, brain, depth_mm, mni[0], mni[2], detail)
 
-    def _surface(self, axes: Axes) -> np.ndarray:
-        """Depth below the unpushed surface, on every sixth sample, spread back to the grid: (X, Y, Z), mm."""
-        coarse = tuple(np.linspace(axis[0], axis[-1], max(2, len(axis) // 6)) for axis in axes)
-        points = np.stack(np.meshgrid(*(axis.astype(np.float32) for axis in coarse), indexing="ij"))
-        depth = _lookup(_templates(0.0, self._label_map), self._to_mni(points, (coarse[0], coarse[1], coarse[2])))[3:]
-        size = tuple(len(axis) for axis in axes)
-        grown = torch.nn.functional.interpolate(
-            torch.from_numpy(depth.copy())[None], size=size, mode="trilinear", align_corners=True
-        )
-        return grown[0, 0].numpy()
+    @property
+    def device(self) -> torch.device:
+        """Where its maps lie."""
+        return torch.device("cpu") if self._own is None else self._own.device
 
-    def _to_mni(self, points: np.ndarray, axes: Axes) -> np.ndarray:
+    def _maps(self, sigma_mm: float) -> torch.Tensor:
+        return _templates(sigma_mm, self._label_map) if self._own is None else self._own
+
+    def _surface(self, axes: Axes) -> torch.Tensor:
+        """Depth below the unpushed surface, on every sixth sample, spread back to the grid: (X, Y, Z), mm."""
+        ends = [np.linspace(float(axis[0]), float(axis[-1]), max(2, len(axis) // 6)) for axis in axes]
+        coarse = as_axes(ends, axes[0].device)
+        points = torch.stack(torch.meshgrid(*(axis.float() for axis in coarse), indexing="ij"))
+        depth = _lookup(self._maps(0.0), self._to_mni(points, coarse))[3]
+        size = tuple(len(axis) for axis in axes)
+        return torch.nn.functional.interpolate(depth[None, None], size=size, mode="trilinear", align_corners=True)[0, 0]
+
+    def _to_mni(self, points: torch.Tensor, axes: Axes) -> torch.Tensor:
         """Template positions (3, ...), mm, of `points` (3, ...), which lie near the grid spanned by `axes`."""
-        moved = points - (_CENTRE_MM + self._shift).astype(np.float32).reshape(3, 1, 1, 1)
-        for axis in range(3):
-            moved[axis] += self._bend_mm * self._bend[axis].at(axes)
-            moved[axis] += self._wiggle_mm * self._wiggle[axis].at(axes)
-        mni = np.empty_like(moved)
-        for row, centre, found in zip(self._matrix.astype(np.float32), _MNI_CENTRE_MM, mni, strict=True):
-            # Written out: the last bit of a matrix product may depend on the number of threads.
-            found[...] = row[0] * moved[0] + row[1] * moved[1] + row[2] * moved[2] + np.float32(centre)
+        moved = torch.stack(
+            [
+                points[axis]
+                - float(_CENTRE_MM[axis] + self._shift[axis])
+                + self._bend_mm * self._bend[axis].at(axes)
+                + self._wiggle_mm * self._wiggle[axis].at(axes)
+                for axis in range(3)
+            ]
+        )
+        # Written out: the last bit of a matrix product may depend on the number of threads.
+        mni = torch.stack(
+            [
+                float(row[0]) * moved[0] + float(row[1]) * moved[1] + float(row[2]) * moved[2] + float(centre)
+                for row, centre in zip(self._matrix, _MNI_CENTRE_MM, strict=True)
+            ]
+        )
         mni += self._ventricles.sources(mni)
         return mni
 
     def _individual(
-        self, gm: np.ndarray, wm: np.ndarray, film: np.ndarray, brain: np.ndarray, axes: Axes
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        self, gm: torch.Tensor, wm: torch.Tensor, film: torch.Tensor, brain: torch.Tensor, axes: Axes
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Turns averages over many people into one person: shifts the borders at random, then sharpens them."""
         g, w = gm[brain], wm[brain]
-        c = np.clip(1 - g - w, 0, 1) * film[brain]
-        g = g * np.exp(0.35 * self._folds[0].at(axes)[brain])
-        c = self._sulci * c * np.exp(0.5 * self._folds[1].at(axes)[brain])
-        g, w, c = g**1.5, w**1.5, c**1.5
+        c = (1 - g - w).clamp(0, 1) * film[brain]
+        g = g * torch.exp(0.35 * self._folds[0].at(axes)[brain])
+        c = self._sulci * c * torch.exp(0.5 * self._folds[1].at(axes)[brain])
+        g, w, c = (part.clamp(min=0) ** 1.5 for part in (g, w, c))
         total = g + w + c + 1e-6
         full = []
         for part in (g, w, c + 1e-6):
-            volume = np.zeros(brain.shape, np.float32)
+            volume = torch.zeros(brain.shape, device=brain.device)
             volume[brain] = part / total
             full.append(volume)
         return full[0], full[1], full[2]
@@ -133,8 +164,17 @@ class Head:
 def grid(shape: tuple[int, int, int]) -> tuple[Axes, tuple[float, float, float]]:
     """Sample positions (mm) along the three axes and spacings (mm) of a grid `shape` that covers FIELD_MM."""
     spacing = tuple(length / count for length, count in zip(FIELD_MM, shape, strict=True))
-    axes = tuple((np.arange(n) + 0.5) * step - 0.5 for n, step in zip(shape, spacing, strict=True))
-    return (axes[0], axes[1], axes[2]), (spacing[0], spacing[1], spacing[2])
+    axes = as_axes([(np.arange(n) + 0.5) * step - 0.5 for n, step in zip(shape, spacing, strict=True)])
+    return axes, (spacing[0], spacing[1], spacing[2])
+
+
+def maps_of(label_map: str | None = None) -> torch.Tensor:
+    """Tissue maps of the ICBM152 template, or of one person: (1, 4, X, Y, Z) float32 on a grid of 1 mm.
+
+    Raises:
+        ValueError: as `label_maps.template_of`.
+    """
+    return _templates(0.0, label_map)
 
 
 @functools.lru_cache(maxsize=4)
@@ -156,19 +196,14 @@ def _templates(sigma_mm: float, label_map: str | None = None) -> torch.Tensor:
     return torch.from_numpy(np.stack([gm, wm, t1 / np.float32(0.875), depth]))[None]  # 0.875: its white matter
 
 
-def _lookup(maps: torch.Tensor, mni: np.ndarray) -> np.ndarray:
+def _lookup(maps: torch.Tensor, mni: torch.Tensor) -> torch.Tensor:
     """Linear interpolation of `maps` (1, C, X, Y, Z) at `mni` (3, ...) mm; the border value outside: (C, ...)."""
-    where = np.empty((*mni.shape[1:], 3), np.float32)
-    for axis, first_mm in enumerate(_FIRST_MM):
-        # grid_sample counts the axes from the last, and each from -1 to 1.
-        np.multiply(
-            mni[axis] - np.float32(first_mm), np.float32(2 / (maps.shape[2 + axis] - 1)), out=where[..., 2 - axis]
-        )
-    where -= 1
-    found = torch.nn.functional.grid_sample(
-        maps, torch.from_numpy(where)[None], mode="bilinear", padding_mode="border", align_corners=True
-    )
-    return found[0].numpy()
+    places = [  # grid_sample counts each axis from -1 to 1
+        (mni[axis] - first_mm) * (2 / (maps.shape[2 + axis] - 1)) - 1 for axis, first_mm in enumerate(_FIRST_MM)
+    ]
+    where = torch.stack(places[::-1], dim=-1)[None]  # and them from the last
+    maps = maps.to(mni.device)
+    return torch.nn.functional.grid_sample(maps, where, mode="bilinear", padding_mode="border", align_corners=True)[0]
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import gzip
 import operator
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from tools.virtual.acquisition import MODALITIES, scan
-from tools.virtual.anatomy import Head, grid
+from tools.virtual.acquisition import MODALITIES, Scans, as_int16, low_grade
+from tools.virtual.anatomy import Anatomy, Head, grid
 from tools.virtual.fields import Axes, Push
 from tools.virtual.label_maps import find_label_maps
 from tools.virtual.tumour import Tumour
@@ -141,30 +141,53 @@ def make_case(
         ValueError: A negative seed or index, or a bad shape.
     """
     seed, index, size = whole_number("seed", seed, 0), whole_number("index", index, 0), size_of(shape)
-    # Separate streams: what is drawn for the head or the tumour does not shift the draws of the others.
-    for_head, for_tumour, for_scan = (np.random.default_rng([seed, index, part]) for part in range(3))
-    head = Head(for_head, label_map)
-    tumour = Tumour(for_tumour, head)
+    head, tumour, for_scan = patient(seed, index, label_map)
     axes, spacing = grid(size)
     box, near = box_of(head, tumour.pushes, axes)
     anatomy = head.sample(near, max(spacing), tumour.pushes)
     lesion = tumour.label(anatomy, near)
-    parts = scan(for_scan, anatomy, lesion, near, spacing)
-    tissue = 1 + np.argmax(np.stack([anatomy.csf, anatomy.gm, anatomy.wm]), axis=0)
-    parts |= {"seg": lesion.labels, "tissue": np.where(anatomy.brain, tissue, 0).astype(np.uint8)}
+    scans = Scans(for_scan, low_grade(lesion))
+    brain = anatomy.brain.ravel().nonzero()[:, 0]
+    clean = scans.clean(anatomy, lesion, near, brain)
+    images = scans.acquire(clean, brain, anatomy.brain.shape, spacing)
+    parts = {name: as_int16(image) for name, image in images.items()}
+    parts |= {"seg": lesion.labels.numpy(), "tissue": tissue_of(anatomy)}
+    return placed(parts, size, box) | {"affine": affine_of(spacing)}
+
+
+def patient(
+    seed: int, index: int, label_map: str | None = None, maps: torch.Tensor | None = None
+) -> tuple[Head, Tumour, np.random.Generator]:
+    """Head and tumour of case `index`, and the draws of its scans. `label_map`, `maps`: see `anatomy.Head`."""
+    # Separate streams: what is drawn for the head or the tumour does not shift the draws of the others.
+    for_head, for_tumour, for_scan = (np.random.default_rng([seed, index, part]) for part in range(3))
+    head = Head(for_head, label_map, maps)
+    return head, Tumour(for_tumour, head), for_scan
+
+
+def tissue_of(anatomy: Anatomy[torch.Tensor]) -> np.ndarray:
+    """What prevails: uint8, 0 outside the brain, 1 fluid, 2 grey, 3 white matter."""
+    tissue = 1 + torch.stack([anatomy.csf, anatomy.gm, anatomy.wm]).argmax(0)
+    return torch.where(anatomy.brain, tissue, 0).to(torch.uint8).numpy()
+
+
+def placed(
+    parts: Mapping[str, np.ndarray], size: tuple[int, int, int], box: tuple[slice, slice, slice]
+) -> dict[str, np.ndarray]:
+    """Each of `parts` in the `box` of a grid of `size` that is 0 elsewhere."""
     case = {name: np.zeros(size, array.dtype) for name, array in parts.items()}
     for name, array in parts.items():
         case[name][box] = array
-    return case | {"affine": affine_of(spacing)}
+    return case
 
 
 def box_of(head: Head, pushes: tuple[Push, ...], axes: Axes) -> tuple[tuple[slice, slice, slice], Axes]:
     """The part of the grid that holds the brain, and its axes; found on every sixth sample, with room to spare."""
-    step = tuple(max(1, round(6.0 / (axis[1] - axis[0]))) for axis in axes)
-    coarse = head.sample((axes[0][:: step[0]], axes[1][:: step[1]], axes[2][:: step[2]]), 1.0, pushes)
+    step = tuple(max(1, round(6.0 / float(axis[1] - axis[0]))) for axis in axes)
+    brain = head.sample((axes[0][:: step[0]], axes[1][:: step[1]], axes[2][:: step[2]]), 1.0, pushes).numpy().brain
     slices = []
     for axis in range(3):
-        found = np.flatnonzero(coarse.brain.any(axis=tuple({0, 1, 2} - {axis}))) * step[axis]
+        found = np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis}))) * step[axis]
         slices.append(slice(max(0, found[0] - step[axis] - 1), found[-1] + step[axis] + 2))
     box = (slices[0], slices[1], slices[2])
     return box, (axes[0][box[0]], axes[1][box[1]], axes[2][box[2]])

@@ -21,7 +21,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from tools.virtual.brats import folder_of, size_of, whole_number
-from tools.virtual.fields import Axes
+from tools.virtual.fields import Positions
 from tools.virtual.torso import ORGANS, Torso
 
 SHAPE = (256, 256, 100)
@@ -79,7 +79,7 @@ def make_ct(
     for_torso, for_scan = (np.random.default_rng([seed, index, part]) for part in (5, 6))
     # sampled in RAS+ mm around the middle of the torso, then stored in LPS order
     right, front, up = ((np.arange(n) - (n - 1) / 2) * step for n, step in zip(size, spacing_mm, strict=True))
-    axes: Axes = (right[::-1], front[::-1], up)
+    axes: Positions = (right[::-1], front[::-1], up)
     signal, label = Torso(for_torso).sample(axes, max(spacing_mm))
     x, y, z = spacing_mm
     affine = np.diag([-x, -y, z, 1.0])

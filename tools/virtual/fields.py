@@ -1,23 +1,28 @@
 """Smooth random fields and radial pushes, both functions of position in millimetres.
 
 A field is drawn once, on its own lattice, and can then be evaluated on any sampling grid, so that the same case at
-a coarser grid is the same head and the same tumour, only sampled more coarsely.
+a coarser grid is the same head and the same tumour, only sampled more coarsely. Positions are PyTorch tensors, and
+what is made of them lies on their device.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from scipy import sparse
-from scipy.interpolate import BSpline
+import torch
 
 FIELD_MM = (240.0, 240.0, 155.0)
 """Field of view of every virtual image along x, y and z, in mm: that of BraTS."""
 
-Axes = tuple[np.ndarray, np.ndarray, np.ndarray]
+Axes = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Sampling positions along x, y and z, in mm: the continuous index of a 1 mm BraTS grid, -0.5 to 239.5 in x and y."""
+
+Positions = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""`Axes` as arrays."""
 
 _UNIT = 0.479 ** (-3 / 2)  # a cubic B-spline keeps 0.479 of white noise's variance per axis; this undoes three axes
 
@@ -38,14 +43,22 @@ class SmoothField:
         size = tuple(math.ceil((length + 2) / pitch_mm) + 3 for length in FIELD_MM)
         return cls(rng.standard_normal(size, dtype=np.float32) * np.float32(_UNIT), pitch_mm)
 
-    def at(self, axes: Axes) -> np.ndarray:
+    def at(self, axes: Axes) -> torch.Tensor:
         """Values on the grid spanned by `axes` (lengths X, Y, Z): float32 (X, Y, Z)."""
-        values = self.coefficients
+        values = torch.from_numpy(self.coefficients).to(axes[0].device)
         for axis in (2, 1, 0):  # each turn brings one axis from lattice to grid, and to the front
-            values = np.moveaxis(values, 2, 0)
-            basis = _basis(axes[axis], values.shape[0], self.pitch_mm)
-            values = (basis @ values.reshape(values.shape[0], -1)).reshape(-1, *values.shape[1:])
+            values = values.movedim(2, 0)
+            first, weights = _taps(axes[axis], values.shape[0], self.pitch_mm)
+            # Written out: the last bit of a matrix product depends on the number of threads.
+            found = weights[0].reshape(-1, 1, 1) * values[first]
+            for tap in range(1, 4):
+                found.addcmul_(weights[tap].reshape(-1, 1, 1), values[first + tap])
+            values = found
         return values
+
+    def array_at(self, positions: Positions) -> np.ndarray:
+        """`at` for arrays."""
+        return self.at(as_axes(positions)).numpy()
 
 
 @dataclass(frozen=True)
@@ -61,19 +74,27 @@ class Push:
     peak_mm: float
     reach_mm: float = 75.0
 
-    def sources(self, points: np.ndarray) -> np.ndarray:
+    def sources(self, points: torch.Tensor) -> torch.Tensor:
         """What to add to `points` (3, ...), mm, to find where their tissue was before the push: float32 (3, ...)."""
-        offset = points - np.asarray(self.centre, np.float32).reshape((3,) + (1,) * (points.ndim - 1))
-        square = np.einsum("i...,i...->...", offset, offset)
-        per_mm = np.exp(square * np.float32(-(self.reach_mm**-2)))
-        per_mm *= np.float32(-2 * self.peak_mm / self.radius_mm)
-        per_mm /= 1 + square * np.float32(self.radius_mm**-2)
-        offset *= per_mm
-        return offset
+        centre = torch.as_tensor(self.centre, dtype=torch.float32, device=points.device)
+        offset = points - centre.reshape((3,) + (1,) * (points.ndim - 1))
+        square = offset[0] * offset[0] + offset[1] * offset[1] + offset[2] * offset[2]
+        per_mm = torch.exp(square * -(self.reach_mm**-2))
+        per_mm *= -2 * self.peak_mm / self.radius_mm
+        per_mm /= 1 + square * self.radius_mm**-2
+        return offset * per_mm
 
 
-def _basis(positions: np.ndarray, count: int, pitch_mm: float) -> sparse.csr_array:
-    # Sparse, as four control points matter to each position; and unlike a dense product its last bit does not depend
-    # on the number of threads.
-    knots = -1.0 + pitch_mm * np.arange(-3, count + 1)
-    return BSpline.design_matrix(np.asarray(positions, np.float64), knots, 3).astype(np.float32)
+def as_axes(positions: Sequence[Any], device: torch.device | str = "cpu") -> Axes:
+    """Positions along x, y and z (arrays or tensors, mm) as float64 tensors on `device`."""
+    x, y, z = (torch.as_tensor(axis, dtype=torch.float64, device=device) for axis in positions)
+    return x, y, z
+
+
+def _taps(positions: torch.Tensor, count: int, pitch_mm: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """First of the four control points that matter to each position, and the cubic B-spline's weights (4, N)."""
+    place = (positions.double() + 1.0) / pitch_mm
+    first = place.floor().clamp(0, count - 4)
+    t = place - first
+    weights = torch.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6
+    return first.long(), weights.float()

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy import ndimage
 
-from tools.virtual.acquisition import CONTRAST, acquire, clean_signal, shared_maps
+from tools.virtual.acquisition import CONTRAST, Vessels, acquire, as_int16, clean_signal, draw_exposure
 from tools.virtual.anatomy import Anatomy, Head, grid
 from tools.virtual.brats import (
     SHAPE,
@@ -32,13 +33,15 @@ from tools.virtual.brats import (
     folder_of,
     head_of,
     make_cohort,
+    placed,
     size_of,
+    tissue_of,
     whole_number,
     write_case,
 )
-from tools.virtual.fields import FIELD_MM, Axes, Push, SmoothField
+from tools.virtual.fields import FIELD_MM, Positions, Push, SmoothField, as_axes
 from tools.virtual.label_maps import find_label_maps
-from tools.virtual.tumour import Lesion, ellipsoid, reach
+from tools.virtual.tumour import Lesion, ellipsoid, interpolate, reach
 
 NETC, SNFH, ET = 1, 2, 3
 
@@ -142,7 +145,7 @@ class Metastases:
                 visits[1].append(lesion)
         self.visits = tuple(visits[0]), tuple(visits[1] or visits[0])  # a patient without lesions would not be here
 
-    def label(self, lesions: Sequence[Metastasis], anatomy: Anatomy, axes: Axes) -> Spread:
+    def label(self, lesions: Sequence[Metastasis], anatomy: Anatomy[np.ndarray], axes: Positions) -> Spread:
         """`lesions` on the grid spanned by `axes` (mm), where `anatomy` was sampled with their pushes."""
         shape = anatomy.brain.shape
         labels, instances = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
@@ -166,16 +169,16 @@ class Metastases:
         labels[(oedema > 0.5) & (labels == 0) & anatomy.brain & (anatomy.csf < 0.5)] = SNFH
         return Spread(labels, instances, oedema, tuple(parts))
 
-    def paint(self, signal: np.ndarray, spread: Spread, scan: str, enhancement: float, axes: Axes) -> None:
+    def paint(self, signal: np.ndarray, spread: Spread, scan: str, enhancement: float, axes: Positions) -> None:
         """Puts the lesions into `signal` (X, Y, Z; white matter = 1) of one of SCANS; `enhancement`: typical on t1c."""
         for part in spread.parts:
             solid, core = _levels(part.lesion, scan, enhancement)
-            uneven = 1 + (0.12 if scan == "t1c" else 0.06) * self._patch.at(_cut(axes, part.box)).clip(-2, 2)
+            uneven = 1 + (0.12 if scan == "t1c" else 0.06) * self._patch.array_at(_cut(axes, part.box)).clip(-2, 2)
             here = signal[part.box]
             here *= 1 - part.enhancing - part.necrotic
             here += solid * uneven * part.enhancing + core * (0.5 + 0.5 * uneven) * part.necrotic
 
-    def _part(self, lesion: Metastasis, box: _Box, anatomy: Anatomy, axes: Axes) -> Part:
+    def _part(self, lesion: Metastasis, box: _Box, anatomy: Anatomy[np.ndarray], axes: Positions) -> Part:
         """Samples the lesion finer than the grid, then averages over each voxel."""
         finest = float(np.clip(lesion.radius_mm / 3, 0.5, 1.5))
         spacing = [axis[1] - axis[0] for axis in axes]
@@ -194,19 +197,19 @@ class Metastases:
         bound += np.clip(1.0 - side * anatomy.side_mm, 0, 6) * (anatomy.height_mm > -5)
         beyond += _spread(bound, times)
         inside = np.clip(0.5 - beyond / step, 0, 1)
-        rim = lesion.rim_mm * (1 + 0.45 * self._rim.at(_anchored(lesion, (x, y, z))).clip(-0.7, 2.2))
+        rim = lesion.rim_mm * (1 + 0.45 * self._rim.array_at(_anchored(lesion, (x, y, z))).clip(-0.7, 2.2))
         necrotic = np.clip(0.5 - (beyond + rim) / step, 0, 1) if np.isfinite(lesion.rim_mm) else np.zeros_like(inside)
         filled, core = (_mean(volume, times) * anatomy.brain for volume in (inside, np.minimum(necrotic, inside)))
         return Part(lesion, box, filled - core, core)
 
-    def _uneven(self, lesion: Metastasis, own: Axes) -> np.ndarray:
+    def _uneven(self, lesion: Metastasis, own: Positions) -> np.ndarray:
         """About how far outside the lesion each point of its own frame lies, in radii, but for a constant."""
         x, y, z = (axis.astype(np.float32) for axis in np.meshgrid(*own, indexing="ij", sparse=True))
         square = np.zeros([len(axis) for axis in own], np.float32)
         for row in lesion.shape.astype(np.float32):
             square += (row[0] * x + row[1] * y + row[2] * z) ** 2
         frame = _anchored(lesion, own)
-        bumps = 0.16 * self._outline.at(frame).clip(-2, 2) + 0.05 * self._fine.at(frame).clip(-2, 2)
+        bumps = 0.16 * self._outline.array_at(frame).clip(-2, 2) + 0.05 * self._fine.array_at(frame).clip(-2, 2)
         return np.sqrt(square) + bumps
 
     def _size(self, lesion: Metastasis) -> float:
@@ -216,13 +219,14 @@ class Metastases:
         count = round(4 / 3 * math.pi / 0.16**3)
         return float(np.partition(values, count)[count])
 
-    def _wet(self, lesion: Metastasis, core: np.ndarray, anatomy: Anatomy, axes: Axes) -> np.ndarray:
+    def _wet(self, lesion: Metastasis, core: np.ndarray, anatomy: Anatomy[np.ndarray], axes: Positions) -> np.ndarray:
         """Oedema of one lesion, 0-1: fluid runs along white matter and spares the cortex."""
         far = lesion.oedema_mm
         if not core.any():  # smaller than a voxel: start from the nearest one
             core.ravel()[np.argmin(_square(lesion, axes))] = True
-        cost = reach(core, anatomy, axes, max(2.0, far / 8))
-        cost += 0.25 * far * self._fingers.at(axes).clip(-2, 2) + 6.0 * anatomy.gm
+        here = as_axes(axes)
+        cost = interpolate(*reach(torch.from_numpy(core), anatomy.tensors(), here, max(2.0, far / 8)), here).numpy()
+        cost += 0.25 * far * self._fingers.array_at(axes).clip(-2, 2) + 6.0 * anatomy.gm
         wet = 1 / (1 + np.exp(np.clip((cost - far) / max(0.8, 0.1 * far), -20, 20)))
         return (wet * (anatomy.brain & (cost < 1.4 * far))).astype(np.float32)
 
@@ -298,15 +302,11 @@ def make_case(
     axes, spacing = grid(size)
     box, near = box_of(head, pushes, axes)
     anatomy = head.sample(near, max(spacing), pushes)
-    spread = patient.label(lesions, anatomy, near)
-    parts = _scan(for_scan, for_vessels, patient, spread, anatomy, near, spacing)
-    tissue = 1 + np.argmax(np.stack([anatomy.csf, anatomy.gm, anatomy.wm]), axis=0)
-    parts |= {"seg": spread.labels, "instances": spread.instances}
-    parts["tissue"] = np.where(anatomy.brain, tissue, 0).astype(np.uint8)
-    case = {name: np.zeros(size, array.dtype) for name, array in parts.items()}
-    for name, array in parts.items():
-        case[name][box] = array
-    return case | {"affine": affine_of(spacing)}
+    x, y, z = (axis.numpy() for axis in near)
+    spread = patient.label(lesions, anatomy.numpy(), (x, y, z))
+    parts = _scan(for_scan, for_vessels, patient, spread, anatomy.numpy(), (x, y, z), spacing)
+    parts |= {"seg": spread.labels, "instances": spread.instances, "tissue": tissue_of(anatomy)}
+    return placed(parts, size, box) | {"affine": affine_of(spacing)}
 
 
 def _scan(
@@ -314,13 +314,18 @@ def _scan(
     for_vessels: np.random.Generator,
     patient: Metastases,
     spread: Spread,
-    anatomy: Anatomy,
-    axes: Axes,
+    anatomy: Anatomy[np.ndarray],
+    axes: Positions,
     spacing_mm: tuple[float, float, float],
 ) -> dict[str, np.ndarray]:
     brain = np.flatnonzero(anatomy.brain)
-    shared = shared_maps(for_vessels, anatomy, Lesion(np.zeros_like(spread.labels), spread.oedema), axes, brain)
-    shared["vessel"] = np.maximum(shared["vessel"], _veins(for_vessels, shared, anatomy, axes, brain))
+    here = torch.from_numpy(brain)
+    lesion = Lesion(torch.zeros(spread.labels.shape, dtype=torch.uint8), torch.from_numpy(spread.oedema))
+    maps = Vessels(for_vessels).shared_maps(anatomy.tensors(), lesion, as_axes(axes), here)
+    shared = {key: value.numpy() for key, value in maps.items()}
+    maps["vessel"] = torch.from_numpy(
+        np.maximum(shared["vessel"], _veins(for_vessels, shared, anatomy, axes, brain)).astype(np.float32)
+    )
     linings = _linings(for_vessels, shared, anatomy, axes, brain)
     images = {}
     for name, modality in SCANS.items():
@@ -328,26 +333,34 @@ def _scan(
         volume = np.zeros(anatomy.brain.shape, np.float32)
         if name == "t1c":
             contrast["vessel"] *= rng.uniform(1.0, 1.4)
-        clean = clean_signal(contrast, shared, modality)
+        clean = clean_signal(contrast, maps, modality, solid=False).numpy()
         if name == "t1c":
             clean += linings * np.maximum(0.85 * contrast["vessel"] - clean, 0)
         volume.ravel()[brain] = clean
         patient.paint(volume, spread, name, contrast["rim"], axes)
         signal = volume.ravel()[brain]
-        signal *= np.exp(rng.uniform(0.04, 0.12) * SmoothField.draw(rng, 80.0).at(axes).ravel()[brain])
+        signal *= np.exp(rng.uniform(0.04, 0.12) * SmoothField.draw(rng, 80.0).array_at(axes).ravel()[brain])
         # Metastases are looked for on a three-dimensional T1; thick slices would miss the small ones.
-        images[name] = acquire(rng, signal, contrast["csf"], brain, volume.shape, spacing_mm, thin=name == "t1c")
+        exposure = draw_exposure(rng, thin=name == "t1c")
+        image = acquire(exposure, torch.from_numpy(signal), contrast["csf"], here, volume.shape, spacing_mm)
+        images[name] = as_int16(image)
     return images
 
 
 def _veins(
-    rng: np.random.Generator, shared: dict[str, np.ndarray], anatomy: Anatomy, axes: Axes, brain: np.ndarray
+    rng: np.random.Generator,
+    shared: dict[str, np.ndarray],
+    anatomy: Anatomy[np.ndarray],
+    axes: Positions,
+    brain: np.ndarray,
 ) -> np.ndarray:
     """More vessels than a glioma needs, 0-1 over the brain's voxels, for a small lesion has to be told from them.
 
     Veins and arteries in the sulci and fissures, veins that run over the surface, and thin ones within white matter.
     """
-    fields = [SmoothField.draw(rng, pitch).at(axes).ravel()[brain] for pitch in (15.0, 17.0, 10.0, 12.0, 13.0, 15.0)]
+    fields = [
+        SmoothField.draw(rng, pitch).array_at(axes).ravel()[brain] for pitch in (15.0, 17.0, 10.0, 12.0, 13.0, 15.0)
+    ]
     depth = anatomy.depth_mm.ravel()[brain]
     sulci = np.exp(-(fields[0] ** 2 + fields[1] ** 2) / 0.035) * np.clip(3 * shared["csf"] - 0.1, 0, 1)
     sulci = np.maximum(sulci, np.exp(-(fields[4] ** 2 + fields[5] ** 2) / 0.025) * np.clip(4 * shared["csf"], 0, 1))
@@ -357,10 +370,14 @@ def _veins(
 
 
 def _linings(
-    rng: np.random.Generator, shared: dict[str, np.ndarray], anatomy: Anatomy, axes: Axes, brain: np.ndarray
+    rng: np.random.Generator,
+    shared: dict[str, np.ndarray],
+    anatomy: Anatomy[np.ndarray],
+    axes: Positions,
+    brain: np.ndarray,
 ) -> np.ndarray:
     """What else takes up contrast, 0-1 over the brain's voxels: choroid plexus in the ventricles, and the falx."""
-    patch = SmoothField.draw(rng, 5.0).at(axes).ravel()[brain]
+    patch = SmoothField.draw(rng, 5.0).array_at(axes).ravel()[brain]
     depth, height, side = (getattr(anatomy, name).ravel()[brain] for name in ("depth_mm", "height_mm", "side_mm"))
     inner = (depth > 28) & (height > -30)
     plexus = np.clip(2 * shared["csf"] - 1, 0, 1) * np.clip(2 * patch - 1.2, 0, 1) * inner
@@ -426,7 +443,7 @@ def _places(rng: np.random.Generator, head: Head, radii: np.ndarray) -> list[tup
     """
     first, second, third = (np.arange(1.5, length, 3.0) for length in FIELD_MM)
     axes = (first, second, third)
-    seen = head.sample(axes, 1.0)
+    seen = head.sample(as_axes(axes), 1.0).numpy()
     lateral, height = np.abs(seen.side_mm), seen.height_mm
     behind = np.broadcast_to(axes[1][None, :, None] > 150, height.shape)
     below = (height < -14) & behind
@@ -453,22 +470,22 @@ def _places(rng: np.random.Generator, head: Head, radii: np.ndarray) -> list[tup
     return sorted(found.items())
 
 
-def _anchored(lesion: Metastasis, own: Axes) -> Axes:
+def _anchored(lesion: Metastasis, own: Positions) -> Positions:
     """Where points of the lesion's own frame lie in the fields: its radius is 10 mm there."""
     x, y, z = (at + np.clip(10 * axis, -35, 35) for at, axis in zip(lesion.anchor, own, strict=True))
     return x, y, z
 
 
-def _square_to(place: np.ndarray, axes: Axes) -> np.ndarray:
+def _square_to(place: np.ndarray, axes: Positions) -> np.ndarray:
     x, y, z = ((axis.reshape([-1 if n == k else 1 for n in range(3)]) - place[k]) ** 2 for k, axis in enumerate(axes))
     return x + y + z
 
 
-def _square(lesion: Metastasis, axes: Axes) -> np.ndarray:
+def _square(lesion: Metastasis, axes: Positions) -> np.ndarray:
     return _square_to(lesion.centre, axes)
 
 
-def _near(lesion: Metastasis, margin_mm: float, axes: Axes) -> _Box | None:
+def _near(lesion: Metastasis, margin_mm: float, axes: Positions) -> _Box | None:
     """The part of the grid within `margin_mm` of the lesion's centre, at least 2 samples wide; None if outside."""
     slices = []
     for axis, centre in zip(axes, lesion.centre, strict=True):
@@ -480,11 +497,11 @@ def _near(lesion: Metastasis, margin_mm: float, axes: Axes) -> _Box | None:
     return slices[0], slices[1], slices[2]
 
 
-def _cut(axes: Axes, box: _Box) -> Axes:
+def _cut(axes: Positions, box: _Box) -> Positions:
     return axes[0][box[0]], axes[1][box[1]], axes[2][box[2]]
 
 
-def _crop(anatomy: Anatomy, box: _Box) -> Anatomy:
+def _crop(anatomy: Anatomy[np.ndarray], box: _Box) -> Anatomy:
     return Anatomy(**{field.name: getattr(anatomy, field.name)[box] for field in dataclasses.fields(anatomy)})
 
 

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import torch
 from nilearn import datasets
 from tqdm import tqdm
 
-from tools.virtual.acquisition import acquire
+from tools.virtual.acquisition import acquire, as_int16, draw_exposure
 from tools.virtual.anatomy import Head, grid
 from tools.virtual.brats import SHAPE, affine_of, size_of, whole_number
 from tools.virtual.fields import SmoothField
@@ -82,15 +83,15 @@ def make_head(seed: int, index: int, shape: Sequence[int] = SHAPE) -> dict[str, 
     rng, for_scan = (np.random.default_rng([seed, index, part]) for part in (3, 4))
     axes, spacing = grid(size)
     anatomy = Head(rng).sample(axes, max(spacing))
-    inside = np.flatnonzero(anatomy.brain)
+    inside = anatomy.brain.ravel().nonzero()[:, 0]
     gm, wm, csf, detail = (getattr(anatomy, key).ravel()[inside] for key in ("gm", "wm", "csf", "detail"))
     grey, fluid = for_scan.uniform(0.72, 0.84), for_scan.uniform(0.3, 0.45)
     signal = wm + grey * gm + fluid * csf + for_scan.uniform(0.8, 1.1) * detail
-    signal *= np.exp(for_scan.uniform(0.03, 0.12) * SmoothField.draw(for_scan, 80.0).at(axes).ravel()[inside])
-    t1 = acquire(for_scan, signal.astype(np.float32), fluid, inside, size, spacing)
+    signal *= torch.exp(for_scan.uniform(0.03, 0.12) * SmoothField.draw(for_scan, 80.0).at(axes).ravel()[inside])
+    t1 = as_int16(acquire(draw_exposure(for_scan), signal, fluid, inside, size, spacing))
     labels: np.ndarray = np.zeros(size, np.uint8)
     numbers = np.asarray(list(_NUMBERS.values()), np.uint8)
-    labels.ravel()[inside] = numbers[np.argmax(np.stack([csf, gm, wm]), axis=0)]
+    labels.ravel()[inside.numpy()] = numbers[torch.stack([csf, gm, wm]).argmax(0).numpy()]
     return {"t1": t1, "labels": labels, "affine": affine_of(spacing)}
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tools.virtual.fields import Axes, SmoothField
+from tools.virtual.fields import Positions, SmoothField
 
 ORGANS: dict[str, int] = {
     "liver": 1, "right kidney": 2, "spleen": 3, "pancreas": 4, "aorta": 5, "inferior vena cava": 6,
@@ -46,7 +46,7 @@ class _Shape:
     points: np.ndarray
     radii: np.ndarray
 
-    def box(self, axes: Axes) -> tuple[slice, slice, slice] | None:
+    def box(self, axes: Positions) -> tuple[slice, slice, slice] | None:
         """The part of the grid that the shape may reach."""
         slices = []
         for axis in range(3):
@@ -102,20 +102,20 @@ class Torso:
         self.loops = [SmoothField.draw(rng, 19 * _SCALE) for _ in range(2)]
         self.shapes = {name: self._placed(rng, parts) for name, parts in _atlas(rng).items()}
 
-    def sample(self, axes: Axes, voxel_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    def sample(self, axes: Positions, voxel_mm: float) -> tuple[np.ndarray, np.ndarray]:
         """HU without noise (XYZ float32) and labels (XYZ uint8, see `ORGANS`) on a grid.
 
         Args:
             axes: positions along x, y and z in mm, RAS+.
             voxel_mm: size of the largest side of a voxel: how soft surfaces are.
         """
-        lattice: Axes = tuple(  # type: ignore[assignment]
+        lattice: Positions = tuple(  # type: ignore[assignment]
             np.asarray(axis) * _SCALE + middle for axis, middle in zip(axes, (119.5, 119.5, 77.0), strict=True)
         )
         plain = np.stack(np.meshgrid(*(np.asarray(a, np.float32) for a in axes), indexing="ij"))
-        moved = plain + 5.0 * np.stack([field.at(lattice) for field in self.warp])
-        rough, grain = self.rough.at(lattice), self.grain.at(lattice)
-        loops = [field.at(lattice) for field in self.loops]
+        moved = plain + 5.0 * np.stack([field.array_at(lattice) for field in self.warp])
+        rough, grain = self.rough.array_at(lattice), self.grain.array_at(lattice)
+        loops = [field.array_at(lattice) for field in self.loops]
         soft = 1.0 / max(voxel_mm, 1.0)
         hu, cavity, lung = self._body(plain, moved, rough, grain, loops, soft)
         label = np.zeros(hu.shape, np.uint8)

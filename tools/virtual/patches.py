@@ -1,0 +1,183 @@
+"""Patches of virtual gliomas made while a network trains, on its device: nothing is stored, no patient is seen twice.
+
+A patient is measured once on a coarse grid of the whole head (volumes, thresholds, intensity statistics), then seen in
+patches of 1 mm alone, so that only what a network looks at is computed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Randomizable, Transform
+
+from tools.bundles import package
+from tools.virtual.acquisition import Scans, low_grade
+from tools.virtual.anatomy import grid, maps_of
+from tools.virtual.brats import patient
+from tools.virtual.fields import as_axes
+from tools.virtual.tumour import ENHANCING
+
+_COARSE = (80, 80, 52)  # voxels of about 3 mm that cover the field of view
+_CLASSES = 3  # NCR 1, ED 2, ET 3 (4 in the files of BraTS)
+
+
+def find_heads(dataset_dir: str | os.PathLike | None, datalist: str | None = None) -> list[dict[str, Any]]:
+    """Label maps in FreeSurfer's numbering, one case each, as `find_cases` of `brain_tissue_vnet` gives them.
+
+    Args:
+        dataset_dir: folder searched to any depth; None (and no `datalist`): no case.
+        datalist: JSON in MONAI's form instead of a search.
+
+    Raises:
+        BundleError: all that is wrong with them at once.
+    """
+    cases: list[dict[str, Any]] = package("brain_tissue_vnet").find_cases(dataset_dir, datalist, label_maps=True)
+    return cases
+
+
+class DrawPatient(Randomizable, Transform):
+    """Add `patient`, the seed of a virtual patient, from the random state of the sample."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """A sample that can be batched: `head` (file of the label map) and `patient`."""
+        return {"head": data["label"], "patient": int(self.R.randint(2**31 - 1))}
+
+
+class Glioma:
+    """One virtual patient, to be seen in patches.
+
+    Args:
+        seed: 0 or more; the same seed and maps give the same patient.
+        maps: of the head, see `anatomy.maps_of`; everything is made on their device.
+    """
+
+    def __init__(self, seed: int, maps: torch.Tensor) -> None:
+        self.head, self.tumour, rng = patient(seed, 0, maps=maps)
+        axes, spacing = grid(_COARSE)
+        axes = as_axes(axes, maps.device)
+        anatomy = self.head.sample(axes, 1.0, self.tumour.pushes)
+        self.extent = self.tumour.measure(anatomy, axes)
+        lesion = self.tumour.label(anatomy, axes, self.extent)
+        self.scans = Scans(rng, low_grade(lesion))
+        brain = anatomy.brain.ravel().nonzero()[:, 0]
+        images = self.scans.acquire(self.scans.clean(anatomy, lesion, axes, brain), brain, anatomy.brain.shape, spacing)
+        self.statistics = {}  # mean and standard deviation over the brain, by modality
+        for name, image in images.items():
+            inside = image.ravel()[brain]
+            self.statistics[name] = float(inside.mean()), max(float(inside.std()), 1e-6)
+        self._rng = rng
+        where = anatomy.brain.nonzero()
+        self._box = [
+            (float(axis[part.min()]), float(axis[part.max()])) for axis, part in zip(axes, where.T, strict=True)
+        ]
+        self._brain = self._positions(where, axes)
+        labels = lesion.labels
+        parts = [labels > 0, (labels > 0) & (labels != 2), labels == ENHANCING]  # WT, TC, ET
+        self._regions = [self._positions(part.nonzero(), axes) for part in parts if part.any()]
+
+    def patch(self, size: Sequence[int], tumour_probability: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Another patch of `size` voxels of 1 mm at each call.
+
+        Args:
+            size: HWD.
+            tumour_probability: of a patch centred on the tumour: on any voxel of WT, TC or ET, one as likely as the
+                other; otherwise on any voxel of the brain. Patches are moved to hold brain rather than air.
+
+        Returns:
+            4HWD float32 (T1, T1ce, T2, FLAIR), z-scores over the brain, 0 outside it; 1HWD uint8 (0, 1 NCR, 2 ED,
+            3 ET).
+        """
+        centres = self._brain
+        if self._regions and self._rng.random() < tumour_probability:
+            centres = self._regions[int(self._rng.integers(len(self._regions)))]
+        centre = centres[int(self._rng.integers(len(centres)))] + self._rng.uniform(-1.5, 1.5, 3)
+        first = []
+        for place, n, (low, high) in zip(centre, size, self._box, strict=True):
+            start = place - (n - 1) / 2
+            first.append(min(max(start, low), high - (n - 1)) if high - low > n - 1 else (low + high - (n - 1)) / 2)
+        device = self.extent.cost.device
+        axes = as_axes([start + np.arange(n) for start, n in zip(first, size, strict=True)], device)
+        anatomy = self.head.sample(axes, 1.0, self.tumour.pushes)
+        lesion = self.tumour.label(anatomy, axes, self.extent)
+        brain = anatomy.brain.ravel().nonzero()[:, 0]
+        clean = self.scans.clean(anatomy, lesion, axes, brain)
+        image = torch.zeros((len(clean), *size), device=device)
+        for channel, (name, scan) in zip(
+            image, self.scans.acquire(clean, brain, tuple(size), (1.0, 1.0, 1.0)).items(), strict=True
+        ):
+            mean, deviation = self.statistics[name]
+            channel.ravel()[brain] = (scan.ravel()[brain] - mean) / deviation
+        return image, lesion.labels.clamp(max=_CLASSES)[None]
+
+    @staticmethod
+    def _positions(voxels: torch.Tensor, axes: Sequence[torch.Tensor]) -> np.ndarray:
+        """Places (N, 3), mm, of `voxels` (N, 3)."""
+        return torch.stack([axis[part] for axis, part in zip(axes, voxels.T, strict=True)], 1).cpu().numpy()
+
+
+class PaintGliomas:
+    """MONAI `prepare_batch`: virtual patients come from the loader as seeds, their patches are made on the device.
+
+    Args:
+        patch_size: HWD, voxels of 1 mm.
+        patches_per_case: of every patient in a batch.
+        tumour_probability: see `Glioma.patch`.
+        flip_probability: of mirroring a patch along each axis, 0 to 1.
+        cache_dir: folder for prepared label maps (70 MB and about 10 s each, once); None: in the user's cache folder.
+    """
+
+    def __init__(
+        self,
+        patch_size: Sequence[int],
+        patches_per_case: int = 1,
+        tumour_probability: float = 0.7,
+        flip_probability: float = 0.5,
+        cache_dir: str | None = None,
+    ) -> None:
+        if patches_per_case < 1:
+            raise ValueError(f"patches_per_case must be 1 or more, got {patches_per_case}.")
+        self.patch_size = tuple(int(n) for n in patch_size)
+        self.patches_per_case = int(patches_per_case)
+        self.tumour_probability = tumour_probability
+        self.flip_probability = flip_probability
+        self.cache_dir = cache_dir
+        self._maps: dict[str, torch.Tensor] = {}
+
+    def __call__(
+        self, batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **_: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images B4HWD float32 and labels B1HWD uint8, where B counts patches.
+
+        Args:
+            batch: `head` (files of label maps) and `patient` (seeds), one of each per patient.
+            device: to make them on.
+            non_blocking: without use here; MONAI gives it.
+        """
+        images, labels = [], []
+        for file, seed in zip(batch["head"], batch["patient"].tolist(), strict=True):
+            rng = np.random.default_rng([seed, 1])
+            glioma = Glioma(seed, self._maps_of(file, device).float())
+            for _number in range(self.patches_per_case):
+                image, label = glioma.patch(self.patch_size, self.tumour_probability)
+                mirrored = [axis for axis in (1, 2, 3) if rng.random() < self.flip_probability]
+                images.append(image.flip(mirrored))
+                labels.append(label.flip(mirrored))
+        return torch.stack(images), torch.stack(labels)
+
+    def _maps_of(self, file: str, device: torch.device | str | None) -> torch.Tensor:
+        """Half precision, on the device: prepared once, kept on disk, loaded once in a run."""
+        if file not in self._maps:
+            dataset = package("brats_resunet").dataset
+            cache = dataset.CaseCache(
+                [{"case": file, "image": [], "label": file}], _half_maps, self.cache_dir or dataset.default_cache_dir()
+            )
+            self._maps[file] = cache[0]["maps"].to(device)
+        return self._maps[file]
+
+
+def _half_maps(case: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {"maps": maps_of(case["label"]).half()}
