@@ -16,7 +16,16 @@ from tools.vendored.settings import CHOSEN_LATER
 TRAINING = ([], ["multi_gpu"], ["resume"], ["cross_validation"], ["cross_validation", "resume"])
 INFERENCE = ([], ["evaluate"], ["evaluate", "cross_validation"])
 OWN = {
-    "brats_resunet": ([["compact", "pretrain_virtual"], ["finetune", "resume"]], []),
+    "brats_resunet": (
+        [
+            ["compact", "pretrain_virtual"],
+            ["finetune", "resume"],
+            ["pretrain_label_maps"],
+            ["compact", "pretrain_label_maps", "resume"],
+            ["pretrain_label_maps", "multi_gpu"],
+        ],
+        [],
+    ),
     "brain_tissue_vnet": (
         [
             ["train_from_labels"],

@@ -6,7 +6,7 @@ import logging
 
 import fire
 
-from tools.bench import deformation, inference, loader, network, painting, resizing
+from tools.bench import deformation, gliomas, inference, loader, network, painting, resizing
 from tools.card import card
 from tools.check import check
 from tools.convert import to_h5, to_nifti
@@ -35,6 +35,7 @@ COMMANDS = {
         "inference": inference,
         "deformation": deformation,
         "painting": painting,
+        "gliomas": gliomas,
         "resizing": resizing,
     },
 }

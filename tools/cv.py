@@ -23,7 +23,14 @@ from tools.bundles import ROOT, package
 from tools.vendored.ensemble import settings_text
 from tools.vendored.files import write_whole
 
-_HARMLESS = {"num_workers", "device", "cache", "cache_dir", "val_interval"}  # may change between two calls
+_HARMLESS = {
+    "num_workers",
+    "device",
+    "cache",
+    "cache_dir",
+    "val_interval",
+    "time_limit",
+}  # may change between two calls
 _GIVEN = {"dataset_dir", "fold", "num_folds", "fold_seed", "cv_dir", "ckpt_dir", "output_dir"}
 
 
@@ -42,7 +49,8 @@ def cv(
 
     Leaves in `out`: fold_0 and so on (model.pt, last.pt, datalist.json, scores.csv; log.txt where several run at a
     time), scores.csv (every case, scored by the network that did not see its patient) and summary.json (mean, sd and
-    95 % interval over all cases). A fold with scores.csv is finished; another with last.pt is resumed.
+    95 % interval over all cases). A fold with scores.csv is finished; another with last.pt is resumed. With
+    `time_limit` (minutes, of each fold) a fold that is not finished in time is left for the next call.
 
     Example: python -m tools cv brats_resunet --dataset_dir DIR --out cv --num_folds 5 --epochs 50
 
@@ -95,6 +103,8 @@ def cv(
                 files = ["train.yaml", *overlays, "cross_validation.yaml", *resume]
                 settings = {"dataset_dir": dataset, **shared, **training, "fold": fold}
                 _call("training", [folder / name for name in files], settings, log, environment)
+                if not _finished(bundle, place / "last.pt"):
+                    return f"fold {fold}: stopped at its time limit; call again to go on"
             _same_cases(root, num_folds)
             files = ["inference.yaml", "evaluate.yaml", "cross_validation.yaml"]
             settings = {"datalist": str(place / "datalist.json"), **shared, **scoring, "fold": fold}
@@ -109,7 +119,8 @@ def cv(
     with ThreadPoolExecutor(jobs) as pool:
         for done in as_completed([pool.submit(one, fold) for fold in range(num_folds)]):
             print(done.result(), flush=True)
-    _pool(bundle, root, num_folds)
+    if all((root / f"fold_{fold}" / "scores.csv").is_file() for fold in range(num_folds)):
+        _pool(bundle, root, num_folds)
 
 
 def _several(value: Any) -> tuple[Any, ...]:

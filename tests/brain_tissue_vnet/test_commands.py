@@ -85,14 +85,20 @@ def test_train_evaluate_infer(run: Run, heads: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(probabilities.sum(-1), 1, atol=1e-3)
     np.testing.assert_array_equal(probabilities.argmax(-1), np.asarray(mask.dataobj))
 
-    # fine-tuning goes on from there, with the same preprocessing
+    # fine-tuning goes on from there, with the same preprocessing, here by the patches' own statistics
     settings["white_matter_weight"] = 1.25
     (out / "settings.json").write_text(json.dumps(settings))
     tuned = ["--pretrained", out / "model.pt", "--ckpt_dir", tmp_path / "tuned", "--output_dir", tmp_path / "tuned"]
     tuned += ["--epochs", "1", "--batch_size", "2", "--patches_per_case", "2", "--dropout", "0", "--num_workers", "0"]
+    tuned += ["--norm", "instance"]
     done = run(*command("training", "train.yaml", "finetune.yaml"), "--dataset_dir", heads, *tuned, cwd=away)
     assert values_of(done.stdout + done.stderr, "train_loss")[0] < found[0] - 0.03
-    assert json.loads((tmp_path / "tuned" / "settings.json").read_text()) == settings
+    assert "of another normalisation are left out" in done.stdout + done.stderr
+    assert json.loads((tmp_path / "tuned" / "settings.json").read_text()) == {**settings, "norm": "instance"}
+    where = ["--ckpt_dir", tmp_path / "tuned", "--output_dir", tmp_path / "again", "--num_workers", "0"]
+    done = run(*command("inferring", "inference.yaml"), "--dataset_dir", scan, *where, cwd=away)
+    assert "are left out" not in done.stdout + done.stderr
+    assert (tmp_path / "again" / "sub-001_seg.nii.gz").is_file()
 
 
 def test_learning_from_label_maps_is_killed_and_resumed(

@@ -57,6 +57,14 @@ def test_an_odd_size_is_padded_at_its_far_ends_by_its_border() -> None:
         torch.testing.assert_close(network(x), network(padded)[:, :, :17, :31, :16], rtol=0, atol=0)
 
 
+def test_instance_norm_needs_more_than_one_voxel() -> None:
+    network = VNet(init_filters=2, norm="instance").eval()
+    with torch.no_grad():
+        assert network(torch.randn(1, 1, 16, 17, 16)).shape == (1, 4, 16, 17, 16)
+        with pytest.raises(ValueError, match="more than 16 voxels along one axis at least, got shape"):
+            network(torch.randn(1, 1, 16, 16, 9))
+
+
 def test_gradient_reaches_every_weight() -> None:
     torch.manual_seed(0)
     network = VNet(init_filters=2, dropout=0.0).train()

@@ -526,17 +526,39 @@ def test_an_earlier_run_is_not_replaced_unasked(tmp_path: Path) -> None:
     require_new_run(str(tmp_path), overwrite=True)
 
 
-@pytest.mark.parametrize(("minutes", "epochs"), [(10, 4), (2.5, 2), (0.01, 1)])
-def test_training_ends_in_time(monkeypatch: pytest.MonkeyPatch, minutes: float, epochs: int) -> None:
-    """Epochs of a minute each; the third would end after 3 minutes."""
-    clock = iter(range(0, 3600, 60))
-    monkeypatch.setattr("brats_resunet.checkpoints.time.monotonic", lambda: next(clock))
-    engine = Engine(lambda engine, batch: None)
-    StopInTime(minutes).attach(engine)
-    engine.run([0, 1], max_epochs=4)
+@pytest.mark.parametrize(
+    ("minutes", "first", "validation", "epochs"),
+    [
+        (100, 1, 0, 8),
+        (2.5, 1, 0, 2),
+        (0.01, 1, 0, 1),
+        (41, 20, 0, 8),  # the first epoch prepares cases and is no measure of the third
+        (14, 1, 5, 4),  # validations after the second and the fourth
+        (9, 1, 5, 2),  # the second of them would not fit
+    ],
+)
+def test_training_ends_in_time(
+    monkeypatch: pytest.MonkeyPatch, minutes: float, first: float, validation: float, epochs: int
+) -> None:
+    """Of eight epochs of a minute each but the first."""
+    now = 0.0
+
+    def wait(passed: float) -> None:
+        nonlocal now
+        now += 60 * passed
+
+    monkeypatch.setattr("brats_resunet.checkpoints.time", SimpleNamespace(monotonic=lambda: now))
+    engine = Engine(lambda engine, batch: wait(first if engine.state.epoch == 1 else 1))
+    validator = Engine(lambda engine, batch: wait(validation))
+    if validation:
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), lambda: validator.run([0]))
+    StopInTime(minutes, validator if validation else None).attach(engine)
+    engine.run([0], max_epochs=8)
     assert engine.state.epoch == epochs
+    assert now <= 60 * minutes or epochs == 1
 
 
-def test_time_limit_must_be_positive() -> None:
-    with pytest.raises(ValueError, match="more than 0 minutes, got 0"):
-        StopInTime(0)
+@pytest.mark.parametrize("minutes", [0, -1, "1h", True, float("nan")])
+def test_time_limit_must_be_positive(minutes: Any) -> None:
+    with pytest.raises(ValueError, match="time_limit must be a number of minutes, more than 0, got"):
+        StopInTime(minutes)

@@ -26,8 +26,11 @@ def test_three_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) 
     one = ["--dataset_dir", cohort, "--cv_dir", out, "--num_folds", "3", "--epochs", "2", *SMALL, *TRAINING]
     run(*bundle_run("training", "train.yaml", "cross_validation.yaml"), *one, "--fold", "1")
 
+    printed = run(*command, "--time_limit", "0.001").stdout
+    assert "fold 0: stopped at its time limit; call again to go on" in printed
+    assert not (out / "scores.csv").exists(), "two folds have had one epoch of two"
     printed = run(*command).stdout
-    assert "fold 0: trained and scored" in printed
+    assert "fold 0: resumed and scored" in printed
     assert "fold 1: training" not in printed, "it had come to its end"
     rows = rows_of(out / "scores.csv")
     names = sorted(folder.name for folder in cohort.iterdir() if folder.is_dir())

@@ -2,6 +2,7 @@
 
 import json
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tests.tools.test_virtual import label_map  # noqa: F401  a fixture
 from tools.virtual import DrawPatient, PaintGliomas
 from tools.virtual.anatomy import grid, maps_of
 from tools.virtual.brats import patient
-from tools.virtual.fields import as_axes
+from tools.virtual.fields import SmoothField, as_axes
 from tools.virtual.patches import Glioma
 from tools.virtual.tumour import _travel, interpolate
 
@@ -39,18 +40,26 @@ def test_a_patch_shows_the_tumour_of_the_whole_grid(glioma):
     assert same.float().mean() > 0.999, "a part of the grid shows what the whole shows there"
 
 
-def test_patches_are_normalised_as_whole_images_are():
+@pytest.mark.parametrize("seed", [7, 8])
+def test_patches_are_normalised_as_whole_images_are(seed):
     """Mean 0 and deviation 1 over the whole brain, which a patch of 150 mm nearly holds."""
-    glioma = Glioma(7, maps_of())
-    image, label = glioma.patch((150, 176, 140), 0.0)
+    image, label = Glioma(seed, maps_of()).patch((150, 176, 140), 0.0)
     assert image.shape == (4, 150, 176, 140)
     assert label.shape == (1, 150, 176, 140)
     assert label.dtype == torch.uint8
     brain = image[0] != 0
     for channel in image:
         assert ((channel != 0) == brain).float().mean() > 0.9999  # a z-score of 0 is rare
-        assert abs(float(channel[brain].mean())) < 0.12
-        assert 0.85 < float(channel[brain].std()) < 1.15
+        assert abs(float(channel[brain].mean())) < 0.08
+        assert 0.93 < float(channel[brain].std()) < 1.07
+
+
+def test_fields_are_the_same_by_products():
+    axes = as_axes([np.linspace(-0.5, 239.5, 20), np.linspace(30, 90, 15), np.linspace(0, 154, 11)])
+    for pitch in (3.5, 40.0):
+        field = SmoothField.draw(np.random.default_rng(0), pitch)
+        products = field._by_products(torch.from_numpy(field.coefficients), axes)
+        torch.testing.assert_close(products, field.at(axes), atol=1e-5, rtol=1e-5)
 
 
 def test_tumour_probability(glioma):
@@ -64,12 +73,14 @@ def test_tumour_probability(glioma):
 
 
 def test_the_same_seed_gives_the_same_patches(label_map, tmp_path):  # noqa: F811
-    paint = PaintGliomas((24, 24, 24), patches_per_case=2, cache_dir=str(tmp_path))
+    paint = PaintGliomas([{"label": label_map}], (24, 24, 24), patches_per_case=2, cache_dir=str(tmp_path))
     batch = {"head": [label_map, label_map], "patient": torch.tensor([1, 2])}
     images, labels = paint(batch, "cpu")
     assert images.shape == (4, 4, 24, 24, 24)
     assert labels.shape == (4, 1, 24, 24, 24)
-    again = PaintGliomas((24, 24, 24), patches_per_case=2, cache_dir=str(tmp_path))(batch, "cpu")
+    again = PaintGliomas([{"label": label_map}], (24, 24, 24), patches_per_case=2, cache_dir=str(tmp_path))(
+        batch, "cpu"
+    )
     assert torch.equal(images, again[0])
     assert torch.equal(labels, again[1])
     assert not torch.equal(images[0], images[1]), "two places of one patient"
@@ -86,9 +97,38 @@ def test_patients_are_drawn():
     assert len(set(found)) == 3
 
 
-def test_one_patch_at_least():
-    with pytest.raises(ValueError, match="patches_per_case must be 1 or more, got 0"):
-        PaintGliomas((8, 8, 8), patches_per_case=0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"patches_per_case": 0}, "patches_per_case must be 1 or more, got 0"),
+        ({"patch_size": (8, 8)}, "patch_size must be three numbers of voxels"),
+        ({"tumour_probability": 70}, "tumour_probability must be from 0 to 1, got 70"),
+        ({"flip_probability": -1}, "flip_probability must be from 0 to 1, got -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PaintGliomas([], **{"patch_size": (8, 8, 8), **settings})
+
+
+def test_label_maps_that_cannot_be_used_are_named_at_once(run, tmp_path):
+    """Before training starts, without a traceback."""
+    files = bundle_run("training", "train.yaml", "pretrain_label_maps.yaml")
+    data = ["--dataset_dir", tmp_path / "maps", "--ckpt_dir", tmp_path / "out", "--cache_dir", tmp_path / "cache"]
+    (tmp_path / "maps").mkdir()
+    done = run(*files, *data, *SMALL, status=1)
+    assert "\nERROR: " in done.stderr
+    assert str(tmp_path / "maps") in done.stderr.rpartition("\nERROR: ")[2]
+    for name, value in (("a", 9999), ("b", 2)):
+        labels = np.zeros((40, 40, 40), np.int16)
+        labels[10:30, 10:30, 10:30] = value
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "maps" / f"{name}.nii.gz")
+    (tmp_path / "maps" / "c.nii.gz").write_bytes((tmp_path / "maps" / "b.nii.gz").read_bytes()[:-40])
+    told = run(*files, *data, *SMALL, status=1).stderr.rpartition("\nERROR: ")[2]
+    assert "a.nii.gz: the numbers [9999] are not FreeSurfer's" in told
+    assert "b.nii.gz: hardly any grey and white matter" in told
+    assert "c.nii.gz: cannot be read" in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_travel_costs_are_those_of_scikit_image():

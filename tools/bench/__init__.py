@@ -1,9 +1,10 @@
-"""Measurements of speed and memory: `python -m tools bench loader|network|inference`."""
+"""Measurements of speed and memory: `python -m tools bench NAME`, see `--help`."""
 
 from tools.bench.deformation import deformation, painting
+from tools.bench.gliomas import gliomas
 from tools.bench.inference import inference
 from tools.bench.loader import loader
 from tools.bench.network import network
 from tools.bench.resizing import resizing
 
-__all__ = ["deformation", "inference", "loader", "network", "painting", "resizing"]
+__all__ = ["deformation", "gliomas", "inference", "loader", "network", "painting", "resizing"]

@@ -6,6 +6,8 @@ vary at random per case. The scanner then adds vessels, a bias field, thick slic
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -127,12 +129,20 @@ class Scans:
         brain: torch.Tensor,
         shape: tuple[int, ...],
         spacing_mm: tuple[float, float, float],
+        noise_of_mm: float | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Images (X, Y, Z) by modality, in the scanner's unit, of what `clean` gives; 0 outside the brain."""
-        return {
-            name: acquire(self._exposure[name], signal, self._contrast[name]["csf"], brain, shape, spacing_mm)
-            for name, signal in signals.items()
-        }
+        """Images (X, Y, Z) by modality, in the scanner's unit, of what `clean` gives; 0 outside the brain.
+
+        `noise_of_mm`: with the noise that is left after the blur where voxels are that far apart.
+        """
+        found = {}
+        for name, signal in signals.items():
+            exposure = self._exposure[name]
+            if noise_of_mm is not None:
+                share = _noise_left(exposure.blur_mm, (noise_of_mm,) * 3) / _noise_left(exposure.blur_mm, spacing_mm)
+                exposure = dataclasses.replace(exposure, sigma=exposure.sigma * share)
+            found[name] = acquire(exposure, signal, self._contrast[name]["csf"], brain, shape, spacing_mm)
+        return found
 
 
 def clean_signal(
@@ -181,9 +191,9 @@ def acquire(
     volume = torch.full(shape, fluid, device=signal.device)
     volume.ravel()[brain] = torch.hypot(signal + noise[0], noise[1])
     for axis in range(3):
-        sigma = exposure.blur_mm[axis] / spacing_mm[axis]
-        if sigma > 0.2:  # less than that does not reach the neighbouring voxel
-            volume = _blur(volume, sigma, axis)
+        weights = _blur_weights(exposure.blur_mm[axis] / spacing_mm[axis])
+        if len(weights) > 1:
+            volume = _blur(volume, weights, axis)
     image = torch.zeros_like(volume)
     image.ravel()[brain] = (volume.ravel()[brain] * exposure.white).clamp(min=1e-3)
     return image
@@ -194,13 +204,26 @@ def as_int16(image: torch.Tensor) -> np.ndarray:
     return torch.where(image > 0, image.round().clamp(1, 32767), 0).to(torch.int16).cpu().numpy()
 
 
-def _blur(volume: torch.Tensor, sigma: float, axis: int) -> torch.Tensor:
-    """Gaussian along one axis, up to 2.5 standard deviations away; the border is repeated."""
+def _blur_weights(sigma: float) -> list[float]:
+    """Of a Gaussian, up to 2.5 standard deviations away; one where it hardly reaches the neighbouring voxel."""
+    if sigma <= 0.2:
+        return [1.0]
     reach = max(1, int(2.5 * sigma + 0.5))
-    n = volume.shape[axis]
     weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, dtype=torch.float64) / sigma) ** 2)
+    return (weights / weights.sum()).tolist()
+
+
+def _noise_left(blur_mm: tuple[float, ...], spacing_mm: tuple[float, ...]) -> float:
+    """Share of the noise's standard deviation that the blur leaves."""
+    axes = (_blur_weights(blur / spacing) for blur, spacing in zip(blur_mm, spacing_mm, strict=True))
+    return math.prod(math.hypot(*weights) for weights in axes)
+
+
+def _blur(volume: torch.Tensor, weights: list[float], axis: int) -> torch.Tensor:
+    """`weights` along one axis; the border is repeated."""
+    reach, n = len(weights) // 2, volume.shape[axis]
     found = torch.zeros_like(volume)
-    for shift, weight in zip(range(-reach, reach + 1), (weights / weights.sum()).tolist(), strict=True):
+    for shift, weight in zip(range(-reach, reach + 1), weights, strict=True):
         at = torch.arange(shift, n + shift, device=volume.device).clamp(0, n - 1)
         found.add_(volume.index_select(axis, at), alpha=weight)
     return found

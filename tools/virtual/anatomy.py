@@ -28,6 +28,9 @@ _VENTRICLES_MNI_MM = np.array([0.0, -18.0, 12.0])
 _FIRST_MM = (-98.0, -134.0, -72.0)  # position of the templates' first voxel
 
 
+MAPS_VERSION = 1
+"""Of what `maps_of` gives, for caches: another number wherever that changes."""
+
 _Volume = TypeVar("_Volume", np.ndarray, torch.Tensor)
 
 
@@ -87,7 +90,10 @@ class Head:
         self._ventricles = Push(_VENTRICLES_MNI_MM, 22.0, peak, 45.0)
 
     def sample(self, axes: Axes, spacing_mm: float, pushes: tuple[Push, ...] = ()) -> Anatomy[torch.Tensor]:
-        """The head on the grid spanned by `axes` (mm), `spacing_mm` apart, after `pushes` (in the same mm)."""
+        """The head on the grid spanned by `axes` (mm), `spacing_mm` apart, after `pushes` (in the same mm).
+
+        Maps are smoothed for wide spacings, those that were given to the constructor excepted.
+        """
         points = torch.stack(torch.meshgrid(*(axis.float() for axis in axes), indexing="ij"))
         if pushes:
             # Bone does not move: near the surface a push dies out and the tissue is squeezed instead.

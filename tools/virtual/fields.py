@@ -46,6 +46,8 @@ class SmoothField:
     def at(self, axes: Axes) -> torch.Tensor:
         """Values on the grid spanned by `axes` (lengths X, Y, Z): float32 (X, Y, Z)."""
         values = torch.from_numpy(self.coefficients).to(axes[0].device)
+        if values.device.type != "cpu":  # where an operation costs more than its arithmetic
+            return self._by_products(values, axes)
         for axis in (2, 1, 0):  # each turn brings one axis from lattice to grid, and to the front
             values = values.movedim(2, 0)
             first, weights = _taps(axes[axis], values.shape[0], self.pitch_mm)
@@ -54,6 +56,15 @@ class SmoothField:
             for tap in range(1, 4):
                 found.addcmul_(weights[tap].reshape(-1, 1, 1), values[first + tap])
             values = found
+        return values
+
+    def _by_products(self, values: torch.Tensor, axes: Axes) -> torch.Tensor:
+        """`at` in a quarter of the operations, equal up to rounding."""
+        for axis in (2, 1, 0):
+            control = torch.arange(values.shape[2], dtype=torch.float64, device=values.device)
+            far = ((axes[axis][:, None] + 1) / self.pitch_mm + 1 - control).abs()
+            weights = ((2 - far).clamp(min=0) ** 3 - 4 * (1 - far).clamp(min=0) ** 3) / 6
+            values = torch.tensordot(weights.float(), values, dims=([1], [2]))
         return values
 
     def array_at(self, positions: Positions) -> np.ndarray:

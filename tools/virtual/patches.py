@@ -7,17 +7,19 @@ patches of 1 mm alone, so that only what a network looks at is computed.
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from monai.transforms import Randomizable, Transform
+from tqdm import tqdm
 
 from tools.bundles import package
 from tools.virtual.acquisition import Scans, low_grade
-from tools.virtual.anatomy import grid, maps_of
-from tools.virtual.brats import patient
+from tools.virtual.anatomy import MAPS_VERSION, grid, maps_of
+from tools.virtual.brats import box_of, patient
 from tools.virtual.fields import as_axes
 from tools.virtual.tumour import ENHANCING
 
@@ -35,15 +37,18 @@ def find_heads(dataset_dir: str | os.PathLike | None, datalist: str | None = Non
     Raises:
         BundleError: all that is wrong with them at once.
     """
-    cases: list[dict[str, Any]] = package("brain_tissue_vnet").find_cases(dataset_dir, datalist, label_maps=True)
+    try:
+        cases: list[dict[str, Any]] = package("brain_tissue_vnet").find_cases(dataset_dir, datalist, label_maps=True)
+    except package("brain_tissue_vnet").errors.BundleError as error:  # the bundle that asks knows its own alone
+        raise package("brats_resunet").errors.BundleError(str(error)) from error
     return cases
 
 
 class DrawPatient(Randomizable, Transform):
-    """Add `patient`, the seed of a virtual patient, from the random state of the sample."""
+    """A label map as a virtual patient: its file, and a seed from the random state of the sample."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """A sample that can be batched: `head` (file of the label map) and `patient`."""
+        """`head` (file of the label map) and `patient` (seed), which can be batched, in place of all of `data`."""
         return {"head": data["label"], "patient": int(self.R.randint(2**31 - 1))}
 
 
@@ -58,13 +63,14 @@ class Glioma:
     def __init__(self, seed: int, maps: torch.Tensor) -> None:
         self.head, self.tumour, rng = patient(seed, 0, maps=maps)
         axes, spacing = grid(_COARSE)
-        axes = as_axes(axes, maps.device)
+        _, axes = box_of(self.head, self.tumour.pushes, as_axes(axes, maps.device))
         anatomy = self.head.sample(axes, 1.0, self.tumour.pushes)
         self.extent = self.tumour.measure(anatomy, axes)
         lesion = self.tumour.label(anatomy, axes, self.extent)
         self.scans = Scans(rng, low_grade(lesion))
         brain = anatomy.brain.ravel().nonzero()[:, 0]
-        images = self.scans.acquire(self.scans.clean(anatomy, lesion, axes, brain), brain, anatomy.brain.shape, spacing)
+        clean = self.scans.clean(anatomy, lesion, axes, brain)
+        images = self.scans.acquire(clean, brain, anatomy.brain.shape, spacing, noise_of_mm=1.0)
         self.statistics = {}  # mean and standard deviation over the brain, by modality
         for name, image in images.items():
             inside = image.ravel()[brain]
@@ -88,7 +94,7 @@ class Glioma:
                 other; otherwise on any voxel of the brain. Patches are moved to hold brain rather than air.
 
         Returns:
-            4HWD float32 (T1, T1ce, T2, FLAIR), z-scores over the brain, 0 outside it; 1HWD uint8 (0, 1 NCR, 2 ED,
+            4HWD float32 (T1, T1ce, T2, FLAIR), about z-scores over the brain, 0 outside it; 1HWD uint8 (0, 1 NCR, 2 ED,
             3 ET).
         """
         centres = self._brain
@@ -122,16 +128,24 @@ class Glioma:
 class PaintGliomas:
     """MONAI `prepare_batch`: virtual patients come from the loader as seeds, their patches are made on the device.
 
+    Label maps are prepared first, all of them: about 10 s each, once; 70 MB each in the cache.
+
     Args:
+        heads: cases with the `label` maps that batches may name, as from `find_heads`.
         patch_size: HWD, voxels of 1 mm.
         patches_per_case: of every patient in a batch.
         tumour_probability: see `Glioma.patch`.
         flip_probability: of mirroring a patch along each axis, 0 to 1.
-        cache_dir: folder for prepared label maps (70 MB and about 10 s each, once); None: in the user's cache folder.
+        cache_dir: folder for prepared label maps; None: the bundle's in the user's cache folder.
+
+    Raises:
+        BundleError: all label maps that cannot be used at once, or if the cache cannot.
+        ValueError: for a number out of range.
     """
 
     def __init__(
         self,
+        heads: Sequence[Mapping[str, Any]],
         patch_size: Sequence[int],
         patches_per_case: int = 1,
         tumour_probability: float = 0.7,
@@ -140,12 +154,16 @@ class PaintGliomas:
     ) -> None:
         if patches_per_case < 1:
             raise ValueError(f"patches_per_case must be 1 or more, got {patches_per_case}.")
+        if len(patch_size) != 3 or min(patch_size) < 1:
+            raise ValueError(f"patch_size must be three numbers of voxels, 1 or more, got {list(patch_size)}.")
+        for name, share in (("tumour_probability", tumour_probability), ("flip_probability", flip_probability)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {share}.")
         self.patch_size = tuple(int(n) for n in patch_size)
         self.patches_per_case = int(patches_per_case)
         self.tumour_probability = tumour_probability
         self.flip_probability = flip_probability
-        self.cache_dir = cache_dir
-        self._maps: dict[str, torch.Tensor] = {}
+        self._maps = _prepared([head["label"] for head in heads], cache_dir) if heads else {}
 
     def __call__(
         self, batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **_: Any
@@ -160,7 +178,7 @@ class PaintGliomas:
         images, labels = [], []
         for file, seed in zip(batch["head"], batch["patient"].tolist(), strict=True):
             rng = np.random.default_rng([seed, 1])
-            glioma = Glioma(seed, self._maps_of(file, device).float())
+            glioma = Glioma(seed, self._maps[file].to(device).float())
             for _number in range(self.patches_per_case):
                 image, label = glioma.patch(self.patch_size, self.tumour_probability)
                 mirrored = [axis for axis in (1, 2, 3) if rng.random() < self.flip_probability]
@@ -168,15 +186,31 @@ class PaintGliomas:
                 labels.append(label.flip(mirrored))
         return torch.stack(images), torch.stack(labels)
 
-    def _maps_of(self, file: str, device: torch.device | str | None) -> torch.Tensor:
-        """Half precision, on the device: prepared once, kept on disk, loaded once in a run."""
-        if file not in self._maps:
-            dataset = package("brats_resunet").dataset
-            cache = dataset.CaseCache(
-                [{"case": file, "image": [], "label": file}], _half_maps, self.cache_dir or dataset.default_cache_dir()
-            )
-            self._maps[file] = cache[0]["maps"].to(device)
-        return self._maps[file]
+
+def _prepared(files: Sequence[str], cache_dir: str | None) -> dict[str, torch.Tensor]:
+    """Maps of each head in half precision, memory-mapped."""
+    bundle = package("brats_resunet")
+    errors, folder = bundle.errors, cache_dir or bundle.dataset.default_cache_dir()
+    cases = [{"case": file, "image": [], "label": file, "version": MAPS_VERSION} for file in files]
+    try:
+        cache = bundle.dataset.CaseCache(cases, _half_maps, folder)
+    except OSError as error:
+        fix = "set --cache_dir to a folder to write to"
+        raise errors.BundleError(
+            errors.Finding(folder, f"cannot be used ({error})", "a folder for prepared label maps", fix)
+        ) from error
+    maps, wrong = {}, []
+    for number, file in enumerate(tqdm(files, desc="label maps", disable=None)):
+        try:
+            maps[file] = cache[number]["maps"]
+        except RuntimeError as error:  # how MONAI passes on what a transform raises
+            cause = error.__cause__
+            if not isinstance(cause, (ValueError, EOFError, OSError, zlib.error)):
+                raise
+            wrong.append(str(cause) if file in str(cause) else f"{file}: cannot be read ({cause})")
+    if wrong:
+        raise errors.BundleError("\n".join(wrong))
+    return maps
 
 
 def _half_maps(case: Mapping[str, Any]) -> dict[str, torch.Tensor]:

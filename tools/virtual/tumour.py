@@ -84,7 +84,7 @@ class Extent:
 class Tumour:
     """One random tumour in `head`: draw it once, then put it on any grid.
 
-    `foci`: one or two; `enhancing`: whether label 4 occurs; `volume_ml`: all labels; `core_ml`: labels 1 and 4;
+    `foci`: one to three; `enhancing`: whether label 4 occurs; `volume_ml`: all labels; `core_ml`: labels 1 and 4;
     `pushes`: the mass effect, for `Head.sample`.
     """
 
@@ -124,7 +124,7 @@ class Tumour:
             extent = self._measure(anatomy, axes, tissue, fine, beyond)
         core = (beyond <= extent.core) & tissue
         wetness = self._wetness(anatomy, axes, fine, core, extent)
-        labels = ((wetness <= extent.wet) & (tissue | core)).to(torch.uint8) * OEDEMA
+        labels = ((wetness <= extent.wet) & tissue).to(torch.uint8) * OEDEMA
         labels[core] = NECROSIS
         if self.enhancing:
             rim = self._rim.at(axes)[core]

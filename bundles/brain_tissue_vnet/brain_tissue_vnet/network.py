@@ -80,7 +80,8 @@ class VNet(vnet.VNet):
         """Logits of `x`: B x out_channels x HWD for B x in_channels x HWD.
 
         Raises:
-            ValueError: if `x` has another number of axes or channels.
+            ValueError: if `x` has another number of axes or channels; with instance norm, for at most 16 voxels along
+                every axis.
         """
         if torch.jit.is_tracing():  # sizes are tensors then
             return cast("torch.Tensor", super().forward(x))
@@ -89,6 +90,11 @@ class VNet(vnet.VNet):
                 f"the network takes volumes in a batch, of {self.in_channels} channel(s), got shape {tuple(x.shape)}."
             )
         size = x.shape[2:]
+        if self.norm == "instance" and max(size) <= _STRIDE:
+            raise ValueError(
+                f"with norm 'instance' the network takes more than {_STRIDE} voxels along one axis at least, got shape "
+                f"{tuple(x.shape)}: of a single voxel in the coarsest resolution there are no statistics."
+            )
         lacking = [-int(n) % _STRIDE for n in size]
         if not any(lacking):
             return cast("torch.Tensor", super().forward(x))
