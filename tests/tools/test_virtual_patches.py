@@ -85,7 +85,8 @@ def test_the_same_seed_gives_the_same_patches(label_map, tmp_path):  # noqa: F81
     assert torch.equal(labels, again[1])
     assert not torch.equal(images[0], images[1]), "two places of one patient"
     assert not torch.equal(images[0], images[2]), "two patients"
-    assert len(list(tmp_path.iterdir())) == 1, "the map is prepared once"
+    (kept,) = tmp_path.iterdir()
+    assert kept.stat().st_size > 50e6, "the map is prepared once"
 
 
 def test_patients_are_drawn():
@@ -163,7 +164,7 @@ def test_a_network_trains_on_them_and_resumes(run, label_map, tmp_path):  # noqa
     settings = [*SMALL, "--epochs", "2", "--val_interval", "1", "--batch_size", "1", "--samples_per_epoch", "2"]
     settings += ["--validate::dataset::patches_per_case", "2"]
     done = run(*bundle_run("training", *files), *data, *settings, "--time_limit", "0.001")
-    assert "time limit: ended after epoch 1" in done.stdout + done.stderr
+    assert "time limit: ended after epoch 1 of 2" in done.stdout + done.stderr
     split = json.loads((out / "datalist.json").read_text())
     assert [len(split[part]) for part in ("training", "validation")] == [1, 1]
     first = torch.load(out / "model.pt", weights_only=True)

@@ -6,6 +6,7 @@ patches of 1 mm alone, so that only what a network looks at is computed.
 
 from __future__ import annotations
 
+import logging
 import os
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
@@ -23,6 +24,7 @@ from tools.virtual.brats import box_of, patient
 from tools.virtual.fields import as_axes
 from tools.virtual.tumour import ENHANCING
 
+_log = logging.getLogger(__name__)
 _COARSE = (80, 80, 52)  # voxels of about 3 mm that cover the field of view
 _CLASSES = 3  # NCR 1, ED 2, ET 3 (4 in the files of BraTS)
 
@@ -193,12 +195,13 @@ def _prepared(files: Sequence[str], cache_dir: str | None) -> dict[str, torch.Te
     errors, folder = bundle.errors, cache_dir or bundle.dataset.default_cache_dir()
     cases = [{"case": file, "image": [], "label": file, "version": MAPS_VERSION} for file in files]
     try:
-        cache = bundle.dataset.CaseCache(cases, _half_maps, folder)
+        cache = bundle.dataset.CaseCache(cases, _HalfMaps(), folder)
     except OSError as error:
         fix = "set --cache_dir to a folder to write to"
         raise errors.BundleError(
             errors.Finding(folder, f"cannot be used ({error})", "a folder for prepared label maps", fix)
         ) from error
+    _log.info("%d label maps, prepared in %s where they are not yet", len(files), folder)
     maps, wrong = {}, []
     for number, file in enumerate(tqdm(files, desc="label maps", disable=None)):
         try:
@@ -213,5 +216,8 @@ def _prepared(files: Sequence[str], cache_dir: str | None) -> dict[str, torch.Te
     return maps
 
 
-def _half_maps(case: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    return {"maps": maps_of(case["label"]).half()}
+class _HalfMaps(Transform):
+    """What is kept of a label map; a transform, since MONAI's caches keep what those give."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[str, torch.Tensor]:
+        return {"maps": maps_of(data["label"]).half()}

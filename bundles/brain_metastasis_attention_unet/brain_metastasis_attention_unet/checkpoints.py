@@ -142,7 +142,7 @@ class StopInTime:
     `model.pt` of the last that was validated or the best. Attach it after `SaveCheckpoints`.
 
     Args:
-        minutes: from the start of this run, more than 0.
+        minutes: from the first step, more than 0.
         validator: evaluator that the trainer runs between epochs, if it does.
 
     Raises:
@@ -189,7 +189,11 @@ class StopInTime:
         left = self.seconds - (now - self.started) - needed
         if idist.all_reduce(left, op="MIN") < 0 and engine.state.epoch < (engine.state.max_epochs or 0):
             if idist.get_rank() == 0:
-                _log.info("time limit: ended after epoch %d; resume.yaml goes on from there", engine.state.epoch)
+                _log.info(
+                    "time limit: ended after epoch %d of %d; resume.yaml goes on from there",
+                    engine.state.epoch,
+                    engine.state.max_epochs,
+                )
             engine.terminate()
 
 
