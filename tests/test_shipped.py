@@ -16,7 +16,7 @@ AT_INFERENCE = {"minimum_core_ml": 0.05, "fill_core": True, "minimum_enhancing_m
 WIDTHS = [16, 32, 64, 128, 256]
 TOLD = {
     "brats_resunet": {"channels": WIDTHS, "patch_size": [64, 64, 64], **AT_INFERENCE},
-    "brain_tissue_vnet": {"init_filters": 8, "whole_head": True, "white_matter_weight": 1.5},
+    "brain_tissue_vnet": {"init_filters": 8, "norm": "instance", "whole_head": True, "white_matter_weight": 0.3},
     "brain_metastasis_attention_unet": {
         "network": "attention_unet",
         "channels": WIDTHS,

@@ -24,7 +24,7 @@ from .preprocessing import check_method, foreground, normalise, statistics
 # T1 intensity of a structure as its place between grey (0) and white matter (1), where that is not simply its tissue's;
 # ranges, since iron grows with age and nuclei and white matter share voxels
 _T1_PLACE = {
-    "thalamus": (0.3, 0.9), "caudate": (0.0, 0.45), "putamen": (0.15, 0.75), "pallidum": (0.65, 1.15),
+    "thalamus": (0.35, 1.05), "caudate": (0.0, 0.45), "putamen": (0.15, 0.85), "pallidum": (0.75, 1.25),
     "accumbens": (0.0, 0.35), "hippocampus": (-0.15, 0.25), "amygdala": (-0.15, 0.25), "brain stem": (0.55, 0.95),
     "ventral DC": (0.55, 0.95), "optic chiasm": (0.5, 0.9),
 }  # fmt: skip
