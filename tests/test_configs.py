@@ -11,7 +11,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 
 from tests.conftest import ROOT
 from tools.bundles import names
-from tools.vendored.settings import CHOSEN_LATER
+from tools.vendored.settings import HANDED_ON
 
 TRAINING = ([], ["multi_gpu"], ["resume"], ["cross_validation"], ["cross_validation", "resume"])
 INFERENCE = ([], ["evaluate"], ["evaluate", "cross_validation"])
@@ -98,7 +98,7 @@ def test_fine_tuning_takes_every_setting_of_the_weights(bundle: str) -> None:
     )
     # channel_order is about the files, not about the network
     expected = {key: train[key] for key in train["settings"] if key != "channel_order"}
-    inherited = set(CHOSEN_LATER) & infer["defaults"].keys()  # for inference, and handed on
+    inherited = set(HANDED_ON) & infer["defaults"].keys()  # for inference, and handed on
     assert tuned["unrecorded"] == expected | {key: infer["defaults"][key] for key in inherited}
     assert expected.items() <= infer["defaults"].items()
     for key in expected:

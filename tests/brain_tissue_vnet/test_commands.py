@@ -86,8 +86,8 @@ def test_train_evaluate_infer(run: Run, heads: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(probabilities.argmax(-1), np.asarray(mask.dataobj))
 
     # fine-tuning goes on from there, with the same preprocessing, here by the patches' own statistics
-    settings["white_matter_weight"] = 1.25
-    (out / "settings.json").write_text(json.dumps(settings))
+    # but for the weight of white matter, which was for other labels
+    (out / "settings.json").write_text(json.dumps({**settings, "white_matter_weight": 0.5}))
     tuned = ["--pretrained", out / "model.pt", "--ckpt_dir", tmp_path / "tuned", "--output_dir", tmp_path / "tuned"]
     tuned += ["--epochs", "1", "--batch_size", "2", "--patches_per_case", "2", "--dropout", "0", "--num_workers", "0"]
     tuned += ["--norm", "instance"]

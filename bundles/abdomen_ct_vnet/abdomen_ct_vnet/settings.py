@@ -13,8 +13,9 @@ from .errors import BundleError, Finding
 from .files import write_result
 
 SETTINGS = "settings.json"
-# recorded after training, not by it
-CHOSEN_LATER = ("minimum_lesion_ml", "minimum_core_ml", "minimum_enhancing_ml", "fill_core", "white_matter_weight")
+# recorded after training, not by it; fine-tuning hands on what is about the disease, not about one set of labels
+HANDED_ON = ("minimum_lesion_ml", "minimum_core_ml", "minimum_enhancing_ml", "fill_core")
+CHOSEN_LATER = (*HANDED_ON, "white_matter_weight")
 
 
 def write_settings(settings: Mapping[str, Any], ckpt_dir: str, rank: int = 0) -> None:

@@ -94,7 +94,7 @@ class CaseTrain(BundleTrainTask):
         with open(path) as file:
             recorded = json.load(file)
         ids = {key: value[1:] for key, value in config.get("settings", {}).items() if str(value).startswith("@")}
-        handed_on = importlib.import_module(f"{package(self.bundle_path).__name__}.settings").CHOSEN_LATER
+        handed_on = importlib.import_module(f"{package(self.bundle_path).__name__}.settings").HANDED_ON
         return {ids[key]: value for key, value in recorded.items() if key in ids} | {
             f"settings::{key}": value for key, value in recorded.items() if key in handed_on
         }
