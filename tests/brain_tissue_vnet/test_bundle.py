@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 import yaml
 from brain_tissue_vnet import VNet, __version__
@@ -34,9 +35,10 @@ def test_network_input_and_output_are_as_described() -> None:
     verify_net_in_out("network_def", meta_file=META, config_file=str(CONFIGS / "inference.yaml"), init_filters=2)
 
 
-def test_exports_compute_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_exports_compute_the_same(norm: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = VNet(init_filters=2).eval()
+    network = VNet(init_filters=2, norm=norm).eval()
     weights = tmp_path / "model.pt"
     torch.save(network.state_dict(), weights)
     x = torch.rand(1, 1, 32, 32, 32)
@@ -47,6 +49,7 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
         "meta_file": META,
         "config_file": str(CONFIGS / "inference.yaml"),
         "init_filters": 2,
+        "norm": norm,
     }
     script = tmp_path / "model.ts"
     ckpt_export("network_def", str(script), use_trace=True, input_shape=[1, 1, 32, 32, 32], **common)
