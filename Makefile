@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-label label lint sync clean
+.PHONY: demo test test-label label lint clean
 
 demo: .venv/tools  ## a real T1 and virtual gliomas, segmented, scored and drawn; leaves demo/
 	$(BIN)/python -m tools demo
@@ -22,9 +22,6 @@ lint: .venv/dev  ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-
-sync: .venv/tools  ## copy the modules that bundles share from tools/vendored/ into each
-	$(BIN)/python -m tools sync
 
 clean:  ## remove the environments and the demo
 	rm -rf .venv .venv-label demo

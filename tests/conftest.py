@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from bundlekit.virtual import brats, metastases, tissue
 from tests.zygote import Zygote
-from tools.virtual import brats, metastases, tissue
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "brats_resunet"

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
+from bundlekit.weights.settings import HANDED_ON
 from tests.conftest import ROOT
 from tools.bundles import names
-from tools.vendored.settings import HANDED_ON
 
 TRAINING = ([], ["multi_gpu"], ["resume"], ["cross_validation"], ["cross_validation", "resume"])
 INFERENCE = ([], ["evaluate"], ["evaluate", "cross_validation"])

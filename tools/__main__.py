@@ -6,6 +6,7 @@ import logging
 
 import fire
 
+from bundlekit.virtual import brats, ct, icbm152, metastases, tissue
 from tools.bench import deformation, gliomas, inference, loader, network, painting, resizing
 from tools.card import card
 from tools.check import check
@@ -14,8 +15,6 @@ from tools.cv import cv
 from tools.demo import demo
 from tools.label import label
 from tools.ship import ship
-from tools.sync import sync
-from tools.virtual import brats, ct, icbm152, metastases, tissue
 from tools.weights import weights
 
 COMMANDS = {
@@ -26,7 +25,6 @@ COMMANDS = {
     "label": label,
     "virtual": {"brats": brats, "metastases": metastases, "tissue": tissue, "icbm152": icbm152, "ct": ct},
     "convert": {"h5": to_h5, "nifti": to_nifti},
-    "sync": sync,
     "ship": ship,
     "card": card,
     "bench": {

@@ -1,11 +1,16 @@
-"""The bundles of this distribution, as the tools see them."""
+"""The bundles of this distribution, as the tools see them: through their configs."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from pydoc import locate
+from typing import Any
+
+import yaml
+from monai.bundle import ConfigParser
 
 ROOT = Path(__file__).resolve().parents[1] / "bundles"
 
@@ -15,17 +20,63 @@ def names() -> list[str]:
     return sorted(folder.name for folder in ROOT.iterdir() if (folder / "configs" / "metadata.json").is_file())
 
 
-def package(bundle: str) -> ModuleType:
-    """The Python package of a bundle; it offers `scan_cases` and `LoadCased` under these names in every bundle.
-
-    Args:
-        bundle: folder name under `bundles/`.
+def folder_of(bundle: str) -> Path:
+    """Folder of a bundle.
 
     Raises:
         ValueError: if there is no such bundle.
     """
     if bundle not in names():
         raise ValueError(f"no bundle named {bundle!r}; there are: {', '.join(names())}.")
+    return ROOT / bundle
+
+
+def component(bundle: str, config: str, key: str) -> Any:
+    """Class or function that a config names as `_target_` at `key` (a path with `::`), not called.
+
+    Args:
+        bundle: folder name under `bundles/`.
+        config: file name under `configs/`.
+        key: of the config, e.g. "cases" or "preprocessing::transforms::0".
+    """
+    value: Any = yaml.safe_load((folder_of(bundle) / "configs" / config).read_text())
+    for part in key.split("::"):
+        value = value[int(part)] if isinstance(value, list) else value[part]
     if str(ROOT / bundle) not in sys.path:
         sys.path.insert(0, str(ROOT / bundle))
+    return locate(value["_target_"])
+
+
+def find_cases_of(bundle: str) -> Callable[..., list[dict[str, Any]]]:
+    """The bundle's search for the cases of a data set."""
+    return component(bundle, "inference.yaml", "cases")
+
+
+def scan_cases_of(bundle: str) -> Callable[..., tuple[list[dict[str, Any]], list[Any]]]:
+    """As `find_cases_of`, but the findings are returned beside the cases."""
+    return sys.modules[find_cases_of(bundle).__module__].scan_cases
+
+
+def reader_of(bundle: str) -> Callable[..., Any]:
+    """The bundle's transform that decodes a case."""
+    return component(bundle, "inference.yaml", "preprocessing::transforms::0")
+
+
+def parse(bundle: str, *configs: str, **overrides: Any) -> ConfigParser:
+    """Config files of a bundle, one over the other, with values for some of their entries."""
+    folder = folder_of(bundle)
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    parser = ConfigParser()
+    parser.read_config([str(folder / "configs" / name) for name in configs])
+    for key, value in overrides.items():
+        parser[key] = value
+    return parser
+
+
+def package(bundle: str) -> Any:
+    """The Python package of a bundle."""
+    folder = folder_of(bundle)
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
     return importlib.import_module(bundle)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.bundles import ROOT, package
-from tools.vendored.files import write_whole
+from bundlekit.files import write_whole
+from tools.bundles import ROOT, folder_of
 
 _DIGITS = 3
 
@@ -31,7 +31,7 @@ def card(bundle: str, scores: str, on: str, metrics: Sequence[str] | str | None 
         ValueError: if the file is no summary of an evaluation, has no such metric, or the card has no place for the
             table.
     """
-    package(bundle)  # refuses an unknown name
+    folder_of(bundle)  # refuses an unknown name
     try:
         summary = json.loads(Path(scores).read_text())
         scored = {name: found for name, found in summary["metrics"].items() if found["n"]}

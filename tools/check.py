@@ -10,7 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tools.bundles import package
+from bundlekit.errors import BundleError
+from tools.bundles import reader_of, scan_cases_of
 
 
 def check(
@@ -39,17 +40,17 @@ def check(
     """
     if not dataset_dir and not datalist:
         raise ValueError("no data set given: add --dataset_dir DIR with the folder that holds your cases.")
-    module = package(bundle)
-    known = list(inspect.signature(module.scan_cases).parameters)
+    scan_cases = scan_cases_of(bundle)
+    known = list(inspect.signature(scan_cases).parameters)
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ValueError(f"no setting --{', --'.join(unknown)} of {bundle}'s data; there are: {', '.join(known)}.")
-    cases, findings = module.scan_cases(dataset_dir, datalist=datalist, labelled=labelled, **options)
+    cases, findings = scan_cases(dataset_dir, datalist=datalist, labelled=labelled, **options)
     checked = len(cases)
     if voxels:
-        load = module.LoadCased(with_label=labelled)
+        load = reader_of(bundle)(with_label=labelled)
         with ThreadPoolExecutor(num_workers) as pool:
-            results = pool.map(lambda case: _findings(module, load, case), cases)
+            results = pool.map(lambda case: _findings(load, case), cases)
             bar = tqdm(results, total=checked, desc="check", unit="case", disable=not sys.stderr.isatty())
             findings += [finding for found in bar for finding in found]
     for finding in findings:
@@ -60,9 +61,9 @@ def check(
         raise SystemExit(1)
 
 
-def _findings(module: Any, load: Callable[[Any], Any], case: dict[str, Any]) -> list[Any]:
+def _findings(load: Callable[[Any], Any], case: dict[str, Any]) -> list[Any]:
     try:
         load(case)
-    except module.BundleError as error:
+    except BundleError as error:
         return list(error.findings)
     return []

@@ -16,6 +16,8 @@ import numpy as np
 from isal import igzip
 from tqdm import tqdm
 
+from bundlekit.brats import scan_cases
+from bundlekit.files import write_whole
 from tools.bundles import package
 
 _CHUNK = 32  # voxels along each axis: a patch of 96 voxels touches 27 to 64 chunks of a modality
@@ -46,10 +48,8 @@ def to_h5(to: str | None = None, **options: Any) -> list[str]:
         print(inspect.getdoc(to_h5))
         return []
     source, target, settings = _folders("h5", to, options)
-    resunet = package("brats_resunet")
-    cases = _all_sound(*resunet.scan_cases(source, labelled=False, **_known(resunet.scan_cases, settings)))
+    cases = _all_sound(*scan_cases(source, labelled=False, **_known(scan_cases, settings)))
     _refuse_existing([target / f"{case['case']}.h5" for case in cases])
-    write_whole = package("brats_unet_h5").files.write_whole
     written = []
     for case in tqdm(cases, desc="to HDF5", unit="case"):
         path = target / f"{case['case']}.h5"

@@ -19,9 +19,9 @@ from typing import Any
 
 import yaml
 
-from tools.bundles import ROOT, package
-from tools.vendored.ensemble import settings_text
-from tools.vendored.files import write_whole
+from bundlekit.files import write_whole
+from bundlekit.inference.ensemble import settings_text
+from tools.bundles import ROOT, folder_of
 
 _HARMLESS = {
     "num_workers",
@@ -65,7 +65,7 @@ def cv(
         configs: overlays of train.yaml by name, e.g. "[train_from_labels]".
         options: settings of the bundle, for training, evaluation or both, whichever know them, e.g. --epochs 50.
     """
-    package(bundle)  # refuses an unknown name
+    folder_of(bundle)  # refuses an unknown name
     folder, root = ROOT / bundle / "configs", Path(out).resolve()
     gpus, configs = _several(gpus), _several(configs)
     overlays = [f"{name}.yaml" for name in configs]

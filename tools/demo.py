@@ -14,10 +14,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from bundlekit.virtual import brats, icbm152
+from bundlekit.virtual.brats import whole_number
 from tools.bundles import ROOT
 from tools.picture import overlay
-from tools.virtual import brats, icbm152
-from tools.virtual.brats import whole_number
 
 _MODALITIES = {"T1": "t1", "T1ce": "t1ce", "T2": "t2", "FLAIR": "flair"}
 

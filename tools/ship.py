@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 import yaml
 
-from tools.bundles import ROOT, package
-from tools.vendored.files import write_whole
-from tools.vendored.settings import SETTINGS
-from tools.vendored.shipped import RECORD
+from bundlekit.files import write_whole
+from bundlekit.weights.settings import SETTINGS
+from bundlekit.weights.shipped import RECORD
+from tools.bundles import ROOT, folder_of
 
 _LARGEST = 50 * 2**20  # bytes
 
@@ -36,7 +36,7 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
         ValueError: if there is no such file, no settings beside it, a weight that half precision cannot hold, or more
             than 50 MB.
     """
-    package(bundle)  # refuses an unknown name
+    folder_of(bundle)  # refuses an unknown name
     source = Path(checkpoint)
     for file in (source, source.parent / SETTINGS):
         if not file.is_file():

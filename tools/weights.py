@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from tools.bundles import package
+from bundlekit.cases.case import require_cases
+from tools.bundles import find_cases_of, reader_of
 
 
 def weights(bundle: str, dataset_dir: str, num_workers: int = 2, **options: Any) -> None:
@@ -26,10 +27,9 @@ def weights(bundle: str, dataset_dir: str, num_workers: int = 2, **options: Any)
         num_workers: threads that decode.
         options: further settings of the bundle's data, e.g. --et_label 3.
     """
-    module = package(bundle)
-    cases = module.find_cases(dataset_dir, **options)
-    module.require_cases(cases)
-    load = module.LoadCased()
+    cases = find_cases_of(bundle)(dataset_dir, **options)
+    require_cases(cases)
+    load = reader_of(bundle)()
     with ThreadPoolExecutor(num_workers) as pool:
         results = pool.map(lambda case: np.bincount(np.asarray(load(case)["label"]).astype(int).ravel()), cases)
         found = list(tqdm(results, total=len(cases), desc="weights", unit="case", disable=not sys.stderr.isatty()))

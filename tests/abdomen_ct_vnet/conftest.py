@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from tools.virtual import ct
+from bundlekit.virtual import ct
 
 GRID = np.array([[-2, 0, 0, 90], [0, -2, 0, 80], [0, 0, 3, -60], [0, 0, 0, 1]], float)  # LPS voxels of 2 x 2 x 3 mm
 

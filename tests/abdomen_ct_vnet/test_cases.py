@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from abdomen_ct_vnet.cases import find_cases, scan_cases
-from abdomen_ct_vnet.errors import BundleError
 
+from abdomen_ct_vnet.cases import find_cases, scan_cases
+from bundlekit.errors import BundleError
 from tests.abdomen_ct_vnet.conftest import GRID, labels, write
 
 

@@ -15,24 +15,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from abdomen_ct_vnet import (
-    UPSTREAM_ORGANS,
-    BundleError,
-    NormaliseCTd,
-    VNet,
-    __version__,
-    class_weights_of,
-    find_cases,
-    refuse_unknown_settings,
-)
-from abdomen_ct_vnet.errors import bundle_error_in
-from abdomen_ct_vnet.organs import FLARE22_ORGANS
-from abdomen_ct_vnet.settings import write_settings
 from matplotlib import image as png
 from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from monai.transforms import Compose
 from monai.transforms.traits import RandomizableTrait
 
+from abdomen_ct_vnet import UPSTREAM_ORGANS, NormaliseCTd, VNet, class_weights_of, find_cases
+from abdomen_ct_vnet.organs import FLARE22_ORGANS
+from bundlekit.command_line import refuse_unknown_settings
+from bundlekit.errors import BundleError, bundle_error_in
+from bundlekit.weights.settings import write_settings
 from tests.abdomen_ct_vnet.conftest import labels, write
 from tests.conftest import ROOT, Run, bundle_run
 from tools.check import check
@@ -258,7 +250,7 @@ def test_metadata_and_network(tmp_path: Path) -> None:
     shutil.copy(ROOT / "tests" / "metadata_schema.json", schema)
     verify_metadata(meta_file=META, filepath=schema)
     meta = yaml.safe_load(Path(META).read_text())
-    assert meta["version"] == __version__
+    assert meta["changelog"].get(meta["version"])
     verify_net_in_out("network_def", meta_file=META, config_file=str(CONFIGS / "inference.yaml"), channels=[2, 2, 2])
     # a server takes the keys for the values of the mask, and the mask's values are the classes' indices by default
     names = meta["network_data_format"]["outputs"]["pred"]["channel_def"]

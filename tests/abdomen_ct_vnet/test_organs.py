@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from abdomen_ct_vnet.cases import UPSTREAM_ORGANS
-from abdomen_ct_vnet.errors import BundleError
 from abdomen_ct_vnet.organs import (
     FLARE22_ORGANS,
     FLARE22_TOLERANCE_MM,
@@ -22,7 +22,7 @@ from abdomen_ct_vnet.organs import (
     to_classes,
     tolerance_of,
 )
-
+from bundlekit.errors import BundleError
 from tests.conftest import ROOT
 
 SHARED = Path(os.environ.get("BRAIN_DATA", ROOT.parent / "shared" / "data"))

@@ -9,6 +9,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd, Orientationd, Spacingd
+
 from abdomen_ct_vnet import (
     DiceFocalLoss,
     NativeClassesd,
@@ -20,12 +23,10 @@ from abdomen_ct_vnet import (
     find_cases,
 )
 from abdomen_ct_vnet.cases import UPSTREAM_ORGANS
-from abdomen_ct_vnet.errors import BundleError
 from abdomen_ct_vnet.postprocessing import grid_positions
 from abdomen_ct_vnet.preprocessing import check_settings
 from abdomen_ct_vnet.shear import check_shear
-from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd, Orientationd, Spacingd
+from bundlekit.errors import BundleError
 
 # --- network ----------------------------------------------------------------------------------------------------------
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from abdomen_ct_vnet.cases import find_cases
-from abdomen_ct_vnet.errors import BundleError
-from abdomen_ct_vnet.reading import LoadCased, check_hu, read_label
 
+from abdomen_ct_vnet.cases import find_cases
+from abdomen_ct_vnet.reading import LoadCased, check_hu, read_label
+from bundlekit.errors import BundleError
 from tests.abdomen_ct_vnet.conftest import hu, labels, write
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from brain_metastasis_attention_unet import NETWORKS, __version__
 from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
+from brain_metastasis_attention_unet import NETWORKS
+from bundlekit.weights.settings import CHOSEN_LATER
 from tests.conftest import ROOT, Run, bundle_run
-from tools.vendored.settings import CHOSEN_LATER
 
 BUNDLE = ROOT / "bundles" / "brain_metastasis_attention_unet"
 CONFIGS = BUNDLE / "configs"
@@ -165,13 +165,14 @@ def test_metadata_and_network(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     shutil.copy(ROOT / "tests" / "metadata_schema.json", schema)
     verify_metadata(meta_file=META, filepath=schema)
-    assert yaml.safe_load(Path(META).read_text())["version"] == __version__
+    assert yaml.safe_load(Path(META).read_text())["changelog"].get(yaml.safe_load(Path(META).read_text())["version"])
     verify_net_in_out("network_def", meta_file=META, config_file=str(CONFIGS / "inference.yaml"), channels=[2, 4, 8])
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_onnx_computes_the_same(network: str, tmp_path: Path) -> None:
     import onnxruntime
+
     from brain_metastasis_attention_unet import build_network
 
     torch.manual_seed(0)

@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
+from scipy import ndimage
+from scipy.spatial.distance import cdist
+
 from brain_metastasis_attention_unet.lesions import (
     SIZES,
     Lesion,
@@ -20,9 +24,6 @@ from brain_metastasis_attention_unet.lesions import (
     voxel_mm3,
 )
 from brain_metastasis_attention_unet.postprocessing import RemoveSmallLesionsd
-from monai.data import MetaTensor
-from scipy import ndimage
-from scipy.spatial.distance import cdist
 
 ONE_MM = (1.0, 1.0, 1.0)
 Box = tuple[Sequence[int], int | Sequence[int]]

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from brain_metastasis_attention_unet.loss import DiceFocalLoss
 
 SURE = 50.0

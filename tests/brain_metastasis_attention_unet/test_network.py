@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from brain_metastasis_attention_unet.checkpoints import load_network
-from brain_metastasis_attention_unet.errors import BundleError
-from brain_metastasis_attention_unet.network import NETWORKS, build_network, identify
 from monai.networks.nets import AttentionUnet, UNet
+
+from brain_metastasis_attention_unet.network import NETWORKS, build_network, identify
+from bundlekit.errors import BundleError
+from bundlekit.weights.loading import load_network
 
 WIDTHS = (2, 4, 8)
 

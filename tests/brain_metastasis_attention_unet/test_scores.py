@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from brain_metastasis_attention_unet.errors import BundleError
-from brain_metastasis_attention_unet.lesions import SIZES, lesion_scores
-from brain_metastasis_attention_unet.regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
-from brain_metastasis_attention_unet.scores import CLASSES, METRIC_DEFINITIONS, NOTES, ScoreCases, case_scores
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from scipy import ndimage
+
+from brain_metastasis_attention_unet.lesions import SIZES, lesion_scores
+from brain_metastasis_attention_unet.scores import CLASSES, METRIC_DEFINITIONS, NOTES, ScoreCases, case_scores
+from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
+from bundlekit.errors import BundleError
 
 ONE_MM = (1.0, 1.0, 1.0)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from bundlekit.virtual import metastases
 from tests.conftest import ROOT, Run, bundle_run
-from tools.virtual import metastases
 
 BUNDLE = ROOT / "bundles" / "brain_metastasis_attention_unet"
 GOLDEN = {"dice_WT": 0.792, "dice_TC": 0.792, "dice_ET": 0.792}

@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from brain_tissue_vnet.cases import find_cases, patient_of, scan_cases
-from brain_tissue_vnet.errors import BundleError, Finding
-from brain_tissue_vnet.split import Case, split_cases, write_datalist
 
+from brain_tissue_vnet.cases import find_cases, patient_of, scan_cases
+from bundlekit.cases.case import Case
+from bundlekit.cases.datalist import write_datalist
+from bundlekit.cases.split import split_cases
+from bundlekit.errors import BundleError, Finding
 from tests.brain_tissue_vnet.conftest import GRID, SHAPE, labels, t1, write, write_all, write_probabilities
 
 

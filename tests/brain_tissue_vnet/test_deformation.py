@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from brain_tissue_vnet.deformation import Deformation, RandDeformedPatchd
 from monai.transforms import RandTorchIOd
+
+from brain_tissue_vnet.deformation import Deformation, RandDeformedPatchd
 
 SHAPE = (20, 24, 28)
 EYE = np.eye(3)

@@ -9,10 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from brain_tissue_vnet.cases import find_cases
 from monai.bundle import ConfigParser
 from scipy.spatial.transform import Rotation
 
+from brain_tissue_vnet.cases import find_cases
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "bundles" / "brain_tissue_vnet" / "configs" / "inference.yaml"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from brain_tissue_vnet.checkpoints import load_network
-from brain_tissue_vnet.errors import BundleError
-from brain_tissue_vnet.network import VNet
 from monai.networks.nets import VNet as MonaiVNet
 from torch.utils.flop_counter import FlopCounterMode
+
+from brain_tissue_vnet.network import VNet
+from bundlekit.errors import BundleError
+from bundlekit.weights.loading import load_network
 
 
 def test_takes_monais_weights_and_gives_its_output() -> None:

@@ -7,11 +7,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from brain_tissue_vnet.numberings import CSF, DEEP_GREY, EXTRA_CEREBRAL, GM, IGNORE, STRUCTURES, TISSUE_OF_STRUCTURE, WM
-from brain_tissue_vnet.painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd, _kept
-from brain_tissue_vnet.preprocessing import NormaliseTissued
 from monai.transforms import Compose
 from scipy import ndimage
+
+from brain_tissue_vnet.painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd, _kept
+from brain_tissue_vnet.preprocessing import NormaliseTissued
+from bundlekit.label_maps.numberings import (
+    CSF,
+    DEEP_GREY,
+    EXTRA_CEREBRAL,
+    GM,
+    IGNORE,
+    STRUCTURES,
+    TISSUE_OF_STRUCTURE,
+    WM,
+)
 
 NAMES = [structure.name for structure in STRUCTURES]
 K = len(STRUCTURES)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from brain_tissue_vnet import DecideTissuesd
 from monai.data import MetaTensor
+
+from brain_tissue_vnet import DecideTissuesd
 
 
 @pytest.mark.parametrize(("weight", "expected"), [(1.0, [2, 3, 0]), (1.4, [2, 3, 0]), (1.6, [3, 3, 0])])

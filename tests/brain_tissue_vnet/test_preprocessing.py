@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from brain_tissue_vnet.errors import BundleError
+from monai.data import MetaTensor
+
 from brain_tissue_vnet.preprocessing import (
     CheckSkullStrippedd,
     CLAHEd,
@@ -14,7 +15,7 @@ from brain_tissue_vnet.preprocessing import (
     foreground,
     select_foreground,
 )
-from monai.data import MetaTensor
+from bundlekit.errors import BundleError
 
 AFFINE = torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0], dtype=torch.float64))
 

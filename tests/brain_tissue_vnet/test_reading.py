@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from brain_tissue_vnet.cases import find_cases
-from brain_tissue_vnet.errors import BundleError
-from brain_tissue_vnet.numberings import IGNORE, STRUCTURES
-from brain_tissue_vnet.reading import LoadStructuresd, LoadTissued, read_structures, read_tissue
-from brain_tissue_vnet.split import Case
 from monai.data import MetaTensor
 
+from brain_tissue_vnet.cases import find_cases
+from brain_tissue_vnet.reading import LoadStructuresd, LoadTissued, read_structures, read_tissue
+from bundlekit.cases.case import Case
+from bundlekit.errors import BundleError
+from bundlekit.label_maps.numberings import IGNORE, STRUCTURES
 from tests.brain_tissue_vnet.conftest import GRID, SHAPE, labels, t1, write, write_all, write_probabilities
 from tests.conftest import ROOT
 

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from brain_tissue_vnet.numberings import CSF, CSF_OR_GM, GM, IGNORE, WM
+
 from brain_tissue_vnet.scores import tissue_scores
+from bundlekit.label_maps.numberings import CSF, CSF_OR_GM, GM, IGNORE, WM
 
 ONE_MM = (1.0, 1.0, 1.0)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import pytest
 
+from bundlekit.virtual import tissue
 from tests.conftest import ROOT, Run, bundle_run
-from tools.virtual import tissue
 
 BUNDLE = ROOT / "bundles" / "brain_tissue_vnet"
 PART = (slice(70, 166), slice(70, 166), slice(40, 120))  # around the ventricles, 8 windows

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from brats_resunet import RegionDiceLoss
 from monai.losses import DeepSupervisionLoss
+
+from brats_resunet import RegionDiceLoss
 
 torch.set_num_threads(1)
 

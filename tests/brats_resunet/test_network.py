@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from brats_resunet import ResUNet
-from brats_resunet.network import ResidualBlock
 from monai.networks.nets import DynUNet
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
+
+from brats_resunet import ResUNet
+from brats_resunet.network import ResidualBlock
 
 torch.set_num_threads(1)
 

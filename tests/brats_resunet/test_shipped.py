@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bundlekit.virtual import brats
 from tests.conftest import Run, bundle_run
-from tools.virtual import brats
 
 GOLDEN = {"dice_WT": 0.960, "dice_TC": 0.918, "dice_ET": 0.699}
 

@@ -12,10 +12,12 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from brats_unet_h5 import BundleError, LoadCased, find_cases, scan_cases, split_cases
-from brats_unet_h5.layout import tell_mask_channels
-from brats_unet_h5.split import write_datalist
 
+from brats_unet_h5 import LoadCased, find_cases, scan_cases
+from brats_unet_h5.layout import tell_mask_channels
+from bundlekit.cases.datalist import write_datalist
+from bundlekit.cases.split import split_cases
+from bundlekit.errors import BundleError
 from tests.brats_unet_h5.conftest import (
     CLASS_SETS,
     ORDER,

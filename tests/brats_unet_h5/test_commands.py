@@ -9,24 +9,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import brats_resunet.reading
-import brats_resunet.scores
 import h5py
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import yaml
-from brats_unet_h5 import BundleError, __version__, build_network
-from brats_unet_h5.settings import write_settings
 from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 from nibabel.affines import voxel_sizes
 
+import bundlekit.brats.reading
+import bundlekit.brats.scores
+from brats_unet_h5 import build_network
+from bundlekit.errors import BundleError
+from bundlekit.weights.settings import CHOSEN_LATER, write_settings
 from tests.brats_unet_h5.conftest import SHAPE, image, write_case, write_file, write_slices
 from tests.conftest import ROOT, Run, bundle_run
 from tools.check import check
 from tools.label.app.lib.bundles import class_names
-from tools.vendored.settings import CHOSEN_LATER
 
 BUNDLE = ROOT / "bundles" / "brats_unet_h5"
 CONFIGS = BUNDLE / "configs"
@@ -107,10 +107,10 @@ def test_train_stop_resume_evaluate_infer(run: Run, h5_cohort: Path, cohort: Pat
         name = row["case"]
         mask = nib.load(tmp_path / "scores" / f"{name}_seg.nii.gz")
         truth_file = cohort / name / f"{name}_seg.nii.gz"
-        truth, affine = brats_resunet.reading.read_label(str(truth_file), [0, 1, 2, 4])
+        truth, affine = bundlekit.brats.reading.read_label(str(truth_file), [0, 1, 2, 4])
         np.testing.assert_array_equal(mask.affine, affine)
         pred = np.searchsorted([0, 1, 2, 4], np.asarray(mask.dataobj))
-        expected = brats_resunet.scores.region_scores(pred.astype(np.uint8), truth, voxel_sizes(affine))
+        expected = bundlekit.brats.scores.region_scores(pred.astype(np.uint8), truth, voxel_sizes(affine))
         for key, value in expected.items():
             assert row[key] == ("" if np.isnan(value) else f"{value:.6g}")
         with h5py.File(tmp_path / "scores" / f"{name}_seg.h5") as file:
@@ -203,7 +203,7 @@ def test_metadata_and_network(tmp_path: Path) -> None:
     schema = tmp_path / "schema.json"
     shutil.copy(ROOT / "tests" / "metadata_schema.json", schema)
     verify_metadata(meta_file=META, filepath=schema)
-    assert yaml.safe_load(Path(META).read_text())["version"] == __version__
+    assert yaml.safe_load(Path(META).read_text())["changelog"].get(yaml.safe_load(Path(META).read_text())["version"])
     verify_net_in_out("network_def", meta_file=META, config_file=str(CONFIGS / "inference.yaml"), channels=[2, 2, 2])
 
 

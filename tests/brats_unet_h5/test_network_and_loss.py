@@ -7,20 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from brats_unet_h5 import (
-    BrainInferer,
-    BundleError,
-    DecideLabelsd,
-    DiceBCELoss,
-    NormaliseBraind,
-    ProbabilitiesOfd,
-    build_network,
-)
-from brats_unet_h5.checkpoints import load_network
+
+from brats_unet_h5 import DecideLabelsd, DiceBCELoss, NormaliseBraind, ProbabilitiesOfd, build_network
 from brats_unet_h5.loss import one_against_rest, target_masks
 from brats_unet_h5.postprocessing import AddLossd, RegionMasksd, nested_labels
 from brats_unet_h5.preprocessing import check_settings
-from brats_unet_h5.regions import regions_of
+from bundlekit.brats.regions import regions_of
+from bundlekit.errors import BundleError
+from bundlekit.inference.windows import BrainInferer
+from bundlekit.weights.loading import load_network
 
 # --- network ----------------------------------------------------------------------------------------------------------
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import brats_resunet
 import h5py
 import numpy as np
 import pytest
 import torch
-from brats_unet_h5 import BundleError, LoadCased, PatchDataset, find_cases
-from brats_unet_h5.reading import air_of, label_reader, read_classes, read_image, read_label, without_air
 from monai.bundle import ConfigParser
 from torch.utils.data import DataLoader
 
+from brats_unet_h5 import LoadCased, find_cases
+from brats_unet_h5.reading import air_of, label_reader, read_classes, read_image, read_label, without_air
+from bundlekit import brats
+from bundlekit.errors import BundleError
+from bundlekit.patches.dataset import PatchDataset
 from tests.brats_unet_h5.conftest import ORDER, classes, image, write_case, write_file, write_slices
 from tests.conftest import ROOT
 
@@ -103,10 +105,10 @@ def test_labels_are_read_for_scoring(tmp_path: Path) -> None:
 
 
 def test_the_same_voxels_as_from_nifti(cohort: Path, h5_cohort: Path) -> None:
-    nifti, h5 = brats_resunet.find_cases(cohort), find_cases(h5_cohort)
+    nifti, h5 = brats.find_cases(cohort), find_cases(h5_cohort)
     assert [case["case"] for case in nifti] == [case["case"] for case in h5]
     for a, b in zip(nifti, h5, strict=True):
-        one, other = brats_resunet.LoadCased()(a), LoadCased()(b)
+        one, other = brats.LoadCased()(a), LoadCased()(b)
         for key in ("image", "label"):
             assert torch.equal(one[key].as_tensor(), other[key].as_tensor())
             assert torch.equal(one[key].affine, other[key].affine)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from bundlekit.virtual import brats
 from tests.conftest import ROOT, Run, bundle_run
 from tools.convert import to_h5
-from tools.virtual import brats
 
 BUNDLE = ROOT / "bundles" / "brats_unet_h5"
 GOLDEN = {"dice_WT": 0.920, "dice_TC": 0.885, "dice_ET": 0.691}

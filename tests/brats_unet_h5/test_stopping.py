@@ -8,11 +8,14 @@ from typing import Any
 import monai
 import pytest
 import torch
-from brats_unet_h5 import BundleError, EarlyStop, ResumeRun, SaveCheckpoints
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 
-from tests.brats_resunet.test_checkpoints import assert_equal
+from brats_unet_h5 import EarlyStop
+from bundlekit.errors import BundleError
+from bundlekit.training.resuming import ResumeRun
+from bundlekit.training.saving import SaveCheckpoints
+from tests.bundlekit.training.test_checkpoints import assert_equal
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "bundles" / "brats_unet_h5" / "configs"

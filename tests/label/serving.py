@@ -28,11 +28,11 @@ import SimpleITK as sitk  # noqa: N813 (its usual name)
 import torch
 from monai.bundle import ConfigParser
 
+from bundlekit.virtual import brats, ct, tissue
 from tests.conftest import ROOT
 from tools.bundles import names, package
 from tools.convert import to_h5
 from tools.label.server import free_port
-from tools.virtual import brats, ct, tissue
 
 DATA = Path(os.environ.get("BRAIN_DATA", ROOT.parent / "shared" / "data"))
 GLIOMA, HEAD, TORSO = "VirtualGlioma_00000", "sub-000", "FLARE22_Tr_0001"

@@ -9,10 +9,10 @@ import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-from brats_unet_h5 import LoadCased, find_cases
 
-from tests.brats_resunet.conftest import NAMES_2023, SHAPE, scan, segmentation, write_case, write_decathlon, write_nifti
+from brats_unet_h5 import LoadCased, find_cases
 from tests.brats_unet_h5.conftest import classes, image, write_file, write_slices
+from tests.bundlekit.conftest import NAMES_2023, SHAPE, scan, segmentation, write_case, write_decathlon, write_nifti
 from tests.conftest import Run
 from tools.convert import to_h5, to_nifti
 

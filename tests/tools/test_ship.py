@@ -10,10 +10,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from brats_resunet import BundleError, LoadWeights, RecordRun, ResUNet, require_new_run, training_folder
 
 import tools.card
 import tools.ship
+from brats_resunet import ResUNet
+from bundlekit.errors import BundleError
+from bundlekit.training.saving import RecordRun, require_new_run
+from bundlekit.weights.loading import LoadWeights
+from bundlekit.weights.shipped import training_folder
 from tests.conftest import ROOT
 
 

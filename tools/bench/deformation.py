@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from monai.transforms import RandTorchIOd
 
+from bundlekit.label_maps.numberings import to_structures
+from bundlekit.virtual.tissue import make_head
 from tools.bench.config import parse
 from tools.bundles import package
-from tools.virtual.tissue import make_head
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -73,7 +74,7 @@ def painting(patch_size: Sequence[int] = (96, 96, 96), init_filters: int = 8, re
     module = package("brain_tissue_vnet")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = tuple(int(n) for n in patch_size)
-    structures = module.numberings.to_structures(make_head(0, 0)["labels"], "virtual head")
+    structures = to_structures(make_head(0, 0)["labels"], "virtual head")
     item = {"structures": torch.from_numpy(structures)[None]}
     counts = module.StructureCountsd()(item)["structure_counts"].numpy()
     crop = module.RandDeformedPatchd(

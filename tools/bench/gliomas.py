@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from bundlekit.virtual.anatomy import maps_of
+from bundlekit.virtual.patches import Glioma
 from tools.bench.config import parse
-from tools.virtual.anatomy import maps_of
-from tools.virtual.patches import Glioma
 
 
 def gliomas(

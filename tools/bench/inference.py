@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
 
+from bundlekit import BrainInferer, argmax_labels
+from bundlekit.brats import LoadCased
+from bundlekit.weights.loading import load_network, read_checkpoint
 from tools.bench.config import parse
-from tools.bundles import package
 
 _WAYS = ("whole volume, windows", "cropped to the brain, windows", "cropped to the brain, one pass")
 
@@ -69,16 +71,15 @@ def _run(
     threads: int,
 ) -> tuple[np.ndarray, np.ndarray, float, float]:
     torch.set_num_threads(threads)
-    module = package("brats_resunet")
     parser = parse("brats_resunet", "inference.yaml", dataset_dir=dataset_dir, channels=list(channels))
     network = parser.get_parsed_content("network_def").eval()
     if checkpoint is not None:
-        saved = module.checkpoints.read_checkpoint(checkpoint)
-        module.checkpoints.load_network(network, saved.get("model", saved), checkpoint)
+        saved = read_checkpoint(checkpoint)
+        load_network(network, saved.get("model", saved), checkpoint)
     steps = parser.get_parsed_content("preprocessing").transforms
     if way == _WAYS[0]:
         steps = [step for step in steps if type(step).__name__ != "CropForegroundd"]
-    whole: Any = module.LoadCased(with_label=False)(parser.get_parsed_content("cases")[index])
+    whole: Any = LoadCased(with_label=False)(parser.get_parsed_content("cases")[index])
     brain = np.any(np.asarray(whole["image"]), axis=0)
     data = whole
     for step in steps[1:]:
@@ -86,10 +87,10 @@ def _run(
     if way == _WAYS[0]:
         inferer: Any = SlidingWindowInferer(patch_size, 1, overlap, mode="gaussian")
     else:
-        inferer = module.BrainInferer(patch_size, overlap, whole_brain=way == _WAYS[2])
+        inferer = BrainInferer(patch_size, overlap, whole_brain=way == _WAYS[2])
     start = time.perf_counter()
     with torch.no_grad():
-        labels = module.argmax_labels(inferer(data["image"][None], network)[0])[0].numpy()
+        labels = argmax_labels(inferer(data["image"][None], network)[0])[0].numpy()
     seconds = time.perf_counter() - start
     full: np.ndarray = np.zeros(brain.shape, np.uint8)
     origin = [int(i) for i in data.get("foreground_start_coord", (0, 0, 0))]

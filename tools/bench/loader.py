@@ -19,9 +19,11 @@ from monai.transforms import (
     RandCropByPosNegLabeld,
 )
 
+from bundlekit import PatchDataset
+from bundlekit.brats import TumourCentredCropd
+from bundlekit.virtual import brats
 from tools.bench.config import parse
-from tools.bundles import package
-from tools.virtual import brats
+from tools.bundles import find_cases_of
 
 
 def loader(
@@ -47,10 +49,9 @@ def loader(
         if dataset_dir is None:
             dataset_dir = str(Path(scratch, "cases"))
             brats(dataset_dir, cases=4)
-        module = package(bundle)
-        cases = module.find_cases(dataset_dir)
+        cases = find_cases_of(bundle)(dataset_dir)
         steps = parse(bundle, "train.yaml", patch_size=list(patch_size)).get_parsed_content("train::preprocessing")
-        first = next(i for i, t in enumerate(steps.transforms) if isinstance(t, module.TumourCentredCropd))
+        first = next(i for i, t in enumerate(steps.transforms) if isinstance(t, TumourCentredCropd))
         augment = list(steps.transforms[first + 1 :])
         usual = Compose(_usual(patch_size) + augment)
         ours = Compose(steps.transforms)
@@ -60,8 +61,8 @@ def loader(
             "MONAI CacheDataset": CacheDataset(_plain(cases), usual, progress=False),
             "PersistentDataset, our transforms": PersistentDataset(cases, ours, cache_dir=Path(scratch, "ours")),
             "CacheDataset, our transforms": CacheDataset(cases, ours, progress=False),
-            "bundle, cache: disk": module.PatchDataset(cases, ours, cache_dir=str(Path(scratch, "disk"))),
-            "bundle, cache: memory": module.PatchDataset(cases, ours, cache="memory"),
+            "bundle, cache: disk": PatchDataset(cases, ours, cache_dir=str(Path(scratch, "disk"))),
+            "bundle, cache: memory": PatchDataset(cases, ours, cache="memory"),
         }
         seconds = {name: float("inf") for name in rows}
         for _ in range(rounds):

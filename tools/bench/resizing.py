@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from monai.transforms import CropForeground
 
+from bundlekit.brats import LoadCased, find_cases
 from tools.bundles import package
 
 
@@ -20,10 +21,10 @@ def resizing(dataset_dir: str, uniform_shape: Sequence[int] = (128, 128, 128)) -
     """
     module = package("brain_metastasis_attention_unet")
     lesions = module.lesions.lesion_scores
-    load = module.LoadCased()
+    load = LoadCased()
     totals: dict[str, list[float]] = {size: [] for size in module.lesions.SIZES}
     spurious = 0
-    cases = module.find_cases(dataset_dir)
+    cases = find_cases(dataset_dir)
     for case in cases:
         data = load(case)
         spacing = np.linalg.norm(np.asarray(data["image"].affine)[:3, :3], axis=0)

@@ -33,8 +33,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import BundleError, Finding
-from .headers import check_headers
+from bundlekit.cases.case import Case, doubled_cases
+from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.headers import check_headers
+from bundlekit.errors import BundleError, Finding
+
 from .organs import (
     Classes,
     check_organs,
@@ -45,7 +48,6 @@ from .organs import (
     segmentation_file,
 )
 from .shear import check_shear
-from .split import Case, doubled_cases, read_datalist
 
 UPSTREAM_ORGANS: Classes = {"liver": ["liver"], "kidneys": ["right kidney", "left kidney"], "spleen": ["spleen"]}
 """The four classes of the write-up less background; which organs they are is this bundle's choice."""

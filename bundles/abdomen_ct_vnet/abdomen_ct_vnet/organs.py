@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import BundleError, Finding
+from bundlekit.errors import BundleError, Finding
 
 Classes = dict[str, list[str]]
 """Name of a class -> names of its organs; class 1 comes first."""

@@ -14,11 +14,12 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy
 
-from .errors import BundleError, Finding
-from .files import write_result
-from .nifti import read_array
+from bundlekit.cases.case import Case
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_result
+from bundlekit.images.nifti import read_array
+
 from .reading import read_label
-from .split import Case
 
 _log = logging.getLogger(__name__)
 

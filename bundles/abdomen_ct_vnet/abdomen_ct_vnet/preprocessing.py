@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.transforms import NormalizeIntensity, ScaleIntensityRange, Transform
 
-from .errors import BundleError
+from bundlekit.errors import BundleError
 
 NORMALISATIONS = ("unit", "zscore")
 _BODY_HU = -500.0

@@ -11,12 +11,13 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from nibabel.affines import apply_affine
 
+from bundlekit.cases.case import Case
+from bundlekit.cases.served import is_served, load_served
+from bundlekit.errors import BundleError, Finding
+from bundlekit.images.nifti import check_voxels, read_affine, read_array
+
 from .cases import find_cases
-from .errors import BundleError, Finding
-from .nifti import check_voxels, read_affine, read_array
 from .organs import Classes, numbering_of, to_classes
-from .served import is_served, load_served
-from .split import Case
 
 _FAT_HU = -30.0  # every CT of a body has fat, lung or air below this
 _LEAST_FAT = 0.005  # of the voxels

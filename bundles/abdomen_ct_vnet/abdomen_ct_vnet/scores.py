@@ -16,10 +16,12 @@ from monai.utils import convert_to_numpy
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from . import scoring
+from bundlekit.cases.case import Case
+from bundlekit.scores.handler import ScoreHandler
+from bundlekit.scores.statistics import hd95
+
 from .organs import Classes, tolerance_of
 from .reading import read_label
-from .split import Case
 
 EMPTY_RULE = (
     "Class empty in reference and prediction: Dice, IoU and NSD 1, HD95 0 mm. Empty in exactly one of them: Dice, IoU "
@@ -94,7 +96,7 @@ def case_scores(
         if n_truth and n_pred:
             box = _around(boxes[0][index - 1], boxes[1][index - 1])
             p, t = pred[box] == index, truth[box] == index
-            distance, surface = scoring.hd95(p, t, spacing), nsd(p, t, spacing, tolerance_mm)
+            distance, surface = hd95(p, t, spacing), nsd(p, t, spacing, tolerance_mm)
         elif n_truth or n_pred:
             distance, surface = diagonal_mm, 0.0
         key = name.replace(" ", "_")
@@ -134,8 +136,8 @@ def tolerances_of(classes: Classes, tolerance_mm: float | None = None) -> dict[s
     }
 
 
-class ScoreCases(scoring.ScoreHandler):
-    """Ignite handler that scores every case against its original label files; see `scoring.ScoreHandler`.
+class ScoreCases(ScoreHandler):
+    """Ignite handler that scores every case against its original label files; see `ScoreHandler`.
 
     It reads `confident` from the output too, if it is there.
 

@@ -7,10 +7,11 @@ import numpy as np
 from monai.data.utils import zoom_affine
 from nibabel.affines import voxel_sizes
 
-from .errors import Finding
-from .nifti import open_nifti
+from bundlekit.cases.case import Case
+from bundlekit.errors import Finding
+from bundlekit.images.nifti import open_nifti
+
 from .postprocessing import grid_positions
-from .split import Case
 
 
 def check_shear(case: Case) -> list[Finding]:

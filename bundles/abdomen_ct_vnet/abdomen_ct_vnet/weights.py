@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from .errors import BundleError, Finding
+from bundlekit.cases.case import Case
+from bundlekit.errors import BundleError, Finding
+
 from .organs import Classes
 from .reading import read_label
-from .split import Case
 
 _log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .errors import BundleError
+from bundlekit.errors import BundleError
 
 FITS = ("native", "resize")
 

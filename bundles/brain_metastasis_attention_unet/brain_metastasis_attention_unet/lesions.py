@@ -20,7 +20,7 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
-from . import scoring
+from bundlekit.scores.statistics import hd95
 
 DILATION_VOXELS = 1
 MINIMUM_MM3 = 2.0
@@ -115,7 +115,7 @@ def lesion_scores(
        evaluation keeps what is larger than 2: the evaluation is followed.
     7. Dice and HD95 of the case are means over lesions and false positives; 1 and 0 mm where there is neither.
 
-    One departure: HD95 is that of `scoring.hd95`, the percentile over surface voxels. The challenge weights surface
+    One departure: HD95 is `scores.statistics.hd95`, the percentile over surface voxels. The challenge weights surface
     elements by their area.
 
     Args:
@@ -168,12 +168,12 @@ def lesion_scores(
             lesions.append(Lesion(volume_ml, 0.0, penalty_mm, detected=False))
             continue
         dice = 2 * int(n_both[number]) / int(n_truth[number] + n_part[own].sum())
-        hd95 = math.nan
+        distance_mm = math.nan
         if with_hd95:
             region = _hull([extent_boxes[number - 1], *(part_boxes[part - 1] for part in own)])
             found, lesion = np.isin(parts[region], own), truth[region] & (extents[region] == number)
-            hd95 = scoring.hd95(found, lesion, [float(mm) for mm in spacing_mm])
-        lesions.append(Lesion(volume_ml, dice, hd95, detected=True))
+            distance_mm = hd95(found, lesion, [float(mm) for mm in spacing_mm])
+        lesions.append(Lesion(volume_ml, dice, distance_mm, detected=True))
     matched = {part for own in members for part in own}
     return LesionScores(tuple(lesions), n_lesions - len(lesions), n_parts - len(matched), penalty_mm)
 

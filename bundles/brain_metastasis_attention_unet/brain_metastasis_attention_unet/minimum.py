@@ -14,17 +14,18 @@ import numpy as np
 from ignite.engine import Engine
 from nibabel.affines import voxel_sizes
 
-from . import scoring
-from .files import write_result
+from bundlekit.brats.reading import read_label
+from bundlekit.brats.regions import REGIONS
+from bundlekit.files import write_result
+from bundlekit.scores.handler import ScoreHandler
+from bundlekit.weights.settings import record_setting
+
 from .lesions import lesion_scores, remove_small
-from .reading import read_label
-from .regions import REGIONS
-from .settings import record_setting
 
 _log = logging.getLogger(__name__)
 
 
-class ChooseMinimumLesion(scoring.ScoreHandler):
+class ChooseMinimumLesion(ScoreHandler):
     """Ignite handler that finds the `minimum_lesion_ml` of the best lesion-wise Dice, and records it.
 
     It attaches to an evaluator whose postprocessing removes nothing for its size, and reads what `ScoreCases`
@@ -40,7 +41,7 @@ class ChooseMinimumLesion(scoring.ScoreHandler):
 
     Raises:
         ValueError: if there is no candidate, or one is negative.
-        BundleError: as `scoring.ScoreHandler`, or if a file cannot be written.
+        BundleError: as `ScoreHandler`, or if a file cannot be written.
     """
 
     def __init__(

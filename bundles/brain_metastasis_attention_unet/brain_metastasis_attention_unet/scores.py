@@ -18,9 +18,12 @@ from ignite.engine import Engine
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from . import scoring
+from bundlekit.brats.reading import read_label as read_original_label
+from bundlekit.brats.regions import REGIONS
+from bundlekit.scores.handler import ScoreHandler
+from bundlekit.scores.statistics import hd95
+
 from .lesions import DILATION_VOXELS, MINIMUM_MM3, PENALTY_MM, SIZES, lesion_scores, voxel_mm3
-from .regions import REGIONS
 
 # non-enhancing tumour core, surrounding non-enhancing FLAIR hyperintensity, enhancing tumour; 0 is background
 CLASSES: dict[str, int] = {"NETC": 1, "SNFH": 2, "ET": 3}
@@ -114,19 +117,19 @@ def case_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
         tp, n_pred, n_truth = _counts(confusion, classes)
         in_pred, in_truth = np.isin(pred, classes), np.isin(truth, classes)
         if n_truth and n_pred:
-            hd95 = scoring.hd95(in_pred, in_truth, spacing_mm)
+            distance_mm = hd95(in_pred, in_truth, spacing_mm)
         else:
-            hd95 = diagonal_mm if n_truth or n_pred else 0.0
+            distance_mm = diagonal_mm if n_truth or n_pred else 0.0
         scores[f"dice_{region}"] = 2 * tp / (n_truth + n_pred) if n_truth or n_pred else 1.0
-        scores[f"hd95_{region}"] = hd95
+        scores[f"hd95_{region}"] = distance_mm
         scores[f"volume_truth_ml_{region}"] = n_truth * voxel_ml
         scores[f"volume_pred_ml_{region}"] = n_pred * voxel_ml
         scores |= _lesion_wise(region, in_pred, in_truth, spacing_mm)
     return scores | _class_wise(confusion)
 
 
-class ScoreCases(scoring.ScoreHandler):
-    """Ignite handler that scores every case against its original label file; see `scoring.ScoreHandler`.
+class ScoreCases(ScoreHandler):
+    """Ignite handler that scores every case against its original label file; see `ScoreHandler`.
 
     It reads `label_values` from the batch too, and logs the lesion-wise scores and the accuracy beside its baseline.
 
@@ -142,8 +145,6 @@ class ScoreCases(scoring.ScoreHandler):
     ) -> None:
         super().__init__(output_dir, NOTES)
         if read_label is None:
-            from .reading import read_label as read_original_label
-
             read_label = read_original_label
         self._read_label = read_label
 

@@ -44,11 +44,12 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BundleError, Finding
-from .headers import check_headers
-from .nifti import open_nifti
-from .numberings import CSF, GM, NUMBERINGS, WM, check_numbering
-from .split import Case, doubled_cases, read_datalist
+from bundlekit.cases.case import Case, doubled_cases
+from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.headers import check_headers
+from bundlekit.errors import BundleError, Finding
+from bundlekit.images.nifti import open_nifti
+from bundlekit.label_maps.numberings import CSF, GM, NUMBERINGS, WM, check_numbering
 
 _VOLUME = re.compile(r"\.(nii(\.gz)?|mgz)$", re.IGNORECASE)
 _LIKE_A_LABEL = re.compile(

@@ -18,7 +18,8 @@ from monai.data import MetaTensor
 from monai.transforms import Randomizable, Transform
 from scipy import ndimage
 
-from .numberings import CSF, DEEP_GREY, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE, WM
+from bundlekit.label_maps.numberings import CSF, DEEP_GREY, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE, WM
+
 from .preprocessing import check_method, foreground, normalise, statistics
 
 # T1 intensity of a structure as its place between grey (0) and white matter (1), where that is not simply its tissue's;

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from monai.transforms import Transform
 
-from .inferer import argmax_labels
-from .numberings import IGNORE, WM
+from bundlekit.inference.windows import argmax_labels
+from bundlekit.label_maps.numberings import IGNORE, WM
+
 from .preprocessing import ZERO_AIR
 from .scores import TISSUES
 

@@ -12,7 +12,7 @@ from monai.transforms import Transform
 from skimage.exposure import equalize_adapthist
 from skimage.filters import threshold_otsu
 
-from .errors import BundleError, Finding
+from bundlekit.errors import BundleError, Finding
 
 NORMALISATIONS = ("zscore", "percentile")
 _PERCENTILES = (0.5, 99.5)

@@ -11,12 +11,13 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
+from bundlekit.cases.case import Case
+from bundlekit.cases.served import is_served, load_served
+from bundlekit.errors import BundleError, Finding
+from bundlekit.images.nifti import check_voxels, read_affine, read_array
+from bundlekit.label_maps.numberings import CSF_OR_GM, GM, IGNORE, WM, detect, to_structures, to_tissue
+
 from .cases import find_cases
-from .errors import BundleError, Finding
-from .nifti import check_voxels, read_affine, read_array
-from .numberings import CSF_OR_GM, GM, IGNORE, WM, detect, to_structures, to_tissue
-from .served import is_served, load_served
-from .split import Case
 
 _TOLERANCE = 0.01  # of probabilities: they come resampled, and as scaled integers
 

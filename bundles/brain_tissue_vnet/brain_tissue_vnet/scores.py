@@ -11,10 +11,12 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from . import scoring
-from .numberings import CSF, CSF_OR_GM, GM, WM
+from bundlekit.cases.case import Case
+from bundlekit.label_maps.numberings import CSF, CSF_OR_GM, GM, WM
+from bundlekit.scores.handler import ScoreHandler
+from bundlekit.scores.statistics import hd95
+
 from .reading import read_tissue
-from .split import Case
 
 TISSUES = {"CSF": CSF, "GM": GM, "WM": WM}
 EMPTY_RULE = (
@@ -76,10 +78,8 @@ def tissue_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[floa
     for name, value in TISSUES.items():
         p, t = known_pred[inside] == value, known_truth[inside] == value
         n_pred, n_truth = int(p.sum()), int(t.sum())
-        if n_pred and n_truth:
-            distance = scoring.hd95(p, t, spacing.tolist())
-        else:
-            distance = diagonal_mm if n_pred or n_truth else 0.0
+        one_sided = diagonal_mm if n_pred or n_truth else 0.0
+        distance = hd95(p, t, spacing.tolist()) if n_pred and n_truth else one_sided
         scores[f"dice_{name}"] = _dice(p, t)
         scores[f"hd95_{name}"] = distance
         scores[f"sensitivity_{name}"] = int((p & t).sum()) / n_truth if n_truth else math.nan
@@ -94,8 +94,8 @@ def tissue_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[floa
     return scores
 
 
-class ScoreCases(scoring.ScoreHandler):
-    """Ignite handler that scores every case against its original label files; see `scoring.ScoreHandler`.
+class ScoreCases(ScoreHandler):
+    """Ignite handler that scores every case against its original label files; see `ScoreHandler`.
 
     Args:
         output_dir: folder for `scores.csv` and `summary.json`; made if missing.

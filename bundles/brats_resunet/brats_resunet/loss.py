@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.modules.loss import _Loss
 
-from .regions import REGIONS
+from bundlekit.brats.regions import REGIONS
 
 
 class RegionDiceLoss(_Loss):

@@ -27,12 +27,14 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BundleError, Finding
+from bundlekit.brats.patients import patient_of
+from bundlekit.cases.case import Case, doubled_cases
+from bundlekit.cases.datalist import read_datalist
+from bundlekit.errors import BundleError, Finding
+
 from .hdf5 import affine_in, open_h5
 from .layout import Layout, LayoutError, channels_named, holds_only_masks, layout_of, mask_names, tell_mask_channels
-from .patients import patient_of
 from .reading import read_mask
-from .split import Case, doubled_cases, read_datalist
 
 _ENDING = re.compile(r"\.(h5|hdf5)$", re.IGNORECASE)
 _SLICE = re.compile(r"^(?P<case>.+)_slice_(?P<slice>\d+)\.(h5|hdf5)$", re.IGNORECASE)

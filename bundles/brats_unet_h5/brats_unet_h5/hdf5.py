@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from .errors import BundleError, Finding
+from bundlekit.errors import BundleError, Finding
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from monai.losses import DiceLoss
 from monai.networks import one_hot
 from torch.nn.modules.loss import _Loss
 
+from bundlekit.brats.regions import REGIONS
+
 from .network import TARGETS
-from .regions import REGIONS
 
 
 class DiceBCELoss(_Loss):

@@ -9,9 +9,10 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from .inferer import argmax_labels
+from bundlekit.brats.regions import REGIONS, regions_of
+from bundlekit.inference.windows import argmax_labels
+
 from .network import TARGETS
-from .regions import REGIONS, regions_of
 
 
 class ProbabilitiesOfd(Transform):

@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 
-from .errors import BundleError
+from bundlekit.errors import BundleError
 
 METHODS = ("minmax", "zscore")
 

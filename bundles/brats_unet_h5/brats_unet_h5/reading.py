@@ -11,10 +11,11 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from .errors import BundleError, Finding
+from bundlekit.cases.case import Case
+from bundlekit.errors import BundleError, Finding
+from bundlekit.images.nifti import check_voxels
+
 from .hdf5 import affine_in, open_h5
-from .nifti import check_voxels
-from .split import Case
 
 Box = tuple[slice, slice, slice]
 _WHOLE: Box = (slice(None), slice(None), slice(None))

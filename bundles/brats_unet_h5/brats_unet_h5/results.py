@@ -12,9 +12,10 @@ import nibabel as nib
 import numpy as np
 from isal import igzip
 
-from . import writing
-from .errors import BundleError, Finding
-from .files import write_result
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_result
+from bundlekit.images import writing
+
 from .hdf5 import affine_in, datasets_of, open_h5
 
 _log = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 from ignite.engine import Engine, Events
 from ignite.handlers import EarlyStopping
 
-from .errors import BundleError
+from bundlekit.errors import BundleError
 
 
 class EarlyStop:

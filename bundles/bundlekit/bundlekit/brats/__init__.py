@@ -1,0 +1,27 @@
+"""What the bundles for BraTS data share: cases, regions, sampling, cleaning, scores."""
+
+from __future__ import annotations
+
+from bundlekit.brats.cases import MODALITIES, find_cases, scan_cases
+from bundlekit.brats.cleaning import FillCored, RelabelUnenhancedd, RemoveCorelessd
+from bundlekit.brats.reading import LoadCased
+from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
+from bundlekit.brats.sampling import TumourCentredCropd, TumourVoxelsd
+from bundlekit.brats.scores import ScoreCases
+
+__all__ = [
+    "MODALITIES",
+    "REGIONS",
+    "FillCored",
+    "LoadCased",
+    "RegionProbabilitiesd",
+    "RelabelUnenhancedd",
+    "RemoveCorelessd",
+    "ScoreCases",
+    "TumourCentredCropd",
+    "TumourVoxelsd",
+    "find_cases",
+    "region_output",
+    "regions_of",
+    "scan_cases",
+]

@@ -1,0 +1,337 @@
+"""Find, check and split the cases of a BraTS data set: `dataset_dir` is all a user has to give.
+
+A case is a plain dict, so that it can be hashed, cached and written as JSON:
+
+    case          name of the scan, e.g. "BraTS2021_00006"; unique within the data set
+    patient       name that all scans of one patient share
+    image         files of the modalities in the network's order (T1, T1ce, T2, FLAIR; "" for one that is missing and
+                  filled with zeros), or one 4-D file
+    channels      which channel of a 4-D file holds each modality, in the same order; [0, 1, 2, 3] otherwise
+    label         file of the manual segmentation, "" where there is none
+    label_values  the data set's own values of background, necrotic core (NCR), oedema (ED), enhancing tumour (ET)
+    subset        "training" or "validation" where a datalist says so, else ""
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bundlekit.brats.patients import patient_of
+from bundlekit.cases.case import Case, doubled_cases
+from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.headers import check_headers
+from bundlekit.errors import BundleError, Finding
+from bundlekit.images.nifti import open_nifti, read_array
+
+MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
+
+# file suffix -> role, and the value of enhancing tumour that goes with the names
+_NAMES_2018 = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR", "seg": "label"}
+_NAMES_2023 = {"t1n": "T1", "t1c": "T1ce", "t2w": "T2", "t2f": "FLAIR", "seg": "label"}
+_PATTERN_2018 = re.compile(r"^(?P<case>.+)_(?P<role>t1|t1ce|t2|flair|seg)\.nii(\.gz)?$", re.IGNORECASE)
+_PATTERN_2023 = re.compile(r"^(?P<case>.+)-(?P<role>t1n|t1c|t2w|t2f|seg)\.nii(\.gz)?$", re.IGNORECASE)
+_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+
+# Medical Segmentation Decathlon Task01 stores FLAIR, T1w, T1gd, T2w in one 4-D file and numbers ED 1, NCR 2, ET 3
+_MSD_IMAGES = ("imagesTr", "imagesTs")
+_MSD_CHANNELS = [1, 2, 3, 0]
+_MSD_LABELS = [0, 2, 1, 3]
+_LABELS_2018 = [0, 1, 2, 4]
+_LABELS_2023 = [0, 1, 2, 3]
+
+_NAMES_EXPECTED = (
+    "<case>_{t1,t1ce,t2,flair}.nii[.gz] (BraTS 2018-2021), <case>-{t1n,t1c,t2w,t2f}.nii[.gz] (BraTS 2023+), "
+    "imagesTr/<case>.nii.gz (Medical Segmentation Decathlon Task01) or 4-D NIfTI files"
+)
+
+
+def find_cases(
+    dataset_dir: str | os.PathLike | None,
+    datalist: str | os.PathLike | None = None,
+    labelled: bool = True,
+    et_label: int | None = None,
+    channel_order: Sequence[int] | None = None,
+    patch_size: Sequence[int] | None = None,
+    fill_missing: bool = False,
+) -> list[Case]:
+    """Cases of a data set in sorted order, after a check of all their headers (seconds for a thousand cases).
+
+    Args:
+        dataset_dir: folder searched to any depth; or one case folder; or one file of a case; or one 4-D NIfTI. None
+            (and no `datalist`): no case, so that a pipeline can be built and inspected without data.
+        datalist: JSON in MONAI's form, used instead of a search: `{"training": [{"image": [T1, T1ce, T2, FLAIR] or one
+            4-D file, "label": file}], "validation": [...]}`, paths relative to `dataset_dir` (to the JSON's own folder
+            if that is not given). What is listed under "test" or "testing" is taken too when `labelled` is False.
+        labelled: whether every case must have a segmentation.
+        et_label: value of enhancing tumour in the label files, 3 or 4. None looks into the label files; without labels
+            the file names decide (2018-2021: 4, 2023: 3).
+        channel_order: for 4-D files, the channels that hold T1, T1ce, T2 and FLAIR. None: as in Decathlon Task01 for
+            its folders, [0, 1, 2, 3] for any other file.
+        patch_size: voxels; refused if it is larger than a volume.
+        fill_missing: accept cases of which one modality is missing: it is all zeros then, which is what air is. False:
+            such a case is refused by name.
+
+    Raises:
+        BundleError: all that is wrong with all cases at once: no cases, missing or doubled files, unreadable headers,
+            images that are not 3-D, grids that differ within a case.
+    """
+    cases, findings = scan_cases(dataset_dir, datalist, labelled, et_label, channel_order, patch_size, fill_missing)
+    if findings:
+        raise BundleError(
+            f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(str(f) for f in findings)
+        )
+    return cases
+
+
+def scan_cases(
+    dataset_dir: str | os.PathLike | None,
+    datalist: str | os.PathLike | None = None,
+    labelled: bool = True,
+    et_label: int | None = None,
+    channel_order: Sequence[int] | None = None,
+    patch_size: Sequence[int] | None = None,
+    fill_missing: bool = False,
+) -> tuple[list[Case], list[Finding]]:
+    """As `find_cases`, but with what is wrong beside the complete cases instead of an error.
+
+    Raises:
+        BundleError: if the folder holds no case at all, or an argument is wrong.
+    """
+    if not dataset_dir and not datalist:
+        return [], []
+    if et_label not in (None, 3, 4):
+        raise BundleError(f"et_label is {et_label!r}; expected 3, 4 or null (detect it).")
+    if channel_order is not None:
+        order = [int(channel) for channel in channel_order]
+        if len(order) != len(MODALITIES) or len(set(order)) != len(order) or min(order) < 0:
+            raise BundleError(
+                f"channel_order is {order}; expected the channels of T1, T1ce, T2 and FLAIR, e.g. [1,2,3,0]."
+            )
+    if datalist:
+        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled, fill_missing)
+    else:
+        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled, fill_missing)
+    if not cases and not findings:
+        raise BundleError(
+            Finding(str(datalist or dataset_dir), "no case", _NAMES_EXPECTED, "check the folder given as --dataset_dir")
+        )
+    for case in cases:
+        if channel_order is not None and len(case["image"]) == 1:
+            case["channels"] = [int(c) for c in channel_order]
+    cases.sort(key=lambda case: case["case"])
+    findings += doubled_cases(cases, str(datalist or dataset_dir))
+    wrong = check_headers(cases, patch_size)
+    findings += [finding for found in wrong for finding in found]
+    cases = [case for case, found in zip(cases, wrong, strict=True) if not found]
+    _set_et_label(cases, et_label)
+    return cases, findings
+
+
+def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[Case], list[Finding]]:
+    if not root.exists():
+        raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
+    only = None
+    if root.is_file():
+        named = _role_of(root.name)
+        if named is None:
+            return _volume_cases([root], labelled)
+        only, root = named[0], root.parent
+    named_files: dict[str, dict[str, list[Path]]] = {}
+    other: list[Path] = []
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(f for f in files if not f.startswith(".") and _NIFTI.search(f)):
+            named = _role_of(name)
+            if named is None:
+                other.append(Path(folder, name))
+            elif only in (None, named[0]):
+                named_files.setdefault(named[0], {}).setdefault(named[1], []).append(Path(folder, name))
+    if named_files:
+        return _named_cases(named_files, labelled, fill_missing)
+    return _volume_cases([file for file in other if _may_be_4d(file)], labelled)
+
+
+def _role_of(name: str) -> tuple[str, str] | None:
+    """Case and role ("T1" ... "FLAIR", "label", with the names' year) of a BraTS file name."""
+    for pattern, roles in ((_PATTERN_2018, _NAMES_2018), (_PATTERN_2023, _NAMES_2023)):
+        match = pattern.match(name)
+        if match:
+            return match["case"], roles[match["role"].lower()]
+    return None
+
+
+def _named_cases(
+    files: dict[str, dict[str, list[Path]]], labelled: bool, fill_missing: bool
+) -> tuple[list[Case], list[Finding]]:
+    cases, findings = [], []
+    for name in sorted(files):
+        roles = files[name]
+        any_file = next(iter(roles.values()))[0]
+        new_names = _PATTERN_2023.match(any_file.name) is not None
+        wanted = MODALITIES + (("label",) if labelled else ())
+        missing = [role for role in wanted if role not in roles]
+        if fill_missing and len(missing) == 1 and missing[0] != "label":
+            missing = []
+        if set(roles) == {"label"}:
+            findings.append(
+                Finding(
+                    str(any_file),
+                    "a segmentation without a scan",
+                    "the four modalities beside it",
+                    "add them; results of an earlier run belong outside the data set folder",
+                )
+            )
+            continue
+        doubled = [role for role, found in roles.items() if len(found) > 1]
+        if missing:
+            suffix = {role: key for key, role in (_NAMES_2023 if new_names else _NAMES_2018).items()}
+            separator = "-" if new_names else "_"
+            findings.append(
+                Finding(
+                    str(any_file.parent),
+                    f"case {name} has " + (", ".join(f.name for role in roles.values() for f in role)),
+                    "also " + ", ".join(f"{name}{separator}{suffix[role]}.nii.gz ({role})" for role in missing),
+                    "add the missing file, or take the case out of the folder",
+                )
+            )
+        if doubled:
+            findings.append(
+                Finding(
+                    str(any_file.parent),
+                    f"case {name} has more than one {' and '.join(doubled)}: "
+                    + ", ".join(str(f) for role in doubled for f in roles[role]),
+                    "one file for each modality",
+                    "keep one of them; results of an earlier run belong outside the data set folder",
+                )
+            )
+        if not missing and not doubled:
+            label = roles["label"][0] if "label" in roles else ""
+            values = [0, 1, 2, 3 if new_names else 4]
+            cases.append(
+                _case(name, [roles[m][0] if m in roles else "" for m in MODALITIES], label, [0, 1, 2, 3], values)
+            )
+    return cases, findings
+
+
+def _volume_cases(files: Iterable[Path], labelled: bool) -> tuple[list[Case], list[Finding]]:
+    """4-D files: Decathlon's imagesTr / labelsTr, or any folder of 4-D volumes."""
+    cases, findings = [], []
+    for file in files:
+        decathlon = file.parent.name in _MSD_IMAGES
+        label = file.parent.with_name(file.parent.name.replace("images", "labels")) / file.name
+        if decathlon and label.is_file():
+            cases.append(_volume_case(file, label, _MSD_CHANNELS, _MSD_LABELS))
+        elif not labelled:
+            channels, values = (_MSD_CHANNELS, _MSD_LABELS) if decathlon else ([0, 1, 2, 3], [0, 1, 2, 4])
+            cases.append(_volume_case(file, "", channels, values))
+        elif not decathlon:
+            findings.append(
+                Finding(str(file), "a 4-D file without a label", "a segmentation", "name it in a datalist: --datalist")
+            )
+        elif file.parent.name == "imagesTr":
+            findings.append(
+                Finding(str(file), f"no {label}", "a segmentation of the same name in labelsTr", "add the label file")
+            )
+    return cases, findings
+
+
+def _from_datalist(
+    path: Path, dataset_dir: Any, labelled: bool, fill_missing: bool
+) -> tuple[list[Case], list[Finding]]:
+    base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
+    cases, findings = [], []
+    for where, subset, entry in read_datalist(path, labelled):
+        images = entry.get("image")
+        images = images if isinstance(images, list) else [images]
+        files = [base / image for image in images if isinstance(image, str) and image]
+        allowed = (1, 3, 4) if fill_missing and len(images) == 4 else (1, 4)  # "" is a modality that is filled
+        if len(files) not in allowed or len(files) != len(images) - images.count("") * fill_missing:
+            found = f"image: {entry.get('image')!r}"
+            findings.append(Finding(where, found, "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it"))
+            continue
+        given: list[Path | str] = [base / image if image else "" for image in images]
+        roles = [_role_of(file.name) if isinstance(file, Path) else None for file in given]
+        roles = roles if len(given) == len(MODALITIES) else []
+        if any(role is not None and role[1] != wanted for role, wanted in zip(roles, MODALITIES, strict=False)):
+            order = ", ".join(role[1] if role else "?" for role in roles)
+            findings.append(Finding(where, f"images in the order {order}", "T1, T1ce, T2, FLAIR", "put them in order"))
+            continue
+        label = entry.get("label") or ""
+        if labelled and not label:
+            findings.append(Finding(where, "no label", "a segmentation file", "add it to the entry"))
+            continue
+        named = _role_of(files[0].name)
+        name = str(entry.get("case") or (named[0] if named else _NIFTI.sub("", files[0].name)))
+        new_names = _PATTERN_2023.match(files[0].name) is not None
+        case = _case(name, given, base / label if label else "", [0, 1, 2, 3], [0, 1, 2, 3 if new_names else 4])
+        if files[0].parent.name in _MSD_IMAGES:
+            case.update(channels=_MSD_CHANNELS, label_values=_MSD_LABELS)
+        for key in ("label_values", "channels"):
+            if entry.get(key):
+                case[key] = [int(value) for value in entry[key]]
+        cases.append({**case, "patient": str(entry.get("patient") or case["patient"]), "subset": subset})
+    return cases, findings
+
+
+def _case(name: str, image: Sequence[Path | str], label: Path | str, channels: list[int], values: list[int]) -> Case:
+    return {
+        "case": name,
+        "patient": patient_of(name),
+        "image": [str(file) for file in image],
+        "channels": list(channels),
+        "label": str(label),
+        "label_values": list(values),
+        "subset": "",
+    }
+
+
+def _volume_case(file: Path, label: Path | str, channels: list[int], values: list[int]) -> Case:
+    return _case(_NIFTI.sub("", file.name), [file], label, channels, values)
+
+
+def _set_et_label(cases: list[Case], et_label: int | None) -> None:
+    """Give the cases their value of enhancing tumour: forced, else as seen in the labels, else by the names.
+
+    The two families of names are looked at apart, so that a folder may hold both.
+    """
+    for values in (_LABELS_2018, _LABELS_2023):
+        family = [case for case in cases if case["label_values"] == values]
+        value = et_label or _seen_et_label(family, usual=values[3]) or values[3]
+        for case in family:
+            case["label_values"] = [*values[:3], value]
+
+
+def _seen_et_label(family: Iterable[Case], usual: int) -> int | None:
+    """3 or 4, whichever the first label files hold; the unusual one only if no file of the family holds the usual.
+
+    A 4 beside a 3 is the resection cavity of BraTS 2024; the case is refused, by name, when it is decoded.
+    """
+    unusual = None
+    for case in family:
+        try:
+            seen = {3, 4} & set(np.unique(read_array(case["label"])).tolist()) if case["label"] else set()
+        except BundleError:  # named, with everything else, when the case is decoded
+            continue
+        if seen == {usual}:
+            return usual
+        if len(seen) == 1:
+            unusual = int(seen.pop())
+            if unusual == 3:  # under the older names nothing else is numbered 3
+                return unusual
+    return unusual
+
+
+def _may_be_4d(file: Path) -> bool:
+    """Whether a file of another name may hold all modalities: what cannot be read is, to be named later."""
+    if file.parent.name in (*_MSD_IMAGES, "labelsTr", "labelsTs"):
+        return file.parent.name in _MSD_IMAGES
+    try:
+        return len(open_nifti(file).shape) != 3
+    except Exception:
+        return True

@@ -1,0 +1,173 @@
+"""What is known of the tumour core, put into predictions: no holes, oedema around it, enhancement at it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+from monai.utils import convert_to_numpy
+from nibabel.affines import voxel_sizes
+from scipy import ndimage
+
+from bundlekit.brats.regions import REGIONS
+
+NCR, ED, ET = 1, 2, 3
+_NEIGHBOURS = np.ones((3, 3, 3))
+_NEARLY = 1 - 1e-6  # headers hold 32-bit numbers: 50 voxels of 0.9999998 mm3 are 0.05 ml
+
+
+class FillCored(Transform):
+    """Make what the tumour core encloses on all sides (3-D) part of it: NCR, whatever it was called.
+
+    An enhancing rim has its necrosis within, never oedema or healthy tissue. MONAI's `FillHoles` takes one class at a
+    time: what NCR and ET enclose together stays a hole, and what ET encloses becomes ET.
+
+    Args:
+        enabled: False leaves the prediction as it is.
+        key: class indices, 1HWD `MetaTensor`.
+
+    Raises:
+        ValueError: if `enabled` is neither True nor False.
+    """
+
+    def __init__(self, enabled: bool = True, key: str = "pred") -> None:
+        if not isinstance(enabled, bool):
+            raise ValueError(f"fill_core must be true or false, got {enabled!r}.")
+        self.enabled = enabled
+        self.key = key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Fill the core."""
+        if not self.enabled:
+            return dict(data)
+        pred = data[self.key]
+        return {**data, self.key: _like(pred, fill_core(convert_to_numpy(pred)[0]))}
+
+
+class RelabelUnenhancedd(Transform):
+    """In a tumour that enhances, make parts of the core without any enhancement oedema.
+
+    A core that does not enhance at all is that of a low-grade glioma; beside one that does, it is oedema or healthy
+    tissue that looks like necrosis.
+
+    Args:
+        minimum_ml: a case with this much ET or more enhances, in ml; 0 leaves every prediction as it is.
+        key: class indices, 1HWD `MetaTensor` on the scan's own grid.
+
+    Raises:
+        ValueError: if `minimum_ml` is negative or not finite.
+    """
+
+    def __init__(self, minimum_ml: float, key: str = "pred") -> None:
+        self.minimum_ml = _volume("minimum_enhancing_ml", minimum_ml)
+        self.key = key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Relabel the prediction."""
+        pred = data[self.key]
+        if not self.minimum_ml or int((pred == ET).sum()) * _voxel_ml(pred) < self.minimum_ml * _NEARLY:
+            return dict(data)
+        return {**data, self.key: _like(pred, relabel_unenhanced(convert_to_numpy(pred)[0]))}
+
+
+class RemoveCorelessd(Transform):
+    """Set components of the whole tumour with less tumour core than a minimum to background.
+
+    Oedema lies around a core, and networks that call bright tissue elsewhere oedema seldom see a core in it. Where no
+    component has enough core the largest one stays: its core may have been missed. MONAI's `RemoveSmallObjects` goes
+    by the size of a component alone, and false oedema is not small.
+
+    Args:
+        minimum_ml: core (NCR and ET) that a 26-connected component must hold, in ml; 0 keeps all.
+        key: class indices, 1HWD `MetaTensor` on the scan's own grid.
+
+    Raises:
+        ValueError: if `minimum_ml` is negative or not finite.
+    """
+
+    def __init__(self, minimum_ml: float, key: str = "pred") -> None:
+        self.minimum_ml = _volume("minimum_core_ml", minimum_ml)
+        self.key = key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Clean the prediction."""
+        if not self.minimum_ml:
+            return dict(data)
+        pred = data[self.key]
+        return {
+            **data,
+            self.key: _like(pred, remove_coreless(convert_to_numpy(pred)[0], self.minimum_ml, _voxel_ml(pred))),
+        }
+
+
+def fill_core(labels: np.ndarray) -> np.ndarray:
+    """A copy of a class map HWD in which all that NCR and ET enclose (face neighbours lead out of a hole) becomes NCR.
+
+    Args:
+        labels: class indices as in `regions`, 0 is background.
+    """
+    filled = labels.copy()
+    core = np.isin(labels, REGIONS["TC"])
+    box = ndimage.find_objects(core.view(np.uint8))
+    if box:  # a hole does not leave the box
+        inside = filled[box[0]]
+        inside[ndimage.binary_fill_holes(core[box[0]]) & ~core[box[0]]] = NCR
+    return filled
+
+
+def relabel_unenhanced(labels: np.ndarray) -> np.ndarray:
+    """A copy of a class map HWD in which 26-connected components of the core without ET are oedema.
+
+    Args:
+        labels: class indices as in `regions`, 0 is background.
+    """
+    relabelled = labels.copy()
+    box = ndimage.find_objects(np.isin(labels, REGIONS["TC"]).view(np.uint8))
+    if box:
+        inside = relabelled[box[0]]
+        numbers, n = ndimage.label(np.isin(inside, REGIONS["TC"]), _NEIGHBOURS)
+        enhances = np.bincount(numbers[inside == ET], minlength=n + 1) > 0
+        inside[(numbers > 0) & ~enhances[numbers]] = ED
+    return relabelled
+
+
+def remove_coreless(labels: np.ndarray, minimum_ml: float, voxel_ml: float) -> np.ndarray:
+    """A copy of a class map HWD without the tumour components that hold less core than `minimum_ml`.
+
+    Args:
+        labels: class indices as in `regions`, 0 is background.
+        minimum_ml: volume of NCR and ET together, in ml; the largest component stays if none holds as much.
+        voxel_ml: volume of a voxel, in ml.
+    """
+    kept = labels.copy()
+    box = ndimage.find_objects((labels != 0).view(np.uint8))
+    if not box:
+        return kept
+    inside = kept[box[0]]
+    numbers, n = ndimage.label(inside != 0, _NEIGHBOURS)
+    core = np.bincount(numbers[np.isin(inside, REGIONS["TC"])], minlength=n + 1)
+    keep = core * voxel_ml >= minimum_ml * _NEARLY
+    keep[0] = False  # the background's number
+    if not keep.any():
+        keep[1 + np.bincount(numbers.ravel())[1:].argmax()] = True
+    inside[~keep[numbers]] = 0
+    return kept
+
+
+def _volume(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name} must be a number of 0 or more, got {value}.")
+    return float(value)
+
+
+def _like(pred: MetaTensor, labels: np.ndarray) -> MetaTensor:
+    return MetaTensor(torch.from_numpy(labels)[None], meta=dict(pred.meta))
+
+
+def _voxel_ml(pred: MetaTensor) -> float:
+    return float(voxel_sizes(convert_to_numpy(pred.affine)).prod()) / 1000  # the image may be on another grid

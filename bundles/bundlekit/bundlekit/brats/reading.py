@@ -1,0 +1,126 @@
+"""Decode the files of a case once, and check every voxel."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+
+from bundlekit.brats.cases import find_cases
+from bundlekit.cases.served import is_served, load_served
+from bundlekit.errors import BundleError, Finding
+from bundlekit.images.nifti import check_voxels, read_affine, read_array
+
+
+def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """A segmentation as class indices on its own grid, with its affine.
+
+    Args:
+        path: NIfTI file.
+        label_values: the file's values of background, NCR, ED and ET.
+
+    Returns:
+        HWD uint8 with 0 background, 1 NCR, 2 ED, 3 ET, and the 4x4 affine (mm).
+
+    Raises:
+        BundleError: if the file holds any other value.
+    """
+    raw = read_array(path)
+    raw = raw[..., 0] if raw.ndim == 4 else raw
+    values = [int(v) for v in label_values]
+    out = np.zeros(raw.shape, np.uint8)
+    known = raw == values[0]
+    for index, value in enumerate(values[1:], start=1):
+        hit = raw == value
+        out[hit] = index
+        known |= hit
+    if not known.all():
+        unknown = np.unique(raw[~known])
+        fix = "mend the label, or force the value of enhancing tumour with --et_label 3 or --et_label 4"
+        if {3, 4} <= {*unknown.tolist(), *values}:
+            fix += "; BraTS 2024 post-treatment labels (4 = resection cavity) are another task than this bundle's"
+        raise BundleError(
+            Finding(
+                path,
+                f"label value(s) {', '.join(f'{v:g}' for v in unknown[:8])} in {int((~known).sum())} voxel(s)",
+                f"only {values[0]} (background), {values[1]} (NCR), {values[2]} (ED), {values[3]} (ET)",
+                fix,
+            )
+        )
+    return out, read_affine(path)
+
+
+class LoadCased(Transform):
+    """Decode and check one case (`cases.Case`): the only place where the bundle reads voxels of an input.
+
+    The output holds `image` (4xHWD float32 `MetaTensor` in the order T1, T1ce, T2, FLAIR, with the affine of the
+    first file), `label` (1xHWD uint8 class indices 0..3, only if `with_label`), and for those who write or score:
+    `case`, `source` (first image file), `label_file` ("" if none) and `label_values` (4 integers).
+
+    Where `image` is a path instead of a case's list of files, as from MONAI Label, it may be any of the four files,
+    their folder, or a 4-D file: the case it belongs to is found and checked as `find_cases` does, and other keys are
+    kept.
+
+    Args:
+        with_label: whether to decode the segmentation too.
+
+    Raises:
+        BundleError: for a file that is not whole, a NaN or infinite voxel, a constant modality, an unknown label
+            value; all findings of the case at once.
+    """
+
+    def __init__(self, with_label: bool = True) -> None:
+        self.with_label = with_label
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Decode `data`, one case as `cases.find_cases` gives it, or one that a path names."""
+        if is_served(data):
+            return load_served(self, find_cases, data)
+        findings: list[Finding] = []
+        files = list(data["image"])
+        channels: list[np.ndarray | None] = []
+        for file in files:
+            if not file:  # a missing modality that is filled with zeros
+                channels.append(None)
+                continue
+            try:
+                array = read_array(file)
+            except BundleError as error:
+                findings += error.findings
+                continue
+            if len(files) == 1:
+                for channel in data["channels"]:
+                    findings += check_voxels(f"{file} (channel {channel})", array[..., channel])
+                    channels.append(array[..., channel])
+            else:
+                array = array[..., 0] if array.ndim == 4 else array
+                findings += check_voxels(file, array)
+                channels.append(array)
+        label = None
+        if self.with_label:
+            try:
+                label, _ = read_label(data["label"], data["label_values"])
+            except BundleError as error:
+                findings += error.findings
+        if findings:
+            raise BundleError(findings)
+        source = next(file for file in files if file)
+        shape = next(channel.shape for channel in channels if channel is not None)
+        image = np.empty((len(channels), *shape), np.float32)
+        for out, part in zip(image, channels, strict=True):
+            out[...] = 0 if part is None else part  # casts and makes contiguous in one pass
+        affine = torch.from_numpy(read_affine(source))
+        result: dict[Hashable, Any] = {
+            "image": MetaTensor(torch.from_numpy(image), affine=affine),
+            "case": data["case"],
+            "source": source,
+            "label_file": data["label"],
+            "label_values": torch.tensor([int(v) for v in data["label_values"]]),
+        }
+        if label is not None:
+            result["label"] = MetaTensor(torch.from_numpy(label)[None], affine=affine)
+        return result

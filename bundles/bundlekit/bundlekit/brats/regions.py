@@ -1,0 +1,48 @@
+"""The nested regions in which BraTS trains and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
+
+# class indices 1 NCR (of metastases: NETC), 2 ED (SNFH), 3 ET; whole tumour, tumour core, enhancing tumour
+REGIONS: dict[str, tuple[int, ...]] = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
+
+
+def regions_of(label: torch.Tensor) -> torch.Tensor:
+    """Masks of WT, TC and ET (3HWD uint8) of class indices (1HWD); they nest: ET in TC in WT."""
+    masks = [torch.stack([label[0] == c for c in classes]).any(dim=0) for classes in REGIONS.values()]
+    return torch.stack(masks).to(torch.uint8)
+
+
+def region_output(region: str) -> Callable[[Sequence[Mapping[str, torch.Tensor]]], tuple[list, list]]:
+    """Output transform of an Ignite metric: the region's channel of `pred` and `label` (each 3HWD) of every item."""
+    channel = list(REGIONS).index(region)
+
+    def pick(output: Sequence[Mapping[str, torch.Tensor]]) -> tuple[list, list]:
+        pred, label = ([item[key][channel : channel + 1] for item in output] for key in ("pred", "label"))
+        return pred, label
+
+    return pick
+
+
+class RegionProbabilitiesd(Transform):
+    """Add `probabilities`: the summed softmax of each region's classes, 3HWD float32 in the order WT, TC, ET.
+
+    Args:
+        key: logits, NHWD.
+    """
+
+    def __init__(self, key: str = "pred") -> None:
+        self.key = key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add the probabilities to a copy of `data`, on the grid of the logits."""
+        logits = data[self.key]
+        softmax = torch.softmax(torch.as_tensor(logits).float(), dim=0)
+        regions = torch.stack([softmax[list(classes)].sum(dim=0) for classes in REGIONS.values()])
+        return {**data, "probabilities": MetaTensor(regions, meta=dict(getattr(logits, "meta", {})))}

@@ -1,0 +1,70 @@
+"""MONAI's datalists: the split of a data set as JSON, written and read back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundlekit.cases.case import Case
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_result
+
+
+def write_datalist(split: Mapping[str, Sequence[Case]], path: str, rank: int = 0) -> None:
+    """Write a split as a datalist that `find_cases` reads back; by rank 0 alone.
+
+    Args:
+        split: as `split_cases` returns it.
+        path: JSON file, replaced as a whole.
+        rank: of this process.
+    """
+    if rank == 0 and any(split.values()):
+        text = json.dumps({part: [_entry(case) for case in cases] for part, cases in split.items()}, indent=2)
+        write_result(path, lambda file: file.write(text.encode()), "ckpt_dir")
+
+
+def read_datalist(path: Path, labelled: bool) -> list[tuple[str, str, dict[str, Any]]]:
+    """The entries of a MONAI datalist, with where they stand (for messages) and their subset.
+
+    Args:
+        path: JSON, `{"training": [{"image": ..., "label": ...}], "validation": [...]}`; an entry may be a bare image.
+        labelled: False also takes what is listed under "test" or "testing", with the subset "".
+
+    Raises:
+        BundleError: if it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f'a {type(content).__name__} instead of {{"training": [...], "validation": [...]}}')
+    except (OSError, ValueError) as error:
+        raise BundleError(
+            Finding(str(path), f"cannot be read as JSON ({error})", "a MONAI datalist", "check --datalist")
+        ) from error
+    parts = {"training": "training", "validation": "validation"}
+    if not labelled:
+        parts.update({key: "" for key in content if key.startswith("test")})
+    return [
+        (f"{path} ({part}[{position}])", subset, item if isinstance(item, dict) else {"image": item})
+        for part, subset in parts.items()
+        for position, item in enumerate(content.get(part) or [])
+    ]
+
+
+def recorded_split(ckpt_dir: str) -> str | None:
+    """The datalist that a training wrote beside its checkpoints; None if there is none yet."""
+    path = Path(ckpt_dir, "datalist.json")
+    return str(path) if path.is_file() else None
+
+
+def _entry(case: Case) -> dict[str, Any]:
+    entry = {key: value for key, value in case.items() if key != "subset"}
+    # absolute, but not through links: what they lead to may have another name
+    entry["image"] = [os.path.abspath(file) if file else "" for file in case["image"]]
+    entry["label"] = os.path.abspath(case["label"]) if case["label"] else ""
+    if case.get("label_parts"):
+        entry["label_parts"] = [os.path.abspath(file) for file in case["label_parts"]]
+    return entry

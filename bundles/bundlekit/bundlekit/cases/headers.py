@@ -1,0 +1,97 @@
+"""What the headers of a case's files show to be wrong, before anything is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from bundlekit.cases.case import Case
+from bundlekit.errors import Finding
+from bundlekit.images.nifti import open_nifti
+
+
+def check_headers(cases: Sequence[Case], patch_size: Sequence[int] | None = None) -> list[list[Finding]]:
+    """What the headers of the cases' files show to be wrong, for each case; reads no voxel.
+
+    Args:
+        cases: see `split`. Where a case has `channels` (which channel of the file holds each modality), its only image
+            file is 4-D; `label_parts` are the files of a label that is spread over several.
+        patch_size: voxels; a finding for each case that is smaller along an axis. None: not checked.
+    """
+    with ThreadPoolExecutor(8) as pool:  # on network drives the latency of opening a file dominates
+        return list(pool.map(lambda case: _check_case(case, patch_size), cases))
+
+
+def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:
+    findings: list[Finding] = []
+    reference: tuple[str, tuple[int, ...], np.ndarray] | None = None
+    for file in filter(None, [*case["image"], *(case.get("label_parts") or [case["label"]])]):
+        try:
+            header = open_nifti(file)
+            shape, affine = tuple(int(n) for n in header.shape), np.asarray(header.affine)
+        except Exception as error:  # nibabel raises a dozen types for what is one thing to the user
+            findings.append(
+                Finding(file, f"cannot be read ({error})", "a NIfTI file", "copy or download the file again")
+            )
+            continue
+        volume = "channels" in case and [file] == case["image"]
+        dimensions = 4 if volume else 3
+        if not volume and len(shape) == 4 and shape[3] == 1:
+            shape = shape[:3]
+        if len(shape) != dimensions or min(shape[:3]) < 2:
+            findings.append(
+                Finding(
+                    file,
+                    f"a {sum(n > 1 for n in shape)}-D image of shape {_by(shape)}",
+                    "one 4-D image with a channel for each modality" if volume else "a 3-D volume",
+                    "give the whole volume; slices cannot be segmented",
+                )
+            )
+            continue
+        if volume and shape[3] <= max(case["channels"]):
+            findings.append(
+                Finding(
+                    file,
+                    f"{shape[3]} channels",
+                    f"at least {max(case['channels']) + 1} channels, one for each modality",
+                    "add the missing modalities",
+                )
+            )
+            continue
+        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+            findings.append(
+                Finding(file, "an affine that is not invertible", "a spatial grid in mm", "mend the header")
+            )
+            continue
+        if reference is None:
+            reference = (file, shape[:3], affine)
+            if patch_size is not None and any(p > n for p, n in zip(patch_size, shape, strict=False)):
+                findings.append(
+                    Finding(
+                        file,
+                        f"a volume of {_by(shape[:3])} voxels",
+                        f"at least patch_size {_by(patch_size)}",
+                        'give a smaller patch, e.g. --patch_size "[64,64,64]"',
+                    )
+                )
+        elif shape[:3] != reference[1] or not np.allclose(affine, reference[2], rtol=0, atol=1e-2):
+            what = f"grid {_by(shape[:3])}, affine {_rows(affine)}"
+            findings.append(
+                Finding(
+                    file,
+                    what,
+                    f"the grid of {reference[0]}: {_by(reference[1])}, affine {_rows(reference[2])}",
+                    "co-register and resample the files of a case to one grid",
+                )
+            )
+    return findings
+
+
+def _by(shape: Iterable[int]) -> str:
+    return "x".join(str(int(n)) for n in shape)
+
+
+def _rows(affine: np.ndarray) -> str:
+    return str(np.round(affine[:3], 3).tolist())

@@ -1,0 +1,163 @@
+"""The split of a data set into training and validation, by patient, and the datalist that records it.
+
+A case is a plain dict, so that it can be hashed, cached and written as JSON. Of its keys these modules know `case`
+(name, unique within the data set), `patient` (name that all scans of one patient share), `image` (list of files),
+`label` (file, "" where there is none) and `subset` ("training" or "validation" where a datalist says so, else "").
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai.data import partition_dataset
+
+from bundlekit.cases.case import Case
+from bundlekit.errors import BundleError
+
+_log = logging.getLogger(__name__)
+
+
+def split_cases(
+    cases: Sequence[Case],
+    train_cases: int = 1000,
+    train_fraction: float = 0.8,
+    trained: str | os.PathLike | Sequence[str] | None = None,
+) -> dict[str, list[Case]]:
+    """Upstream's split, in a form that also serves smaller folders: the first `train_cases` train, the rest validate.
+
+    Scans of one patient stay on one side: the patient at the boundary trains. Where a datalist names a validation
+    part, that is the split.
+
+    Args:
+        cases: in sorted order.
+        train_cases: number of cases that train, where there are more than that.
+        train_fraction: the part of the cases that trains where there are not more than `train_cases`, 0 to 1.
+        trained: the datalist that a training wrote beside its checkpoints. Where that file exists, the patients it
+            trained on are "training" and all others "validation", whatever folder the cases come from. Several of
+            them for an ensemble.
+
+    Returns:
+        `{"training": [...], "validation": [...]}`.
+
+    Raises:
+        BundleError: if one side is left without a case (with `trained`: if no case is left for validation).
+    """
+    if cases and _datalists(trained):
+        seen = _trained_patients(trained)
+        known = [case for case in cases if case["patient"] in seen]
+        unseen = [case for case in cases if case["patient"] not in seen]
+        if not unseen:
+            raise BundleError(
+                f"all {len(cases)} case(s) trained the network, says {_datalists(trained)[0]}. Give other cases, or "
+                "score them knowingly with --subset training."
+            )
+        return {"training": known, "validation": unseen}
+    if any(case["subset"] == "validation" for case in cases):
+        training = [case for case in cases if case["subset"] == "training"]
+        validation = [case for case in cases if case["subset"] == "validation"]
+        both = sorted({c["patient"] for c in training} & {c["patient"] for c in validation})
+        if both:
+            raise BundleError(f"the datalist puts scans of one patient into training and validation: {', '.join(both)}")
+    else:
+        wanted = train_cases if len(cases) > train_cases else round(train_fraction * len(cases))
+        patients: dict[str, list[Case]] = {}
+        for case in cases:
+            patients.setdefault(case["patient"], []).append(case)
+        training, validation = [], []
+        for position, scans in enumerate(patients.values()):
+            last = position == len(patients) - 1 and bool(training)  # small folders: keep somebody to validate on
+            (training if len(training) < max(wanted, 1) and not last else validation).extend(scans)
+    if cases and not (training and validation):
+        raise BundleError(
+            f"{len(cases)} case(s) give {len(training)} for training and {len(validation)} for validation; expected at "
+            "least one each, from different patients. Add cases, or give a datalist with a validation part."
+        )
+    return {"training": training, "validation": validation}
+
+
+def fold_cases(cases: Sequence[Case], fold: int, num_folds: int = 5, seed: int = 0) -> dict[str, list[Case]]:
+    """One fold of a cross-validation: a `num_folds`-th of the patients validates, all others train.
+
+    The folds depend on the names of the patients and on the seed alone, so that every machine and every start finds
+    the same. Scans of one patient stay on one side. All cases take part, whatever part a datalist puts them into.
+
+    Args:
+        cases: in any order.
+        fold: 0 to `num_folds` - 1.
+        num_folds: 2 or more.
+        seed: of the patients' order.
+
+    Returns:
+        As `split_cases`; empty lists for no cases.
+
+    Raises:
+        BundleError: if there is no such fold, or there are fewer patients than folds.
+    """
+    if num_folds < 2 or not 0 <= fold < num_folds:
+        raise BundleError(
+            f"fold is {fold} of num_folds {num_folds}; expected num_folds 2 or more and fold 0 to num_folds - 1."
+        )
+    patients = sorted({case["patient"] for case in cases})
+    if not patients:
+        return {"training": [], "validation": []}
+    if len(patients) < num_folds:
+        raise BundleError(
+            f"{len(cases)} case(s) of {len(patients)} patient(s) cannot be divided into {num_folds} folds. Add cases "
+            "or set a smaller num_folds."
+        )
+    left_out = set(partition_dataset(patients, num_partitions=num_folds, shuffle=True, seed=seed)[fold])
+    return {
+        "training": [case for case in cases if case["patient"] not in left_out],
+        "validation": [case for case in cases if case["patient"] in left_out],
+    }
+
+
+def select_cases(
+    cases: Sequence[Case],
+    subset: str = "validation",
+    train_cases: int = 1000,
+    train_fraction: float = 0.8,
+    trained: str | os.PathLike | Sequence[str] | None = None,
+) -> list[Case]:
+    """The cases to score: a part of the split, or all.
+
+    Args:
+        cases: as in `split_cases`.
+        subset: "validation", "training" or "all".
+        train_cases: as in `split_cases`.
+        train_fraction: as in `split_cases`.
+        trained: as in `split_cases`.
+
+    Raises:
+        BundleError: for another subset, or a part that is empty.
+    """
+    if subset not in ("validation", "training", "all"):
+        raise BundleError(f"subset is {subset!r}; expected validation, training or all.")
+    seen = _trained_patients(trained)
+    known = [case for case in cases if case["patient"] in seen]
+    if subset != "validation" and known:
+        _log.warning("%d of these cases trained the network: their scores flatter it", len(known))
+    if subset == "all":
+        return list(cases)
+    if subset == "training" and known:
+        return known
+    part = split_cases(cases, train_cases, train_fraction, trained)[subset] if cases else []
+    if len(part) < len(cases):
+        _log.info("scoring %d of %d cases (subset %s); --subset all scores all", len(part), len(cases), subset)
+    return part
+
+
+def _datalists(trained: str | os.PathLike | Sequence[str] | None) -> list[Path]:
+    """Those of the datalists that exist."""
+    several = [] if trained is None else [trained] if isinstance(trained, (str, os.PathLike)) else trained
+    return [Path(file) for file in several if Path(file).is_file()]
+
+
+def _trained_patients(trained: str | os.PathLike | Sequence[str] | None) -> set[str]:
+    """Patients that the datalists of trainings name as their own; none where there is no such file."""
+    lists = [json.loads(file.read_text()) for file in _datalists(trained)]
+    return {entry.get("patient") for datalist in lists for entry in datalist.get("training", [])}

@@ -1,0 +1,117 @@
+"""Errors that a user is meant to read, and the hook that prints them without MONAI's expression traceback."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing wrong with one file, in the four parts that a user needs to mend it.
+
+    Args:
+        file: the file or folder concerned.
+        found: what is there.
+        expected: what has to be there.
+        fix: what to do about it.
+    """
+
+    file: str
+    found: str
+    expected: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.file}\n    found:    {self.found}\n    expected: {self.expected}\n    fix:      {self.fix}"
+
+
+class BundleError(ValueError):
+    """Bad input, described by findings: nothing has been computed or written from it.
+
+    Args:
+        findings: one finding, several, or a ready message.
+    """
+
+    def __init__(self, findings: Finding | Iterable[Finding] | str) -> None:
+        if isinstance(findings, Finding):
+            findings = [findings]
+        self.findings = [] if isinstance(findings, str) else list(findings)
+        super().__init__(findings if isinstance(findings, str) else "\n".join(str(f) for f in self.findings))
+
+
+def bundle_error_in(error: BaseException | None) -> str | None:
+    """Message of the bad input or setting that `error` is, was caused by, or carries from a loader's worker, if any.
+
+    MONAI wraps what goes wrong in a transform or a config expression in `RuntimeError`s, and PyTorch re-raises
+    what goes wrong in a worker process as text. Both hide the one line the user needs. Counted as such are
+    `BundleError`, and `ValueError` that this package raises about an argument.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        text = str(error)
+        if _MARKER in text:
+            return text.rpartition(_MARKER)[2].split("\n\nThe above exception")[0].strip()
+        if isinstance(error, BundleError) or (isinstance(error, ValueError) and _raised_here(error)):
+            return text
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def show_clear_errors() -> None:
+    """Let the interpreter end on a `BundleError` with its message alone (exit status 1 as before).
+
+    Set MONAI_DEBUG=True to see the whole traceback. Called by the configs' `initialize`; a program that only
+    imports the package keeps its own hook.
+    """
+    previous = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        message = bundle_error_in(error)
+        if message is None or debugging():
+            previous(kind, error, trace)
+        else:
+            print(f"\nERROR: {message}\n(MONAI_DEBUG=True shows the traceback)", file=sys.stderr)
+
+    sys.excepthook = hook
+    make_record = logging.getLogRecordFactory()
+
+    def without_trace(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        """MONAI's and Ignite's loggers print the trace of what they pass on; the hook has the message."""
+        record = make_record(*args, **kwargs)
+        if debugging():
+            return record
+        if record.exc_info and bundle_error_in(record.exc_info[1]) is not None:
+            record.exc_info = None
+        if _MARKER in str(record.msg):  # of a loader process, whose trace is part of the message
+            record.msg, record.args = str(record.msg).partition("\n")[0], ()
+        return record
+
+    logging.setLogRecordFactory(without_trace)
+
+
+# how a trace that comes as text names the error
+_MARKER = f"{BundleError.__module__}.{BundleError.__name__}: "
+
+
+def debugging() -> bool:
+    """Whether the user asked for tracebacks, with MONAI_DEBUG."""
+    return os.environ.get("MONAI_DEBUG", "").lower() in ("1", "true")
+
+
+def _raised_here(error: BaseException) -> bool:
+    """Whether the statement that raised `error` lies in this package or in a bundle's."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    folders = Path(trace.tb_frame.f_code.co_filename).parents
+    return Path(__file__).parent in folders or any((f / "configs" / "metadata.json").is_file() for f in folders[1:3])

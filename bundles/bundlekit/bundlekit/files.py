@@ -1,0 +1,67 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+from bundlekit.errors import BundleError, Finding
+
+
+def write_whole(path: str | os.PathLike, write: Callable[[Any], object]) -> None:
+    """Write a file so that it is there whole or not at all: beside its place, then renamed.
+
+    Args:
+        path: the file; its folder is made if missing.
+        write: called with the open binary file.
+
+    Raises:
+        OSError: as the system says it (no space, no permission); the temporary file is gone by then.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = NamedTemporaryFile(  # noqa: SIM115 (renamed after it is closed)
+        dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
+    )
+    try:
+        with temporary:
+            write(temporary)
+            temporary.flush()
+            os.fsync(temporary.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary.name, 0o666 & ~umask)  # NamedTemporaryFile is private; a result is not
+        os.replace(temporary.name, path)
+    except BaseException as error:
+        Path(temporary.name).unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+            raise error.__context__ from None  # torch.save hides a full disk behind a RuntimeError about its positions
+        raise
+
+
+def write_result(path: str | os.PathLike, write: Callable[[Any], object], setting: str) -> None:
+    """`write_whole` for a file that the user waits for.
+
+    Args:
+        path: the file.
+        write: called with the open binary file.
+        setting: name of the config value that names the folder, for the message.
+
+    Raises:
+        BundleError: if the file cannot be written; an earlier file of this name is intact then.
+    """
+    try:
+        write_whole(path, write)
+    except OSError as error:
+        raise BundleError(
+            Finding(
+                str(path),
+                f"cannot be written ({error})",
+                "room and permission for it",
+                f"free some space, or set --{setting} to another folder; the files written so far are whole "
+                "(a training run goes on with configs/resume.yaml)",
+            )
+        ) from error

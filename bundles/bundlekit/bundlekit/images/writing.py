@@ -1,0 +1,107 @@
+"""Write segmentations on the grid, with the affine and the label values of the input."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from ignite.engine import Engine, Events
+from isal import igzip
+from monai.utils import convert_to_numpy
+
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_result
+from bundlekit.images.nifti import open_nifti
+
+_log = logging.getLogger(__name__)
+
+
+class WriteSegmentations:
+    """MONAI handler: write `<case>_seg.nii.gz`, and `<case>_probabilities.nii.gz` where the output holds them.
+
+    The mask is uint8 with the data set's own label values (`label_values` of the case, by class index); header (sform,
+    qform and their codes, units) and grid are those of the case's first image. Probabilities are a 4-D float32 file, a
+    channel last. Each file is written whole or not at all; a run that was stopped keeps the masks of the cases it
+    finished.
+
+    Args:
+        output_dir: folder, made if missing.
+        suffix: of the mask's name.
+    """
+
+    def __init__(self, output_dir: str, suffix: str = "seg") -> None:
+        self.output_dir = Path(output_dir)
+        self.suffix = suffix
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator whose batch and output are decollated."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the cases of this iteration.
+
+        Raises:
+            BundleError: if a file cannot be written, or would replace an input.
+        """
+        batch: Any = engine.state.batch  # ignite's annotations know nothing of MONAI's lists of dicts
+        outputs: Any = engine.state.output
+        for item, output in zip(batch, outputs, strict=True):
+            values = np.asarray([int(v) for v in item["label_values"]], np.uint8)
+            classes = convert_to_numpy(output["pred"])[0].astype(np.uint8)
+            self._write(item, self.suffix, values[classes])
+            if "probabilities" in output:
+                probabilities = np.moveaxis(convert_to_numpy(output["probabilities"]), 0, -1).astype(np.float32)
+                self._write(item, "probabilities", probabilities)
+
+    def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> None:
+        path = self.output_dir / f"{item['case']}_{suffix}.nii.gz"
+        source, label = Path(item["source"]), item["label_file"]
+        if any(path.exists() and Path(file).samefile(path) for file in (source, label) if file):
+            raise BundleError(
+                Finding(str(path), "an input of the data set", "a new file", "set --output_dir to another folder")
+            )
+        if path.parent.resolve() == source.parent.resolve():
+            found = "the folder of the scan itself, where a result is taken for a reference the next time"
+            raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
+        image = on_grid_of(source, array)
+        write_result(path, lambda file: _to_gzip(image, file), "output_dir")
+        _log.info("wrote %s", path)
+
+
+def on_grid_of(source: str | os.PathLike, array: np.ndarray) -> nib.Nifti1Image:
+    """`array` as a NIfTI image with the grid of another: sform, qform and their codes, units.
+
+    Args:
+        source: NIfTI or MGH file.
+        array: HWD or HWDC on the file's grid.
+
+    Raises:
+        RuntimeError: if it is not on that grid.
+    """
+    original = open_nifti(source)
+    if tuple(array.shape[:3]) != tuple(original.shape[:3]):
+        raise RuntimeError(f"{source}: output {array.shape} is not on the input's grid {original.shape}")
+    if isinstance(original, nib.MGHImage):  # its header has none of these fields
+        image = nib.Nifti1Image(array, original.affine)
+        image.header.set_xyzt_units("mm")
+        return image
+    header = original.header.copy()
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # the image's display window is not the mask's
+    header["descrip"] = b""
+    image = nib.Nifti1Image(array, original.affine, header)
+    for kind in ("sform", "qform"):
+        code = int(header[f"{kind}_code"])
+        getattr(image, f"set_{kind}")(getattr(original, f"get_{kind}")() if code else None, code)
+    return image
+
+
+def _to_gzip(image: nib.Nifti1Image, file: Any) -> None:
+    with igzip.open(file, "wb", compresslevel=2) as packed:
+        packed.write(image.to_bytes())

@@ -1,0 +1,111 @@
+"""The networks of a cross-validation as one: the mean of their probabilities."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from monai.inferers import Inferer
+from torch import nn
+
+from bundlekit.errors import BundleError, Finding
+from bundlekit.weights.loading import load_network, read_checkpoint
+from bundlekit.weights.settings import CHOSEN_LATER, SETTINGS
+
+_log = logging.getLogger(__name__)
+
+
+def fold_checkpoints(cv_dir: str, num_folds: int) -> list[str]:
+    """`fold_0/model.pt` to the last fold's, as cross-validation leaves them in `cv_dir`.
+
+    Raises:
+        BundleError: if one is missing, or was trained with other settings than the first. Settings that are chosen
+            after training (`settings.CHOSEN_LATER`) may differ: the first fold's are used unless others are given.
+    """
+    files = [Path(cv_dir, f"fold_{fold}", "model.pt") for fold in range(num_folds)]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise BundleError(
+            [
+                Finding(
+                    str(file),
+                    "no such file",
+                    f"the network of this fold, since num_folds is {num_folds}",
+                    "train this fold, or set --cv_dir and --num_folds as in training",
+                )
+                for file in missing
+            ]
+        )
+    settings = [settings_text(file) for file in files]
+    for file, own in zip(files, settings, strict=True):
+        if own != settings[0]:
+            raise BundleError(
+                Finding(
+                    str(file.parent / SETTINGS),
+                    f"a network trained with {own}",
+                    f"the settings of {files[0].parent.name}: {settings[0]}",
+                    "train all folds with the same settings",
+                )
+            )
+    return [str(file) for file in files]
+
+
+class EnsembleInferer(Inferer):
+    """Run an inferer once for each of several checkpoints of one network, and average the probabilities.
+
+    The networks take turns in the one that is on the device: memory is that of a single network, and their weights
+    wait in main memory. What comes out are logits again, so that everything after it is as for one network.
+
+    Args:
+        inferer: for a single network; its test-time flips are averaged before the probabilities are.
+        network: the network that the evaluator calls, without any wrapper.
+        checkpoints: of that network.
+        activation: "softmax" for exclusive classes, "sigmoid" for channels of their own.
+
+    Raises:
+        ValueError: for another activation, or no checkpoint.
+        BundleError: when first called, if a checkpoint cannot be read or belongs to another network.
+    """
+
+    def __init__(
+        self, inferer: Inferer, network: nn.Module, checkpoints: Sequence[str], activation: str = "softmax"
+    ) -> None:
+        super().__init__()
+        if activation not in ("softmax", "sigmoid"):
+            raise ValueError(f'activation must be "softmax" or "sigmoid", got {activation!r}.')
+        if not checkpoints:
+            raise ValueError("checkpoints must name at least one file, got none.")
+        self.inferer = inferer
+        self.network = network
+        self.checkpoints = list(checkpoints)
+        self.activation = activation
+        self._states: list[dict[str, torch.Tensor]] = []
+
+    def __call__(  # type: ignore[override]
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
+    ) -> torch.Tensor:
+        """Logits BNHWD of `inputs` (BCHWD) whose softmax, or sigmoid, is the mean of the networks' probabilities."""
+        if not self._states:
+            _log.info("ensemble of %d networks: %s", len(self.checkpoints), ", ".join(self.checkpoints))
+            saved = [read_checkpoint(path) for path in self.checkpoints]
+            self._states = [state.get("model", state) for state in saved]
+        total: torch.Tensor | None = None
+        for state, path in zip(self._states, self.checkpoints, strict=True):
+            load_network(self.network, state, path)
+            logits = self.inferer(inputs, network, *args, **kwargs).float()
+            part = logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+            total = part if total is None else total.add_(part)
+        assert total is not None
+        mean = total.div_(len(self._states))
+        tiny = 1e-6 if self.activation == "sigmoid" else 1e-30  # 1 - 1e-6 is a float32, 1 - 1e-30 is 1
+        return mean.clamp_(min=tiny).log_() if self.activation == "softmax" else mean.logit(eps=tiny)
+
+
+def settings_text(checkpoint: Path) -> str:
+    """The settings recorded beside a checkpoint, as text: the order of a mapping counts too."""
+    file = checkpoint.parent / SETTINGS
+    settings = json.loads(file.read_text()) if file.is_file() else {}
+    return json.dumps({key: value for key, value in settings.items() if key not in CHOSEN_LATER})

@@ -1,0 +1,155 @@
+"""Logits of a brain that was cropped from its volume: windows where there is tissue, or one pass."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import psutil
+import torch
+from monai.data import MetaTensor
+from monai.inferers import SlidingWindowInferer
+
+from bundlekit.memory import give_back_freed_memory
+
+_log = logging.getLogger(__name__)
+
+# logits of a window that holds nothing: background, as sure as a trained network is of air
+_AIR_LOGIT = 10.0
+
+
+class BrainInferer(SlidingWindowInferer):
+    """MONAI's sliding window, without the windows of air, with test-time flips and a single-pass mode.
+
+    Give it the volume cropped to the brain (`CropForegroundd`). A window in which every voxel of every channel is 0
+    is background without a pass through the network. Gaussian blending by default.
+
+    Args:
+        roi_size: of a window, voxels along H, W, D; usually the size of the training patches.
+        overlap: of neighbouring windows, 0 to below 1.
+        sw_batch_size: windows in one pass; raise it on a GPU.
+        flips: average the logits over the 8 flips of the three axes; 8 times the time.
+        whole_brain: one pass over the whole crop instead of windows, three to four times faster, if it is estimated to
+            fit into 80 % of the free memory; otherwise windows, and the log says so. The norms then see the whole
+            brain instead of a window, which changes the result a little: check it on your own cases first.
+        device: where the logits of the whole crop are put together; None: the input's device.
+        background: channel of the background; None: there is none, as in networks whose channels are regions of their
+            own (sigmoid), all of which are low in air.
+        kwargs: further arguments of `SlidingWindowInferer`, e.g. `mode="constant"`, `progress=True`.
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int],
+        overlap: float = 0.5,
+        sw_batch_size: int = 1,
+        flips: bool = False,
+        whole_brain: bool = False,
+        device: torch.device | str | None = None,
+        mode: str = "gaussian",
+        background: int | None = 0,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(
+            roi_size=list(roi_size),
+            sw_batch_size=sw_batch_size,
+            overlap=overlap,
+            mode=mode,
+            device=device,
+            cache_roi_weight_map=True,
+            **kwargs,  # type: ignore[arg-type]
+        )
+        self.flips = flips
+        self.whole_brain = whole_brain
+        self.background = background
+
+    def __call__(  # type: ignore[override]
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
+    ) -> torch.Tensor:
+        """Logits BNHWD of `inputs` (BCHWD)."""
+        one_pass = self.whole_brain and self._fits(inputs, network)
+        predict = _without_air(network, self.background)
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs  # MetaTensor slows every slice
+
+        def logits(x: torch.Tensor) -> torch.Tensor:
+            if one_pass:
+                return network(x, *args, **kwargs)
+            windows = super(BrainInferer, self).__call__(x, predict, *args, **kwargs)
+            return cast("torch.Tensor", windows)
+
+        axes = [flip for n in range(4) for flip in itertools.combinations((2, 3, 4), n)] if self.flips else [()]
+        total: torch.Tensor | None = None
+        for flip in axes:
+            # flip() copies, even along no axis: adding to the network's own output would not be safe
+            out = logits(plain.flip(flip)).flip(flip) if self.flips else logits(plain)
+            total = out if total is None else total.add_(out)
+        assert total is not None
+        total = total.div_(len(axes)) if len(axes) > 1 else total
+        return MetaTensor(total, meta=dict(inputs.meta)) if isinstance(inputs, MetaTensor) else total
+
+    def _fits(self, inputs: torch.Tensor, network: Callable) -> bool:
+        estimate = getattr(getattr(network, "module", network), "inference_bytes", None)
+        if estimate is None:
+            _log.warning("whole_brain: %s gives no memory estimate; using windows", type(network).__name__)
+            return False
+        needed = inputs.shape[0] * estimate(inputs.shape[2:]) / 2**30
+        on_gpu = inputs.device.type == "cuda"
+        if not on_gpu:
+            give_back_freed_memory()  # of the case before
+        free = (torch.cuda.mem_get_info(inputs.device)[0] if on_gpu else psutil.virtual_memory().available) / 2**30
+        fits = needed < 0.8 * free
+        _log.log(
+            logging.INFO if fits else logging.WARNING,
+            "whole_brain: one pass over %s voxels takes about %.1f GiB, %.1f GiB are free: %s",
+            "x".join(str(n) for n in inputs.shape[2:]),
+            needed,
+            free,
+            "one pass" if fits else "falling back to windows",
+        )
+        return fits
+
+
+def argmax_labels(logits: torch.Tensor) -> torch.Tensor:
+    """Index of the largest channel, NHWD to 1HWD uint8; ties go to the lower class.
+
+    On CPU `torch.argmax` over the first axis walks the memory across the channels: this walks along them, eight times
+    faster.
+
+    Args:
+        logits: NHWD, N up to 255.
+    """
+    best = logits[0].clone()
+    label = torch.zeros_like(best, dtype=torch.uint8)
+    for index in range(1, logits.shape[0]):
+        label.masked_fill_(logits[index] > best, index)
+        torch.maximum(best, logits[index], out=best)
+    return label[None]
+
+
+def _without_air(network: Callable[..., torch.Tensor], background: int | None = 0) -> Callable[..., torch.Tensor]:
+    """`network`, called only for the windows of a batch that hold tissue."""
+    classes = 0  # known after the first pass
+
+    def predict(windows: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        nonlocal classes
+        tissue = windows.flatten(1).any(dim=1)
+        if bool(tissue.all()):
+            out = network(windows, *args, **kwargs)
+            classes = out.shape[1]
+            return out
+        found = network(windows[tissue], *args, **kwargs) if bool(tissue.any()) else None
+        if found is not None:
+            classes = found.shape[1]
+        elif not classes:  # air comes first: one window of it, only to learn the number
+            classes = network(windows[:1], *args, **kwargs).shape[1]
+        out = windows.new_full((len(windows), classes, *windows.shape[2:]), -_AIR_LOGIT)
+        if background is not None:
+            out[:, background] = _AIR_LOGIT
+        if found is not None:
+            out = out.to(found.dtype)
+            out[tissue] = found
+        return out
+
+    return predict

@@ -1,0 +1,1 @@
+"""FreeSurfer's label maps and other numberings of tissues."""

@@ -1,0 +1,1 @@
+"""Scores of cases, and statistics over them."""

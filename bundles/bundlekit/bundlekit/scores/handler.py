@@ -1,0 +1,127 @@
+"""Scores of a data set: statistics over cases, and the Ignite handler that collects and writes them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ignite.distributed as idist
+import numpy as np
+from ignite.engine import Engine, Events
+from monai.utils import convert_to_numpy
+
+from bundlekit.errors import BundleError
+from bundlekit.files import write_result
+from bundlekit.scores.statistics import csv_text, summarise
+
+_log = logging.getLogger(__name__)
+
+
+class ScoreHandler(ABC):
+    """Ignite handler that scores every case and writes the two result files.
+
+    Put it into the `val_handlers` of a MONAI evaluator that decollates its batches. It reads, for each case, `case` and
+    `label_file` from `engine.state.batch` and `pred` (class indices on the native grid, shape 1HWD) from
+    `engine.state.output`. At the end `output_dir` holds `scores.csv` (a row per case, by name; 6 significant digits;
+    undefined is empty) and `summary.json` (see `summarise`), each written whole or not at all, and
+    `engine.state.metrics["mean_dice"]` is set. With several processes the rows of all are gathered, a case that the
+    sampler repeated counts once, and rank 0 writes.
+
+    Args:
+        output_dir: folder for the two files; made if missing.
+        notes: see `summarise`.
+
+    Raises:
+        BundleError: while running, a case cannot be scored (names case and file), or there was no case at all.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike[str], notes: Mapping[str, Any]) -> None:
+        self.output_dir = Path(output_dir)
+        self.notes = notes
+        self._rows: dict[tuple[str, str], dict[str, Any]] = {}
+
+    @abstractmethod
+    def score(self, item: Mapping[str, Any], pred: np.ndarray) -> dict[str, float]:
+        """Scores of one case; NaN is undefined.
+
+        Args:
+            item: of the batch.
+            pred: predicted class indices, HWD, on the native grid.
+        """
+
+    def attach(self, engine: Engine) -> None:
+        """Register the handler's three steps with `engine`."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._score)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _start(self, engine: Engine) -> None:
+        self._rows = {}
+
+    def _score(self, engine: Engine) -> None:
+        batch: Any = engine.state.batch  # ignite's annotations know nothing of MONAI's lists of dicts
+        outputs: Any = engine.state.output
+        for item, output in zip(batch, outputs, strict=True):
+            case, file = str(item["case"]), str(item["label_file"])
+            try:
+                pred = convert_to_numpy(output["pred"])
+                if pred.shape[0] != 1:
+                    raise ValueError(f"pred must hold class indices in one channel, but has shape {pred.shape}")
+                scores = self.score(item, pred[0])
+            except Exception as error:
+                message = f"case {case} cannot be scored against {file}: {type(error).__name__}: {error}"
+                raise BundleError(message) from error
+            self._rows[case, file] = {"case": case, **scores}
+
+    def _gathered(self) -> list[dict[str, Any]]:
+        """The rows of all processes, by case."""
+        merged = dict(self._rows)
+        if idist.get_world_size() > 1:
+            for part in idist.all_gather(self._rows):  # type: ignore[union-attr]
+                merged |= part  # type: ignore[arg-type]
+        if not merged:
+            raise BundleError(f"no case was scored, so nothing was written to {self.output_dir}")
+        return [merged[key] for key in sorted(merged)]
+
+    def _finish(self, engine: Engine) -> None:
+        rows = self._gathered()
+        summary = summarise(rows, self.notes)
+        engine.state.metrics["mean_dice"] = summary["metrics"]["mean_dice"]["mean"]
+        if idist.get_rank() == 0:
+            # Both texts exist before either file is touched, so a value that cannot be written changes nothing.
+            files = {
+                "scores.csv": csv_text(rows),
+                "summary.json": json.dumps(summary, indent=2, allow_nan=False) + "\n",
+            }
+            for name, text in files.items():
+                write_result(self.output_dir / name, partial(_write_text, text), "output_dir")
+            _log.info("%s", _table(summary))
+
+
+def _write_text(text: str, file: BinaryIO) -> None:
+    file.write(text.encode())
+
+
+def _table(summary: Mapping[str, Any]) -> str:
+    """The summary as a few lines, a row for each class or region that has a Dice."""
+    metrics = summary["metrics"]
+    names = [name.removeprefix("dice_") for name in metrics if name.startswith("dice_")]
+    titles = {"dice": "Dice", "hd95": "HD95 mm", "sensitivity": "sensitivity", "specificity": "specificity"}
+    columns = {key: title for key, title in titles.items() if f"{key}_{names[0]}" in metrics} if names else {}
+
+    def cell(name: str) -> str:
+        s = metrics.get(name, {"mean": None})
+        return "undefined" if s["mean"] is None else f"{s['mean']:.4g} ({s['median']:.4g})"
+
+    width = max([6, *map(len, names)])
+    lines = [f"scores of {summary['n_cases']} cases, mean (median); mean Dice {cell('mean_dice')}"]
+    lines.append(" " * width + "".join(f"{title:>20}" for title in columns.values()))
+    lines += [f"{n:<{width}}" + "".join(f"{cell(f'{key}_{n}'):>20}" for key in columns) for n in names]
+    worst = ", ".join(f"{c['case']} {c['mean_dice']:.3f}" for c in summary["worst_cases"])
+    return "\n".join([*lines, f"lowest mean Dice: {worst}"])

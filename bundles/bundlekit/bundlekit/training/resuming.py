@@ -1,0 +1,159 @@
+"""A run that goes on where it was stopped, as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from bundlekit.errors import BundleError, Finding
+from bundlekit.training.saving import _named_apart
+from bundlekit.weights.loading import load_network, read_checkpoint
+from bundlekit.weights.settings import CHOSEN_LATER, recorded_settings
+
+_log = logging.getLogger(__name__)
+
+
+class ResumeRun:
+    """MONAI handler: continue the run that `SaveCheckpoints` wrote, from the epoch after the saved one.
+
+    Args:
+        path: `last.pt`.
+        network: as in `SaveCheckpoints`.
+        optimizer: as in `SaveCheckpoints`.
+        lr_scheduler: as in `SaveCheckpoints`.
+        validator: as in `SaveCheckpoints`.
+        settings: as in `RecordRun`; compared with what the run recorded.
+        split: as in `RecordRun`; compared with what the run recorded, so that no case changes sides.
+        also: as in `SaveCheckpoints`; one that the file does not have (it is of an earlier version) starts anew.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        validator: Engine | None = None,
+        settings: Mapping[str, Any] | None = None,
+        also: Mapping[str, Any] | None = None,
+        split: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.also = _named_apart(also)
+        self.split = split
+        self.path = path
+        self.settings = settings
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.validator = validator
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load everything.
+
+        Raises:
+            BundleError: if the file is missing, damaged, no checkpoint of a run, or of another network, or if it
+                is already at the last epoch, or was made with another number of epochs or of iterations per epoch.
+        """
+        saved = read_checkpoint(self.path)
+        if not {"model", "optimizer", "lr_scheduler", "trainer"} <= set(saved):
+            raise BundleError(
+                Finding(
+                    self.path,
+                    "a file with " + ", ".join(sorted(map(str, saved))[:4]),
+                    "the state of a run (model, optimizer, lr_scheduler, trainer)",
+                    "give the last.pt that training wrote, with --resume_from",
+                )
+            )
+        at = saved["trainer"]
+        if at["epoch"] >= engine.state.max_epochs:
+            raise BundleError(
+                Finding(
+                    self.path,
+                    f"a run that has finished epoch {at['epoch']}",
+                    f"one before epoch {engine.state.max_epochs}",
+                    "nothing is left to do: evaluate it, or go on with more --epochs where the learning rate's "
+                    "schedule does not span the run",
+                )
+            )
+        if at["max_epochs"] != engine.state.max_epochs and hasattr(self.lr_scheduler, "T_max"):
+            raise BundleError(
+                Finding(
+                    self.path,
+                    f"a run of {at['max_epochs']} epochs",
+                    f"one of {engine.state.max_epochs}",
+                    f"the learning rate's cosine spans the run: resume with --epochs {at['max_epochs']}; to train "
+                    "longer, begin anew from its weights",
+                )
+            )
+        if at["epoch_length"] != engine.state.epoch_length:
+            raise BundleError(
+                Finding(
+                    self.path,
+                    f"a run of {at['epoch_length']} iterations per epoch",
+                    f"{engine.state.epoch_length}, from the present cases, batch_size and processes",
+                    "resume with the settings of the first start",
+                )
+            )
+        load_network(self.network, saved["model"], self.path)
+        self._same_settings()
+        self._same_split()
+        for name, part in self.also.items():
+            if name in saved:
+                part.load_state_dict(saved[name])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
+        engine.state.epoch, engine.state.iteration = at["epoch"], at["iteration"]
+        scaler = getattr(engine, "scaler", None)
+        if scaler is not None and saved.get("scaler"):
+            scaler.load_state_dict(saved["scaler"])
+        if self.validator is not None and saved.get("best"):
+            state: Any = self.validator.state
+            state.best_metric, state.best_metric_epoch = saved["best"]["metric"], saved["best"]["epoch"]
+        _log.info("resumed %s after epoch %d of %d", self.path, at["epoch"], engine.state.max_epochs)
+
+    def _same_settings(self) -> None:
+        if self.settings is None:
+            return
+        now = {key: value for key, value in self.settings.items() if key not in CHOSEN_LATER}
+        now = json.loads(json.dumps(now))  # as they are recorded: tuples are lists
+        recorded = recorded_settings(self.path, now)
+        differing = [key for key in now if json.dumps(now[key]) != json.dumps(recorded[key])]  # order counts too
+        if differing:
+            raise BundleError(
+                Finding(
+                    self.path,
+                    "a run with " + ", ".join(f"{key} {recorded[key]}" for key in differing),
+                    "the same settings; now " + ", ".join(f"{key} {now[key]}" for key in differing),
+                    "resume with the settings of the first start",
+                )
+            )
+
+    def _same_split(self) -> None:
+        datalist = Path(self.path).parent / "datalist.json"
+        if not self.split or not datalist.is_file():
+            return
+        recorded = json.loads(datalist.read_text())
+        for part in ("training", "validation"):
+            before = {entry["case"] for entry in recorded.get(part, [])}
+            now = {case["case"] for case in self.split.get(part, [])}
+            if before != now:
+                some = sorted(before ^ now)
+                raise BundleError(
+                    Finding(
+                        str(datalist),
+                        f"a run with {len(before)} cases for {part}",
+                        f"the same cases; {', '.join(some[:5])}{', ...' if len(some) > 5 else ''} changed sides",
+                        "resume with the data and the split of the first start (datalist, fold, num_folds, fold_seed)",
+                    )
+                )

@@ -1,0 +1,173 @@
+"""Checkpoints that are written whole, resume a run exactly, and say what is wrong when they do not fit."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from bundlekit.cases.datalist import write_datalist
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_result
+from bundlekit.weights.settings import write_settings
+from bundlekit.weights.shipped import RECORD
+
+_log = logging.getLogger(__name__)
+_PARTS = ("model", "optimizer", "lr_scheduler", "trainer", "scaler", "best")  # of every last.pt
+
+
+def require_new_run(ckpt_dir: str, overwrite: bool = False) -> None:
+    """Refuse to start a run where another one has been, or where the bundle's own weights are.
+
+    Args:
+        ckpt_dir: of the new run.
+        overwrite: replace the earlier run, or (resume.yaml) go on with it.
+
+    Raises:
+        BundleError: if the folder holds a `last.pt`, or weights that came with the bundle, and `overwrite` is False.
+    """
+    last, shipped = Path(ckpt_dir, "last.pt"), Path(ckpt_dir, RECORD)
+    if shipped.is_file() and not overwrite:
+        raise BundleError(
+            Finding(
+                ckpt_dir,
+                "the weights that came with the bundle",
+                "a folder of your own for the new run",
+                "set --ckpt_dir to it (and give it to evaluation and inference, which otherwise use the weights that "
+                "came with the bundle), or replace those with --overwrite True",
+            )
+        )
+    if last.is_file() and not overwrite:
+        raise BundleError(
+            Finding(
+                str(last),
+                "an earlier run",
+                "a folder without one",
+                "go on with it (add configs/resume.yaml to --config_file), set --ckpt_dir to another folder, or "
+                "replace it with --overwrite True",
+            )
+        )
+
+
+class SaveCheckpoints:
+    """MONAI handler: after each epoch the state of the run, and the network whenever it is the best so far.
+
+    `last.pt` holds model, optimizer, schedule, trainer (epoch and iteration), AMP scaler and the best score, enough to
+    continue as if the run had not stopped: the random state is a function of seed, epoch and index (see
+    `dataset.PatchDataset`). `model.pt` is the state dict of the network with the best score, as MONAI expects it.
+    Attach it after the handlers that step the schedule and validate. Written by rank 0 alone.
+
+    Args:
+        ckpt_dir: folder, made if missing.
+        network: without its distributed wrapper.
+        optimizer: of the network.
+        lr_scheduler: of the optimizer.
+        validator: evaluator whose `state.best_metric` decides; None: `model.pt` is the newest network.
+        also: further objects whose `state_dict()` of plain values belongs to the run, by the name to save them under,
+            e.g. the counter of an early stopping.
+    """
+
+    def __init__(
+        self,
+        ckpt_dir: str,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: Any,
+        validator: Engine | None = None,
+        also: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.also = _named_apart(also)
+        self.ckpt_dir = Path(ckpt_dir)
+        self.network = network
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.validator = validator
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the files of this epoch.
+
+        Raises:
+            BundleError: if they cannot be written; the files of the epoch before are intact then.
+        """
+        if idist.get_rank() != 0:
+            return
+        best: Any = self.validator.state if self.validator is not None else None
+        if best is None or best.best_metric_epoch in (-1, engine.state.epoch):  # -1: not validated yet
+            self._save("model.pt", self.network.state_dict())
+        scaler = getattr(engine, "scaler", None)
+        self._save(
+            "last.pt",
+            {
+                "model": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "lr_scheduler": self.lr_scheduler.state_dict(),
+                "trainer": {
+                    "epoch": int(engine.state.epoch),
+                    "iteration": int(engine.state.iteration),
+                    "epoch_length": int(engine.state.epoch_length or 0),
+                    "max_epochs": int(engine.state.max_epochs or 0),
+                    # it came to its last epoch, or something stopped it early
+                    "ended": engine.state.epoch >= (engine.state.max_epochs or 0)
+                    or bool(getattr(engine, "should_terminate", False)),
+                },
+                "scaler": scaler.state_dict() if scaler is not None else {},
+                "best": {"metric": float(best.best_metric), "epoch": int(best.best_metric_epoch)} if best else {},
+                **{name: part.state_dict() for name, part in self.also.items()},
+            },
+        )
+
+    def _save(self, name: str, content: Mapping[str, Any]) -> None:
+        write_result(self.ckpt_dir / name, lambda file: torch.save(content, file), "ckpt_dir")
+
+
+class RecordRun:
+    """MONAI handler: write `datalist.json` (the split) and `settings.json` beside the checkpoints when a run starts.
+
+    Before its first epoch, that is after `ResumeRun` has accepted it. Written by rank 0 alone.
+
+    Args:
+        ckpt_dir: folder, made if missing.
+        split: as `split.split_cases` returns it.
+        settings: what inference has to do as training did.
+    """
+
+    def __init__(self, ckpt_dir: str, split: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        self.ckpt_dir = ckpt_dir
+        self.split = split
+        self.settings = settings
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the two files; raises `BundleError` if that is not possible."""
+        if self.split:
+            if idist.get_rank() == 0:
+                Path(self.ckpt_dir, RECORD).unlink(missing_ok=True)  # what it speaks of is being replaced
+            write_datalist(self.split, str(Path(self.ckpt_dir, "datalist.json")), idist.get_rank())
+            write_settings(self.settings, self.ckpt_dir, idist.get_rank())
+            _log.info(
+                "model.pt (the best network) and last.pt (to resume) go to %s; evaluate and infer with --ckpt_dir %s",
+                self.ckpt_dir,
+                self.ckpt_dir,
+            )
+        self.split = {}  # once is enough
+
+
+def _named_apart(also: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`also` as a dict; ValueError if one of its names is that of another part of the file."""
+    taken = [name for name in also or {} if name in _PARTS]
+    if taken:
+        raise ValueError(f"also must use other names than {', '.join(_PARTS)}, got {', '.join(taken)}.")
+    return dict(also or {})

@@ -1,0 +1,3 @@
+"""Version of the package, which the caches of prepared cases are keyed by."""
+
+__version__ = "0.3.0"

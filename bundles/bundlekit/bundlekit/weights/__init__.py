@@ -1,0 +1,1 @@
+"""Trained weights: loaded strictly, with what they were trained with."""

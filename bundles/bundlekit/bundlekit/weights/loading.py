@@ -1,0 +1,105 @@
+"""Weights into a network: the right ones, whole, or an error that says what is wrong."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import nn
+
+from bundlekit.errors import BundleError, Finding
+from bundlekit.weights.shipped import check_shipped
+
+_log = logging.getLogger(__name__)
+
+
+class LoadWeights:
+    """MONAI handler: load the network before an evaluator (or a trainer that fine-tunes) starts.
+
+    Args:
+        path: `model.pt` or `last.pt`.
+        network: to load into, without its distributed wrapper.
+    """
+
+    def __init__(self, path: str, network: nn.Module) -> None:
+        self.path = path
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator or a trainer."""
+        engine.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the weights; raises `BundleError` as `read_checkpoint` and `load_network` do."""
+        saved = read_checkpoint(self.path)
+        load_network(self.network, saved.get("model", saved), self.path)
+        _log.info("loaded %s", self.path)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Content of a checkpoint, read without running any code from it.
+
+    Raises:
+        BundleError: if it is missing or damaged.
+    """
+    if not Path(path).is_file():
+        raise BundleError(
+            Finding(
+                path,
+                "no such file",
+                "a checkpoint",
+                "train first, or name the file (inference: --checkpoint; fine-tuning: --pretrained; --resume_from)",
+            )
+        )
+    check_shipped(path)
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(saved, dict):
+            raise TypeError(f"holds a {type(saved).__name__}")
+        return saved
+    except Exception as error:  # a dozen types for what is one thing to the user
+        raise BundleError(
+            Finding(path, f"cannot be read ({type(error).__name__})", "a whole PyTorch checkpoint", "copy it again")
+        ) from error
+
+
+def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
+    """Load a state dict strictly.
+
+    Args:
+        network: to load into; unchanged if the state does not fit. Its `identify(state)`, if it has one, says what a
+            state dict belongs to: a description and the settings that give that network, ("", "") if it does not know;
+            its `translate(state)` gives the state dict that is loaded, for a network that takes those of a kin.
+        state: of the same network.
+        path: of the file, for the message.
+
+    Raises:
+        BundleError: if the state belongs to another network or other widths.
+    """
+    translate: Any = getattr(network, "translate", dict)
+    given, state = state, translate(state)
+    expected: Mapping[str, torch.Tensor] = network.state_dict()
+    wrong = [k for k in expected if k not in state or state[k].shape != expected[k].shape]
+    extra = [k for k in state if k not in expected]
+    if not wrong and not extra:
+        network.load_state_dict(state)
+        if len(state) < len(given):
+            left = len(given) - len(state)
+            _log.warning(
+                "%s: %d values of another normalisation are left out; train the network before use", path, left
+            )
+        return
+    identify: Any = getattr(network, "identify", lambda state: ("", ""))
+    (found, setting), (wanted, own_setting) = identify(given), identify(expected)
+    fix = "use a checkpoint of this bundle"
+    if not found:
+        found = f"another network ({', '.join(list(state)[:3])}, ...)"
+    elif setting != own_setting:
+        fix = f"give what it was trained with: {setting}"
+    elif found == wanted:
+        found += f" that differs in {(wrong + extra)[0]}"
+    raise BundleError(Finding(path, found, wanted or type(network).__name__, fix))

@@ -1,0 +1,110 @@
+"""Folds of a cross-validation and the ensemble of their networks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from monai.inferers import SimpleInferer
+from torch import nn
+
+from bundlekit.cases.split import fold_cases
+from bundlekit.errors import BundleError
+from bundlekit.inference.ensemble import EnsembleInferer, fold_checkpoints
+
+
+def scans(n: int, per_patient: int = 1) -> list[dict]:
+    return [
+        {"case": f"c{i:03}", "patient": f"p{i // per_patient:03}", "image": [], "label": "", "subset": ""}
+        for i in range(n)
+    ]
+
+
+@pytest.mark.parametrize(("n", "per_patient", "num_folds"), [(10, 1, 5), (11, 1, 3), (20, 2, 5), (2, 1, 2)])
+def test_every_case_validates_once(n: int, per_patient: int, num_folds: int) -> None:
+    cases = scans(n, per_patient)
+    folds = [fold_cases(cases, fold, num_folds) for fold in range(num_folds)]
+    assert sorted(c["case"] for split in folds for c in split["validation"]) == [c["case"] for c in cases]
+    sizes = [len({c["patient"] for c in split["validation"]}) for split in folds]
+    assert max(sizes) - min(sizes) <= 1
+    for split in folds:
+        sides = [{c["patient"] for c in split[part]} for part in ("training", "validation")]
+        assert not sides[0] & sides[1]
+        assert len(split["training"]) + len(split["validation"]) == n
+
+
+def test_folds_follow_from_patients_and_seed_alone() -> None:
+    cases = scans(12)
+    moved = [{**case, "subset": "validation" if i % 2 else "training"} for i, case in enumerate(cases[::-1])]
+    names = [{c["case"] for c in fold_cases(some, 1, 4)["validation"]} for some in (cases, moved)]
+    assert names[0] == names[1]
+    other = {c["case"] for c in fold_cases(cases, 1, 4, seed=1)["validation"]}
+    assert other != names[0]
+
+
+@pytest.mark.parametrize(
+    ("n", "fold", "num_folds", "message"),
+    [(6, 3, 3, "fold 0 to num_folds - 1"), (6, -1, 3, "fold is -1"), (6, 0, 1, "2 or more"), (2, 0, 3, "3 folds")],
+)
+def test_impossible_folds(n: int, fold: int, num_folds: int, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        fold_cases(scans(n), fold, num_folds)
+
+
+class Constant(nn.Module):
+    """A network whose logits are its weights, whatever it sees."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits.view(1, -1, 1, 1, 1).expand(len(x), -1, *x.shape[2:]).clone()
+
+
+def folds_of(folder: Path, *logits: list[float], settings: dict | None = None) -> None:
+    for fold, values in enumerate(logits):
+        place = folder / f"fold_{fold}"
+        place.mkdir()
+        torch.save(Constant(values).state_dict(), place / "model.pt")
+        (place / "settings.json").write_text(json.dumps(settings or {"channels": [4]}))
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_mean_of_probabilities(activation: str, tmp_path: Path) -> None:
+    logits = [[2.0, 0.0, -1.0], [0.0, 3.0, 0.0], [-50.0, 60.0, 1.0]]
+    folds_of(tmp_path, *logits)
+    network = Constant([0.0, 0.0, 0.0])
+    inferer = EnsembleInferer(SimpleInferer(), network, fold_checkpoints(str(tmp_path), 3), activation)
+    with torch.no_grad():
+        found = inferer(torch.zeros(1, 4, 2, 2, 2), network)
+    apply = (lambda x: x.softmax(1)) if activation == "softmax" else torch.sigmoid
+    expected = torch.stack([apply(torch.tensor([values])) for values in logits]).mean(0).view(1, 3, 1, 1, 1)
+    torch.testing.assert_close(apply(found), expected.expand(1, 3, 2, 2, 2), rtol=0, atol=2e-6)
+    assert torch.isfinite(found).all()
+
+
+def test_one_network_is_its_own_ensemble(tmp_path: Path) -> None:
+    folds_of(tmp_path, [1.0, -2.0])
+    network = Constant([0.0, 0.0])
+    inferer = EnsembleInferer(SimpleInferer(), network, fold_checkpoints(str(tmp_path), 1))
+    with torch.no_grad():
+        found = inferer(torch.zeros(1, 4, 1, 1, 1), network)
+    torch.testing.assert_close(found.softmax(1).flatten(), torch.tensor([1.0, -2.0]).softmax(0))
+
+
+def test_missing_fold_and_other_settings(tmp_path: Path) -> None:
+    folds_of(tmp_path, [0.0], [0.0])
+    with pytest.raises(BundleError, match=r"fold_2.model\.pt"):
+        fold_checkpoints(str(tmp_path), 3)
+    (tmp_path / "fold_1" / "settings.json").write_text('{"channels": [4], "minimum_lesion_ml": 0.02}')
+    assert len(fold_checkpoints(str(tmp_path), 2)) == 2, "chosen after training"
+    (tmp_path / "fold_1" / "settings.json").write_text('{"channels": [8]}')
+    with pytest.raises(BundleError, match="train all folds with the same settings"):
+        fold_checkpoints(str(tmp_path), 2)
+    with pytest.raises(ValueError, match="activation"):
+        EnsembleInferer(SimpleInferer(), Constant([0.0]), ["a"], "tanh")
+    with pytest.raises(ValueError, match="at least one"):
+        EnsembleInferer(SimpleInferer(), Constant([0.0]), [])

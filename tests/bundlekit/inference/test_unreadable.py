@@ -1,0 +1,76 @@
+"""Cases that are refused while they are read, among others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ignite.engine import Events
+from monai.data import DataLoader
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose, Lambda
+
+from bundlekit.errors import BundleError, Finding
+from bundlekit.inference.unreadable import CaseDataset, SkipUnreadable
+
+
+def read(case: dict[str, Any]) -> dict[str, Any]:
+    if case["bad"]:
+        raise BundleError(Finding(case["case"], "damaged", "a whole file", "copy it again"))
+    return {**case, "image": torch.ones(1, 4, 4, 4)}
+
+
+def evaluator(bad: list[bool], unreadable: SkipUnreadable, workers: int = 0) -> SupervisedEvaluator:
+    cases = [{"case": f"case{index}", "bad": value} for index, value in enumerate(bad)]
+    return SupervisedEvaluator(
+        device=torch.device("cpu"),
+        val_data_loader=DataLoader(CaseDataset(cases, Compose(Lambda(read))), batch_size=1, num_workers=workers),
+        network=torch.nn.Identity(),
+        iteration_update=unreadable,
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_others_are_computed(workers: int) -> None:
+    unreadable = SkipUnreadable()
+    engine = evaluator([False, True, False, True], unreadable, workers)
+    done: list[str] = []
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: done.extend(item["case"] for item in e.state.batch))
+    for _ in range(2):  # a second run counts anew
+        done.clear()
+        engine.run()
+        assert done == ["case0", "case2"]
+        with pytest.raises(BundleError, match="2 of 4 cases were refused, the others are done:\ncase1\n") as caught:
+            unreadable.report()
+        assert "case3\n    found:    damaged" in str(caught.value)
+
+
+def test_nothing_else_is_claimed_where_all_are_bad() -> None:
+    unreadable = SkipUnreadable()
+    evaluator([True], unreadable).run()
+    with pytest.raises(BundleError, match=r"^case0\n    found:    damaged"):
+        unreadable.report()
+
+
+def test_all_is_well() -> None:
+    unreadable = SkipUnreadable()
+    evaluator([False, False], unreadable).run()
+    unreadable.report()
+
+
+def test_the_first_one_ends_it_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = {"case": "case0", "bad": True}
+    with pytest.raises(RuntimeError, match="applying transform"):
+        CaseDataset([case], Compose(Lambda(read)), keep_going=False)[0]
+    monkeypatch.setenv("MONAI_DEBUG", "True")  # whoever debugs wants the traceback
+    with pytest.raises(BundleError):
+        CaseDataset([case], Compose(Lambda(read)))[0]
+
+
+def test_other_errors_are_not_passed_over() -> None:
+    def broken(case: object) -> object:
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        CaseDataset([1], broken)[0]

@@ -1,0 +1,280 @@
+"""The virtual BraTS cohort: its format, its repeatability and what it says about anatomy."""
+
+import hashlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from bundlekit.virtual import brats, make_case, metastases
+from bundlekit.virtual.anatomy import _FIRST_MM, Head, _templates, grid
+from bundlekit.virtual.brats import affine_of, head_of, make_cohort
+from bundlekit.virtual.fields import Push, SmoothField
+from bundlekit.virtual.label_maps import template_of
+from bundlekit.virtual.tumour import LOW_GRADE_SHARE, NODULE_SHARE, VOLUME_ML, Tumour
+
+SHAPE = (64, 64, 48)
+SCANS = ("t1", "t1ce", "t2", "flair")
+CASES = 6
+
+
+@pytest.fixture(scope="module")
+def cohort():
+    return [make_case(0, index, SHAPE) for index in range(CASES)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return brats(str(tmp_path_factory.mktemp("cohort")), cases=2, seed=0, shape=SHAPE)
+
+
+def digests(folder):
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(Path(folder).iterdir())}
+
+
+def test_same_seed_same_bytes_and_case_independent_of_how_many(folders, tmp_path):
+    alone = brats(str(tmp_path), cases=1, seed=0, shape=SHAPE)
+    assert digests(alone[0]) == digests(folders[0])
+
+
+def test_the_number_of_threads_does_not_matter(cohort):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2 if threads == 1 else 1)
+    try:
+        again = make_case(0, 0, SHAPE)
+    finally:
+        torch.set_num_threads(threads)
+    for name, array in cohort[0].items():
+        np.testing.assert_array_equal(again[name], array)
+
+
+def test_cases_and_seeds_differ(cohort):
+    other = make_case(1, 0, SHAPE)
+    for name in (*SCANS, "seg", "tissue"):
+        assert not np.array_equal(cohort[0][name], cohort[1][name])
+        assert not np.array_equal(cohort[0][name], other[name])
+
+
+def test_files_look_like_brats(folders, cohort):
+    assert [Path(folder).name for folder in folders] == ["VirtualGlioma_00000", "VirtualGlioma_00001"]
+    for folder, case in zip(folders, cohort, strict=False):
+        name = Path(folder).name
+        assert set(digests(folder)) == {f"{name}_{part}.nii.gz" for part in (*SCANS, "seg")}
+        for part in (*SCANS, "seg"):
+            image = nib.load(f"{folder}/{name}_{part}.nii.gz")
+            assert image.shape == SHAPE
+            assert image.get_data_dtype() == (np.uint8 if part == "seg" else np.int16)
+            assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
+            assert (int(image.header["qform_code"]), int(image.header["sform_code"])) == (1, 1)
+            np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-4)
+            np.testing.assert_allclose(image.header.get_zooms(), (3.75, 3.75, 155 / 48), rtol=1e-6)
+            np.testing.assert_array_equal(np.asanyarray(image.dataobj), case[part])
+    assert list(Path(folders[0]).parent.iterdir())
+    assert not list(Path(folders[0]).parent.glob(".virtual_*"))
+
+
+def test_gzip_header_has_no_time_and_no_name(folders):
+    for file in Path(folders[0]).iterdir():
+        head = file.read_bytes()[:8]
+        assert head[3] == 0
+        assert head[4:8] == b"\0\0\0\0"
+
+
+def test_full_shape_has_the_affine_of_brats():
+    axes, spacing = grid((240, 240, 155))
+    assert spacing == (1.0, 1.0, 1.0)
+    np.testing.assert_allclose(axes[0], np.arange(240))
+    # The corner of the field of view is the same for every shape.
+    affine = make_case(0, 0, SHAPE)["affine"]
+    np.testing.assert_allclose(affine @ [-0.5, -0.5, -0.5, 1], [0.5, 239.5, -0.5, 1])
+
+
+def test_background_is_zero_and_the_same_in_all_scans(cohort):
+    for case in cohort:
+        brain = case["tissue"] > 0
+        for scan in SCANS:
+            assert case[scan].dtype == np.int16
+            np.testing.assert_array_equal(case[scan] > 0, brain)
+        volume = brain.sum() * abs(np.linalg.det(case["affine"][:3, :3])) / 1e6
+        assert 1.0 < volume < 1.9  # litres
+        _, count = ndimage.label(brain)
+        assert ndimage.sum(brain, ndimage.label(brain)[0], range(1, count + 1)).max() > 0.99 * brain.sum()
+
+
+def test_labels_lie_in_grey_and_white_matter(cohort):
+    for case in cohort:
+        seg = case["seg"]
+        assert seg.dtype == np.uint8
+        assert set(np.unique(seg)) <= {0, 1, 2, 4}
+        assert 2 in seg
+        assert (seg == 1).any() or (seg == 4).any()
+        assert not (seg[case["tissue"] == 0]).any()
+        assert (case["tissue"][seg > 0] == 1).mean() < 0.02
+
+
+def test_volumes_are_in_the_stated_range(cohort):
+    for case in cohort:
+        millilitres = (case["seg"] > 0).sum() * abs(np.linalg.det(case["affine"][:3, :3])) / 1000
+        assert VOLUME_ML[0] * 0.98 < millilitres < VOLUME_ML[1] * 1.02
+
+
+def test_kinds_of_tumours(cohort):
+    head = Head(np.random.default_rng(0))
+    tumours = [Tumour(np.random.default_rng([0, index]), head) for index in range(60)]
+    share, expected = np.mean([not tumour.enhancing for tumour in tumours]), LOW_GRADE_SHARE * (1 - NODULE_SHARE)
+    assert abs(share - expected) < 3 * np.sqrt(expected * (1 - expected) / len(tumours))
+    assert {len(tumour.foci) for tumour in tumours} == {1, 2, 3}
+    assert min(tumour.core_ml / tumour.volume_ml for tumour in tumours) < 0.1
+
+
+def test_contrasts(cohort):
+    for case in cohort:
+        seg, tissue = case["seg"], case["tissue"]
+        far = ndimage.distance_transform_edt(seg == 0) > 2
+        fluid, grey, white = (far & (tissue == number) for number in (1, 2, 3))
+        assert case["t1"][white].mean() > case["t1"][grey].mean() > case["t1"][fluid].mean()
+        assert case["t2"][fluid].mean() > case["t2"][grey].mean() > case["t2"][white].mean()
+        assert case["flair"][fluid].mean() < case["flair"][grey].mean()
+        assert case["flair"][seg > 0].mean() > 1.15 * case["flair"][far & (tissue > 1)].mean()
+        assert case["t2"][seg == 2].mean() > case["t2"][grey].mean()
+        if (seg == 4).any() and (seg == 1).any():
+            assert case["t1ce"][seg == 4].mean() > 1.2 * case["t1ce"][seg == 1].mean()
+
+
+def test_a_push_moves_the_midline_but_not_the_surface():
+    axes, _ = grid(SHAPE)
+    head = Head(np.random.default_rng(3))
+    centre = np.array([90.0, 120.0, 85.0])  # right hemisphere: x grows to the left
+    before = head.sample(axes, 3.75).numpy()
+    after = head.sample(axes, 3.75, (Push(centre, 25.0, 8.0),)).numpy()
+    row = (slice(None), int(np.argmin(np.abs(axes[1] - 120))), int(np.argmin(np.abs(axes[2] - 85))))
+    middle = [np.interp(0.0, -seen.side_mm[row], axes[0]) for seen in (before, after)]
+    assert 3 < middle[1] - middle[0] < 9
+    assert (before.brain != after.brain).sum() < 0.01 * before.brain.sum()
+
+
+def test_tumours_push_without_folding_space():
+    for index in range(CASES):
+        head = Head(np.random.default_rng([0, index, 0]))
+        tumour = Tumour(np.random.default_rng([0, index, 1]), head)
+        for push in tumour.pushes:
+            assert 0.15 * push.radius_mm < push.peak_mm < 0.5 * push.radius_mm
+
+
+def test_a_push_is_strongest_at_its_radius():
+    push = Push(np.zeros(3), 20.0, 6.0, reach_mm=1e6)
+    points = torch.zeros((3, 4))
+    points[0] = torch.tensor([0, 10, 20, 40])
+    np.testing.assert_allclose(push.sources(points)[0], [0, -4.8, -6, -4.8], rtol=1e-4)
+
+
+def test_a_field_does_not_depend_on_the_grid():
+    field = SmoothField.draw(np.random.default_rng(0), 12.0)
+    fine, coarse = torch.arange(0, 150, 1.0), torch.arange(0, 150, 5.0)
+    full = field.at((fine, fine, fine))
+    np.testing.assert_allclose(full[::5, ::5, ::5], field.at((coarse, coarse, coarse)), atol=1e-4)
+    assert 0.7 < full.std() < 1.3
+
+
+def test_an_existing_case_is_replaced(folders, tmp_path):
+    folder = tmp_path / "VirtualGlioma_00000"
+    folder.mkdir()
+    stale = folder / "VirtualGlioma_00000_t1.nii.gz"
+    stale.write_bytes(b"half a file")
+    brats(str(tmp_path), cases=1, seed=0, shape=SHAPE)
+    assert digests(folder) == digests(folders[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"cases": 0}, "cases"),
+        ({"cases": 1.5}, "cases"),
+        ({"seed": -1}, "seed"),
+        ({"shape": (64, 64, 31)}, "shape"),
+        ({"shape": (64, 64)}, "shape"),
+        ({"shape": 64}, "shape"),
+        ({"jobs": 0}, "jobs"),
+    ],
+)
+@pytest.mark.parametrize("make", [brats, metastases])
+def test_bad_numbers(make, arguments, word, tmp_path):
+    with pytest.raises(ValueError, match=f"{word} is .*; expected .*; give"):
+        make(str(tmp_path / "new"), **arguments)
+    assert not (tmp_path / "new").exists()
+
+
+def test_out_must_be_a_folder(tmp_path):
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    for out in (file, file / "below"):
+        with pytest.raises(ValueError, match=r"notes.txt.* is not a folder; expected a folder.*; give"):
+            brats(str(out), cases=1, shape=SHAPE)
+    assert file.read_text() == "mine"
+    with pytest.raises(ValueError, match="out is empty; expected a folder"):
+        brats("", cases=1, shape=SHAPE)
+
+
+@pytest.fixture(scope="module")
+def label_map(tmp_path_factory):
+    """The ICBM152 tissues as a label map with sides, turned, moved and scaled: what a person's may be."""
+    axes, spacing = grid((80, 80, 52))
+    seen = Head(np.random.default_rng(8)).sample(axes, max(spacing)).numpy()
+    right = seen.side_mm > 0
+    labels = np.select([~seen.brain, seen.csf > 0.5, seen.gm > seen.wm], [0, 24, 3], 2).astype(np.int16)
+    labels[right & (labels == 2)], labels[right & (labels == 3)] = 41, 42
+    deep = np.flatnonzero(((labels == 2) | (labels == 41)) & (seen.depth_mm > 25))
+    for left, number in ((10, 49), (11, 50)):
+        own = deep[:: 3 if left == 10 else 4]
+        labels.ravel()[own] = np.where(right.ravel()[own], number, left)
+    affine = affine_of(spacing)
+    turn = nib.affines.from_matvec(Rotation.from_euler("xyz", [4, -8, 12], degrees=True).as_matrix(), [20, -10, 5])
+    file = tmp_path_factory.mktemp("maps") / "person.nii.gz"
+    nib.save(nib.Nifti1Image(labels, turn @ affine), file)
+    return str(file)
+
+
+def test_a_label_map_gives_the_head_of_that_person(label_map):
+    template = template_of(label_map, _templates(0.0), _FIRST_MM)
+    own = _templates(0.0)
+    a, b = ((maps[0, 0] + maps[0, 1]).numpy() > 0.5 for maps in (template, own))
+    assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.8, "the same brain in the same place, though it lay elsewhere"
+    white = [maps[0, 1].numpy() > 0.5 for maps in (template, own)]
+    assert 2 * (white[0] & white[1]).sum() / (white[0].sum() + white[1].sum()) > 0.5
+    case = make_case(0, 0, (64, 64, 48), label_map)
+    assert case["seg"].any()
+    assert 900 < (case["t1"] > 0).sum() * abs(np.linalg.det(case["affine"][:3, :3])) / 1000 < 2200
+    other = make_case(0, 0, (64, 64, 48))
+    assert not np.array_equal(case["t1"], other["t1"])
+
+
+def _named(index, head):
+    return f"{index} {head}"
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_cases_keep_their_order_and_their_heads(jobs):
+    heads = [head_of(number, ["a", "b", "c"]) for number in (0, 1, 1, 2, 3)]
+    assert make_cohort(_named, heads, jobs, "cases") == ["0 a", "1 b", "2 b", "3 c", "4 a"]
+    assert head_of(3, None) is None
+
+
+@pytest.mark.parametrize("make", [brats, metastases])
+def test_several_processes_make_the_same_cases(make, label_map, tmp_path):
+    folder = str(Path(label_map).parent)
+    made = [make(str(tmp_path / str(jobs)), 3, 5, (40, 40, 40), folder, jobs) for jobs in (1, 2)]
+    for one, two in zip(*made, strict=True):
+        for file in Path(one).iterdir():
+            assert file.read_bytes() == (Path(two) / file.name).read_bytes()
+
+
+def test_other_numbers_are_refused(tmp_path):
+    nib.save(nib.Nifti1Image(np.full((40, 40, 40), 999, np.int16), np.eye(4)), tmp_path / "a.nii.gz")
+    with pytest.raises(ValueError, match=r"a\.nii\.gz: the numbers \[999\] are not FreeSurfer's"):
+        brats(str(tmp_path / "out"), 1, 0, (40, 40, 40), str(tmp_path))
+    with pytest.raises(ValueError, match="no label map"):
+        brats(str(tmp_path / "out"), 1, 0, (40, 40, 40), str(tmp_path / "out"))
