@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from bundlekit.virtual import brats, metastases, tissue
-from tests.zygote import Zygote
+from tests.forked_commands import ForkedCommands
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "brats_resunet"
@@ -22,7 +22,7 @@ BUNDLE = ROOT / "bundles" / "brats_resunet"
 SMALL = ["--channels", "[4,8,16,32]", "--patch_size", "[32,32,32]", "--num_workers", "0"]
 TRAINING = ["--batch_size", "2", "--accumulation_steps", "1", "--learning_rate", "0.01"]
 
-ZYGOTE = Zygote()
+COMMANDS = ForkedCommands()
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -75,7 +75,7 @@ def run(environment: dict[str, str]) -> Run:
     def call(*arguments: str | Path, status: int | None = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         command = [str(argument) for argument in arguments]
         if command[:2] in (["-m", "monai.bundle"], ["-m", "tools"]):
-            done = ZYGOTE.run(command[1:], str(cwd), environment, timeout=300)
+            done = COMMANDS.run(command[1:], str(cwd), environment, timeout=300)
         else:
             done = subprocess.run(
                 [sys.executable, *command],

@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser, ckpt_export, onnx_export, verify_metadata
 from monai.transforms import Compose
 from monai.transforms.traits import RandomizableTrait
 
-from abdomen_ct_vnet import UPSTREAM_ORGANS, NormaliseCTd, VNet, class_weights_of, find_cases
+from abdomen_ct_vnet import UPSTREAM_ORGANS, NormaliseCTd, ResidualVNet, class_weights_of, find_cases
 from abdomen_ct_vnet.organs import FLARE22_ORGANS
 from bundlekit.command_line import refuse_unknown_settings
 from bundlekit.errors import BundleError, bundle_error_in
@@ -262,7 +262,7 @@ def test_metadata_and_network(tmp_path: Path) -> None:
 
 def test_exports_compute_the_same(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = VNet(channels=[2, 4, 4]).eval()
+    network = ResidualVNet(channels=[2, 4, 4]).eval()
     weights = tmp_path / "model.pt"
     torch.save(network.state_dict(), weights)
     x = torch.rand(1, 1, 16, 16, 16)

@@ -1,8 +1,7 @@
-"""Network, loss, sampling, weights, and the way back to the scan's grid."""
+"""Network, sampling, weights, and the way back to the scan's grid."""
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import nibabel as nib
@@ -13,12 +12,11 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd, Spacingd
 
 from abdomen_ct_vnet import (
-    DiceFocalLoss,
     NativeClassesd,
     NormaliseCTd,
     OrganCentredCropd,
     OrganVoxelsd,
-    VNet,
+    ResidualVNet,
     class_weights_of,
     find_cases,
 )
@@ -33,74 +31,44 @@ from bundlekit.errors import BundleError
 
 @pytest.mark.parametrize("size", [(16, 16, 16), (17, 31, 16), (9, 20, 40)])
 def test_any_size_gives_logits_of_that_size(size: tuple[int, int, int]) -> None:
-    network = VNet(out_channels=5, channels=[2, 4, 4, 4]).eval()
+    network = ResidualVNet(out_channels=5, channels=[2, 4, 4, 4]).eval()
     with torch.no_grad():
         assert network(torch.randn(2, 1, *size)).shape == (2, 5, *size)
 
 
 def test_upstreams_table() -> None:
     with torch.device("meta"):
-        network = VNet()
+        network = ResidualVNet()
     assert [block.conv.unit0.conv.out_channels for block in network.encoder] == [16, 32, 64, 128]
     assert [block.conv.unit0.conv.in_channels for block in network.decoder] == [128, 64, 32], "skips are concatenated"
     assert [type(up.conv).__name__ for up in network.up] == ["ConvTranspose3d"] * 3
-    assert sum(isinstance(m, torch.nn.Dropout) for m in VNet(channels=[2, 2], dropout=0.3).modules()) == 2 * 3
+    assert sum(isinstance(m, torch.nn.Dropout) for m in ResidualVNet(channels=[2, 2], dropout=0.3).modules()) == 2 * 3
 
 
 def test_gradient_reaches_every_weight() -> None:
     torch.manual_seed(0)
-    network = VNet(channels=[2, 4, 4])
+    network = ResidualVNet(channels=[2, 4, 4])
     network(torch.randn(1, 1, 16, 16, 16)).square().mean().backward()
     assert all(p.grad is not None and bool(p.grad.ne(0).any()) for p in network.parameters() if p.ndim > 1)
 
 
 def test_a_state_dict_says_its_widths() -> None:
-    found = VNet.identify(VNet(out_channels=3, channels=[2, 4]).state_dict())
+    found = ResidualVNet.identify(ResidualVNet(out_channels=3, channels=[2, 4]).state_dict())
     assert found[0] == "a V-Net of channels [2,4] for 2 organ class(es)"
-    assert VNet.identify(torch.nn.Conv3d(1, 1, 1).state_dict()) == ("", "")
+    assert ResidualVNet.identify(torch.nn.Conv3d(1, 1, 1).state_dict()) == ("", "")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [({"channels": [4]}, "two or more"), ({"dropout": 1}, "dropout")])
 def test_wrong_networks(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        VNet(**arguments)
+        ResidualVNet(**arguments)
     with pytest.raises(ValueError, match=r"1 channel\(s\), got shape"):
-        VNet(channels=[2, 2])(torch.zeros(1, 2, 8, 8, 8))
+        ResidualVNet(channels=[2, 2])(torch.zeros(1, 2, 8, 8, 8))
 
 
 def test_memory_estimate_counts_the_padded_voxels() -> None:
-    network = VNet(channels=[4, 4], out_channels=3)
+    network = ResidualVNet(channels=[4, 4], out_channels=3)
     assert network.inference_bytes((7, 8, 8)) == 4 * 8**3 * (8 * 4 + 3 + 2)
-
-
-# --- loss -------------------------------------------------------------------------------------------------------------
-
-
-def test_loss_by_hand() -> None:
-    """Two voxels, two classes, logits 0: every probability is a half."""
-    logits, target = torch.zeros(1, 2, 2, 1, 1), torch.tensor([0, 1]).view(1, 1, 2, 1, 1)
-    # smooth 1: Dice of each class (2 * 0.5 + 1) / (1 + 1 + 1) = 2/3; focal of each voxel (1/2)^2 ln 2
-    dice, focal = 1 / 3, 0.25 * math.log(2)
-    assert float(DiceFocalLoss([1, 1])(logits, target)) == pytest.approx(dice + focal)
-    assert float(DiceFocalLoss([1, 9], focal=0)(logits, target)) == pytest.approx(dice)
-    assert float(DiceFocalLoss([3, 1], gamma=0)(logits, target)) == pytest.approx(dice + math.log(2))
-    assert float(DiceFocalLoss([0, 1], weigh_focal=True)(logits, target)) == pytest.approx(dice + focal)
-
-
-def test_weights_are_of_the_dice_term_and_only_their_ratios_matter() -> None:
-    torch.manual_seed(0)
-    logits, target = torch.randn(2, 3, 4, 4, 4), torch.randint(0, 3, (2, 1, 4, 4, 4))
-    one, ten, other = (DiceFocalLoss(w)(logits, target) for w in ([1, 2, 3], [10, 20, 30], [3, 2, 1]))
-    torch.testing.assert_close(one, ten)
-    assert not torch.isclose(one, other)
-    plain, weighed = (DiceFocalLoss([1, 2, 3], weigh_focal=w)(logits, target) for w in (False, True))
-    assert not torch.isclose(plain, weighed)
-
-
-@pytest.mark.parametrize("arguments", [{"class_weights": [0, 0]}, {"class_weights": [1, -1]}, {"gamma": -1}])
-def test_wrong_losses(arguments: dict) -> None:
-    with pytest.raises(ValueError, match="must be 0 or more"):
-        DiceFocalLoss(**arguments)
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from abdomen_ct_vnet.cases import find_cases
-from abdomen_ct_vnet.reading import LoadCased, check_hu, read_label
+from abdomen_ct_vnet.reading import LoadCTd, check_hu, read_label
 from bundlekit.errors import BundleError
 from tests.abdomen_ct_vnet.conftest import hu, labels, write
 
@@ -26,14 +26,14 @@ def rewrite(file: str, change) -> None:
 
 def test_a_case_holds_what_its_files_hold(abdomens: Path) -> None:
     case = first(abdomens)
-    loaded = LoadCased()(case)
+    loaded = LoadCTd()(case)
     raw, label = nib.load(case["image"][0]), np.asarray(nib.load(case["label"]).dataobj)
     np.testing.assert_array_equal(loaded["image"][0], np.asarray(raw.dataobj))
     np.testing.assert_array_equal(loaded["image"].affine, raw.affine)
     expected = np.select([label == 1, (label == 2) | (label == 13), label == 3], [1, 2, 3])
     np.testing.assert_array_equal(loaded["label"][0], expected)
     assert tuple(loaded["native_shape"].tolist()) == raw.shape
-    assert "label" not in LoadCased(with_label=False)(case)
+    assert "label" not in LoadCTd(with_label=False)(case)
 
 
 def test_parts_make_one_label(abdomens: Path, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_bad_voxels(data: Path, spoil, message: str) -> None:
     case = first(data)
     spoil(case)
     with pytest.raises(BundleError, match=message):
-        LoadCased()(case)
+        LoadCTd()(case)
 
 
 @pytest.mark.parametrize(("axis", "word"), [(0, "right of"), (1, "in front of"), (2, "above")])
@@ -114,14 +114,14 @@ def test_flipped_voxels_are_noticed(data: Path, axis: int, word: str) -> None:
     for file in (case["image"][0], case["label"]):
         rewrite(file, lambda a: np.flip(a, axis))
     with pytest.raises(BundleError, match=word):
-        LoadCased()(case)
-    assert LoadCased(check_orientation=False)(case)["label"].any()
+        LoadCTd()(case)
+    assert LoadCTd(check_orientation=False)(case)["label"].any()
 
 
 @pytest.mark.parametrize("axes", ["RAS", "PIR", "SLA"])
 def test_any_orientation_is_the_same_patient(data: Path, axes: str) -> None:
     case = first(data)
-    before = LoadCased()(case)
+    before = LoadCTd()(case)
     for file in (case["image"][0], case["label"]):
         image = nib.load(file)
         turn = nib.orientations.ornt_transform(
@@ -129,7 +129,7 @@ def test_any_orientation_is_the_same_patient(data: Path, axes: str) -> None:
         )
         nib.save(image.as_reoriented(turn), file)
     (again,) = [c for c in find_cases(data) if c["case"] == case["case"]]
-    after = LoadCased()(again)
+    after = LoadCTd()(again)
     assert after["label"].shape != before["label"].shape or axes == "RAS"
     np.testing.assert_array_equal(np.bincount(after["label"].ravel()), np.bincount(before["label"].ravel()))
 
@@ -138,11 +138,11 @@ def test_all_findings_of_a_case_come_together(tmp_path: Path) -> None:
     write(tmp_path / "imagesTr" / "amos_0001.nii.gz", np.full((12, 10, 8), 5, np.int16))
     write(tmp_path / "labelsTr" / "amos_0001.nii.gz", labels((0, 77)))
     with pytest.raises(BundleError) as caught:
-        LoadCased()(first(tmp_path))
+        LoadCTd()(first(tmp_path))
     assert len(caught.value.findings) == 2
 
 
 def test_a_served_path_is_decoded_too(abdomens: Path) -> None:
     case = first(abdomens)
-    loaded = LoadCased(with_label=False)({"image": case["image"][0], "device": "cpu"})
+    loaded = LoadCTd(with_label=False)({"image": case["image"][0], "device": "cpu"})
     assert (loaded["case"], loaded["device"]) == (case["case"], "cpu")

@@ -7,8 +7,6 @@ import json
 import logging
 import math
 import os
-import sys
-import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,8 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from scipy import ndimage
 
-from brain_metastasis_attention_unet.lesions import SIZES, lesion_scores
-from brain_metastasis_attention_unet.scores import CLASSES, METRIC_DEFINITIONS, NOTES, ScoreCases, case_scores
+from brain_metastasis_attention_unet.scores import CLASSES, METRIC_DEFINITIONS, NOTES, ScoreMetastases, case_scores
+from bundlekit.brats.lesions import SIZES, lesion_scores
 from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
 from bundlekit.errors import BundleError
 
@@ -195,7 +193,7 @@ def test_agrees_with_the_definitions_whatever_the_air_around(seed: int) -> None:
         assert got[f"accuracy_of_empty_mask_{name}"] == pytest.approx((far[1] != value).mean())
 
 
-# --- ScoreCases ---------------------------------------------------------------------------------------------------
+# --- ScoreMetastases ------------------------------------------------------------------------------------------------
 
 SHAPE = (12, 7, 8)
 AFFINE = np.array([[-2.0, 0, 0, 10], [0, -1, 0, 20], [0, 0, 3, -5], [0, 0, 0, 1]])  # 2 x 1 x 3 mm, flipped axes
@@ -217,7 +215,7 @@ def output(start: int) -> dict[str, Any]:
     return {"pred": MetaTensor(torch.as_tensor(with_box(SHAPE, (start, 1, 1), 3, 3))[None])}
 
 
-def run(handler: ScoreCases, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Engine:
+def run(handler: ScoreMetastases, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Engine:
     """A fake evaluator: every pair is a batch that arrives decollated."""
 
     def step(engine: Engine, pair: Any) -> list[Any]:
@@ -243,7 +241,7 @@ PAIRS = [
 def test_handler_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "made" / "here"
     with caplog.at_level(logging.INFO, logger="brain_metastasis_attention_unet"):
-        engine = run(ScoreCases(str(out), read_label=read_label), PAIRS)
+        engine = run(ScoreMetastases(str(out), read_label=read_label), PAIRS)
 
     assert sorted(os.listdir(out)) == ["scores.csv", "summary.json"]
     rows = list(csv.DictReader((out / "scores.csv").read_text().splitlines()))
@@ -274,11 +272,9 @@ def test_handler_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert accuracies[1] == pytest.approx((3 * 645 / 672 + 1) / 4)
 
 
-def test_the_bundles_reader_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reading = types.ModuleType("reading")
-    reading.read_label = read_label  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "brain_metastasis_attention_unet.reading", reading)
-    run(ScoreCases(tmp_path), PAIRS[:1])
+def test_the_reader_of_brats_labels_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("brain_metastasis_attention_unet.scores.read_original_label", read_label)
+    run(ScoreMetastases(tmp_path), PAIRS[:1])
     assert json.loads((tmp_path / "summary.json").read_text())["metrics"]["dice_ET"]["mean"] == 1
 
 
@@ -293,14 +289,14 @@ def test_the_bundles_reader_is_the_default(tmp_path: Path, monkeypatch: pytest.M
 def test_a_case_that_cannot_be_scored_is_named(tmp_path: Path, file: str, out: dict[str, Any], reason: str) -> None:
     bad = item("BraTS-MET-00007-000", file)
     with pytest.raises(BundleError, match=f"case BraTS-MET-00007-000 .*{bad['label_file']}.*{reason}"):
-        run(ScoreCases(tmp_path, read_label=read_label), [PAIRS[0], (bad, out)])
+        run(ScoreMetastases(tmp_path, read_label=read_label), [PAIRS[0], (bad, out)])
     assert os.listdir(tmp_path) == []
 
 
 def test_other_ranks_write_and_log_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    handler = ScoreCases(tmp_path / "out", read_label=read_label)
+    handler = ScoreMetastases(tmp_path / "out", read_label=read_label)
     monkeypatch.setattr("ignite.distributed.get_rank", lambda: 1)
     with caplog.at_level(logging.INFO, logger="brain_metastasis_attention_unet"):
         run(handler, PAIRS[:2])

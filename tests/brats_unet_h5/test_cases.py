@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from brats_unet_h5 import LoadCased, find_cases, scan_cases
+from brats_unet_h5 import LoadHDF5d, find_cases, scan_cases
 from brats_unet_h5.layout import tell_mask_channels
 from bundlekit.cases.datalist import write_datalist
 from bundlekit.cases.split import split_cases
@@ -36,7 +36,7 @@ LABEL = np.asarray([0, 1, 2, 4], np.uint8)[classes()]
 
 def loaded(root: Path, **settings: Any) -> tuple[np.ndarray, np.ndarray]:
     (case,) = find_cases(root, **settings)
-    item = LoadCased()(case)
+    item = LoadHDF5d()(case)
     return item["image"].numpy(), item["label"].numpy()[0]
 
 
@@ -116,7 +116,7 @@ def test_affine_label_values_and_patients(tmp_path: Path) -> None:
         write_case(tmp_path / f"{name}.h5", affine=affine)
     cases = find_cases(tmp_path)
     assert [case["label_values"] for case in cases] == [[0, 1, 2, 4]] * 3
-    np.testing.assert_array_equal(LoadCased()(cases[0])["image"].affine, affine)
+    np.testing.assert_array_equal(LoadHDF5d()(cases[0])["image"].affine, affine)
     split = split_cases(cases)
     assert not {c["patient"] for c in split["training"]} & {c["patient"] for c in split["validation"]}
     assert find_cases(tmp_path, et_label=3)[0]["label_values"] == [0, 1, 2, 3]
@@ -126,7 +126,7 @@ def test_a_case_without_mask_is_fine_where_none_is_needed(tmp_path: Path) -> Non
     write_file(tmp_path / "case.h5", {"image": image()}, modalities=ORDER)
     (case,) = find_cases(tmp_path / "case.h5", labelled=False)
     assert case["label"] == ""
-    assert LoadCased(with_label=False)(case)["label_file"] == ""
+    assert LoadHDF5d(with_label=False)(case)["label_file"] == ""
 
 
 def test_datalist_of_an_earlier_start_gives_the_same_cases(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_bad_voxels_give_one_clear_message(
 ) -> None:
     make(tmp_path)
     with pytest.raises(BundleError) as error:
-        LoadCased()(find_cases(tmp_path, **settings)[0])
+        LoadHDF5d()(find_cases(tmp_path, **settings)[0])
     for word in words:
         assert word in str(error.value)
 
@@ -353,7 +353,7 @@ def test_what_masks_tell() -> None:
 
 def test_no_handle_stays_open(tmp_path: Path) -> None:
     write_case(tmp_path / "case.h5")
-    LoadCased(for_chunks=True)(find_cases(tmp_path)[0])
+    LoadHDF5d(for_chunks=True)(find_cases(tmp_path)[0])
     open_files = [
         os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if Path(f"/proc/self/fd/{fd}").exists()
     ]

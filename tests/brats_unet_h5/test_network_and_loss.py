@@ -14,7 +14,7 @@ from brats_unet_h5.postprocessing import AddLossd, RegionMasksd, nested_labels
 from brats_unet_h5.preprocessing import check_settings
 from bundlekit.brats.regions import regions_of
 from bundlekit.errors import BundleError
-from bundlekit.inference.windows import BrainInferer
+from bundlekit.inference.windows import ForegroundInferer
 from bundlekit.weights.loading import load_network
 
 # --- network ----------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_air_has_no_tumour_in_either_target(background: int | None, expected: li
     """Windows that hold nothing are not shown to the network: no region is there, or the background class is."""
     x = torch.zeros(1, 4, 8, 4, 4)
     x[:, :, 4:] = 1
-    inferer = BrainInferer([4, 4, 4], overlap=0, mode="constant", background=background)
+    inferer = ForegroundInferer([4, 4, 4], overlap=0, mode="constant", background=background)
     out = inferer(x, lambda windows: torch.full((len(windows), 3, 4, 4, 4), 7.0))
     assert out[0, :, 0, 0, 0].tolist() == expected
     assert out[0, :, 7, 0, 0].tolist() == [7, 7, 7]

@@ -12,7 +12,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch.utils.data import DataLoader
 
-from brats_unet_h5 import LoadCased, find_cases
+from brats_unet_h5 import LoadHDF5d, find_cases
 from brats_unet_h5.reading import air_of, label_reader, read_classes, read_image, read_label, without_air
 from bundlekit import brats
 from bundlekit.errors import BundleError
@@ -108,7 +108,7 @@ def test_the_same_voxels_as_from_nifti(cohort: Path, h5_cohort: Path) -> None:
     nifti, h5 = brats.find_cases(cohort), find_cases(h5_cohort)
     assert [case["case"] for case in nifti] == [case["case"] for case in h5]
     for a, b in zip(nifti, h5, strict=True):
-        one, other = brats.LoadCased()(a), LoadCased()(b)
+        one, other = brats.LoadCased()(a), LoadHDF5d()(b)
         for key in ("image", "label"):
             assert torch.equal(one[key].as_tensor(), other[key].as_tensor())
             assert torch.equal(one[key].affine, other[key].affine)
@@ -139,7 +139,7 @@ def test_air_of_integer_files_in_chunks(dtype: Any, tmp_path: Path) -> None:
     for index in range(len(whole)):
         assert torch.equal(whole[index]["image"], chunks[index]["image"])
     box = (slice(1, 11), slice(1, 9), slice(1, 7))
-    prepared = LoadCased()(find_cases(tmp_path / "data")[0])["image"].numpy()
+    prepared = LoadHDF5d()(find_cases(tmp_path / "data")[0])["image"].numpy()
     np.testing.assert_array_equal(prepared[(slice(None), *box)], (image() % 79 - 80.0)[(slice(None), *box)])
 
 
@@ -171,5 +171,5 @@ def test_workers_read_the_same_and_the_cache_is_used(
     alone = [data[index] for index in range(len(data))]
     for index, item in enumerate(DataLoader(data, batch_size=None, num_workers=2)):
         assert torch.equal(item["image"], alone[index]["image"])
-    monkeypatch.setattr(LoadCased, "__call__", lambda self, case: pytest.fail("decoded again"))
+    monkeypatch.setattr(LoadHDF5d, "__call__", lambda self, case: pytest.fail("decoded again"))
     assert torch.equal(dataset(h5_cohort, tmp_path, read="chunks")[1]["image"], alone[1]["image"])

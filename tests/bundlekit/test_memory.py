@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told so")
 COUNT = """
 import os, psutil, resource, torch
-from brats_resunet.memory import give_back_freed_memory, keep_freed_memory
+from bundlekit.memory import give_back_freed_memory, keep_freed_memory
 torch.set_num_threads(1)
 kept = keep_freed_memory({device!r})
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from brats_unet_h5 import LoadCased, find_cases
+from brats_unet_h5 import LoadHDF5d, find_cases
 from tests.brats_unet_h5.conftest import classes, image, write_file, write_slices
 from tests.bundlekit.conftest import NAMES_2023, SHAPE, scan, segmentation, write_case, write_decathlon, write_nifti
 from tests.conftest import Run
@@ -101,8 +101,8 @@ def test_4d_files_keep_their_channel_order_and_numbering(tmp_path: Path) -> None
     case = find_cases(tmp_path / "h5")[0]
     assert case["channels"] == [1, 2, 3, 0]
     assert case["label_values"] == [0, 2, 1, 3]
-    np.testing.assert_array_equal(LoadCased()(case)["image"][3].numpy(), scan(1, (*SHAPE, 4))[..., 0])
-    ed_is_1 = LoadCased()(case)["label"][0].numpy() == 2
+    np.testing.assert_array_equal(LoadHDF5d()(case)["image"][3].numpy(), scan(1, (*SHAPE, 4))[..., 0])
+    ed_is_1 = LoadHDF5d()(case)["label"][0].numpy() == 2
     np.testing.assert_array_equal(ed_is_1, segmentation((0, 1, 2, 3)) == 1)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from monai.inferers import SlidingWindowInferer
 
-from bundlekit import BrainInferer, argmax_labels
+from bundlekit import ForegroundInferer, argmax_labels
 from bundlekit.brats import LoadCased
 from bundlekit.weights.loading import load_network, read_checkpoint
 from tools.bench.config import parse
@@ -87,7 +87,7 @@ def _run(
     if way == _WAYS[0]:
         inferer: Any = SlidingWindowInferer(patch_size, 1, overlap, mode="gaussian")
     else:
-        inferer = BrainInferer(patch_size, overlap, whole_brain=way == _WAYS[2])
+        inferer = ForegroundInferer(patch_size, overlap, whole_brain=way == _WAYS[2])
     start = time.perf_counter()
     with torch.no_grad():
         labels = argmax_labels(inferer(data["image"][None], network)[0])[0].numpy()

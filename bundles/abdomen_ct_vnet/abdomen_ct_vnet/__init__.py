@@ -5,27 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from .cases import UPSTREAM_ORGANS, find_cases, scan_cases
-from .loss import DiceFocalLoss
-from .network import VNet
+from .class_weights import class_weights_of
+from .network import ResidualVNet
 from .organs import organ_classes, output_numbering_of
 from .overlay import WriteOverlays
 from .postprocessing import NativeClassesd, dice_of_each
 from .preprocessing import NormaliseCTd, above_air, check_settings
-from .reading import LoadCased
+from .reading import LoadCTd
 from .sampling import OrganCentredCropd, OrganVoxelsd
-from .scores import ScoreCases
-from .weights import class_weights_of
+from .scores import ScoreOrgans
 
 __all__ = [
     "UPSTREAM_ORGANS",
-    "DiceFocalLoss",
-    "LoadCased",
+    "LoadCTd",
     "NativeClassesd",
     "NormaliseCTd",
     "OrganCentredCropd",
     "OrganVoxelsd",
-    "ScoreCases",
-    "VNet",
+    "ResidualVNet",
+    "ScoreOrgans",
     "WriteOverlays",
     "above_air",
     "bundle_root",

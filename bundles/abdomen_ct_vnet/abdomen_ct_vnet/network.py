@@ -11,7 +11,7 @@ from monai.networks.blocks import Convolution, ResidualUnit
 from torch import nn
 
 
-class VNet(nn.Module):
+class ResidualVNet(nn.Module):
     """V-Net with 3x3x3 residual blocks of any widths, for volumes of any size.
 
     Upstream's table: 16, 32, 64 and 128 filters, residual convolution blocks, dropout, a decoder of transposed

@@ -59,7 +59,7 @@ _PAIRS = ("right kidney", "left kidney", "gallbladder")
 NUMBERINGS: dict[str, Numbering] = {
     numbering.name: numbering
     for numbering in (
-        Numbering("flare22", "MICCAI FLARE 2022, and this bundle's own results", _numbered(*FLARE22_ORGANS)),
+        Numbering("flare22", "MICCAI FLARE 2022; that of results, too, unless told", _numbered(*FLARE22_ORGANS)),
         Numbering(
             "btcv",
             "Beyond the Cranial Vault, Synapse syn3193805; it has no duodenum",

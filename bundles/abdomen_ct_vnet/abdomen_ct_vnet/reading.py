@@ -53,8 +53,8 @@ def read_label(case: Case) -> tuple[np.ndarray, np.ndarray]:
     return to_classes(_volume(file), numbering_of(case["numbering"], file), case["classes"], file), read_affine(file)
 
 
-class LoadCased(Transform):
-    """Decode and check one case (`cases.Case`): the only place where the bundle reads voxels of a CT or its label.
+class LoadCTd(Transform):
+    """Decode and check one case (see `cases`): the only place where voxels of a CT or its label are read.
 
     The output holds `image` (1xHWD float32 `MetaTensor`, HU), `label` (1xHWD uint8 `MetaTensor`, class indices, only if
     `with_label`), and for those who write or score: `case`, `source` (the CT file), `label_file` ("" if none),

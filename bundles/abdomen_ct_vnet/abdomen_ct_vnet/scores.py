@@ -136,7 +136,7 @@ def tolerances_of(classes: Classes, tolerance_mm: float | None = None) -> dict[s
     }
 
 
-class ScoreCases(ScoreHandler):
+class ScoreOrgans(ScoreHandler):
     """Ignite handler that scores every case against its original label files; see `ScoreHandler`.
 
     It reads `confident` from the output too, if it is there.

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .checks import check_settings
-from .loss import DiceFocalLoss
-from .minimum import ChooseMinimumLesion
+from .minimum_lesion import ChooseMinimumLesion
 from .network import NETWORKS, build_network
 from .postprocessing import RemoveSmallLesionsd
-from .scores import ScoreCases
+from .scores import ScoreMetastases
+from .settings import check_settings
 
 __all__ = [
     "NETWORKS",
     "ChooseMinimumLesion",
-    "DiceFocalLoss",
     "RemoveSmallLesionsd",
-    "ScoreCases",
+    "ScoreMetastases",
     "build_network",
     "bundle_root",
     "check_settings",

@@ -11,7 +11,7 @@ from monai.transforms import Transform
 from monai.utils import convert_to_numpy
 from nibabel.affines import voxel_sizes
 
-from .lesions import remove_small
+from bundlekit.brats.lesions import remove_small
 
 
 class RemoveSmallLesionsd(Transform):

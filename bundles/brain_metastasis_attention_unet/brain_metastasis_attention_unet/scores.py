@@ -1,7 +1,8 @@
 """Scores of a segmentation of metastases: voxel-wise and lesion-wise, per case, written by an ignite handler.
 
 Voxel-wise definitions follow Taha & Hanbury, "Metrics for evaluating 3D medical image segmentation", BMC Medical
-Imaging 2015; the lesion-wise ones are those of the BraTS-METS 2023 challenge, see `lesions.lesion_scores`.
+Imaging 2015; the lesion-wise ones are those of the BraTS-METS 2023 challenge, see
+`bundlekit.brats.lesions.lesion_scores`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,11 @@ from ignite.engine import Engine
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
+from bundlekit.brats.lesions import DILATION_VOXELS, MINIMUM_MM3, PENALTY_MM, SIZES, lesion_scores, voxel_mm3
 from bundlekit.brats.reading import read_label as read_original_label
 from bundlekit.brats.regions import REGIONS
 from bundlekit.scores.handler import ScoreHandler
 from bundlekit.scores.statistics import hd95
-
-from .lesions import DILATION_VOXELS, MINIMUM_MM3, PENALTY_MM, SIZES, lesion_scores, voxel_mm3
 
 # non-enhancing tumour core, surrounding non-enhancing FLAIR hyperintensity, enhancing tumour; 0 is background
 CLASSES: dict[str, int] = {"NETC": 1, "SNFH": 2, "ET": 3}
@@ -92,7 +92,7 @@ def case_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
     Returns:
         For each region R: `dice_R`, `hd95_R` (mm), `volume_truth_ml_R`, `volume_pred_ml_R`, `lesion_dice_R`,
         `lesion_hd95_R` (mm), `lesions_R`, `lesions_detected_R`, `lesion_sensitivity_R`, `false_positives_R`; for WT
-        and ET and each size S of `lesions.SIZES` also `lesions_S_R`, `lesions_detected_S_R` and
+        and ET and each size S of `bundlekit.brats.lesions.SIZES` also `lesions_S_R`, `lesions_detected_S_R` and
         `lesion_sensitivity_S_R`. Then `accuracy` and `accuracy_of_empty_mask` of the whole map, and for each class C
         `accuracy_C`, `accuracy_of_empty_mask_C` and `iou_C`. What is undefined is NaN.
 
@@ -128,14 +128,15 @@ def case_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
     return scores | _class_wise(confusion)
 
 
-class ScoreCases(ScoreHandler):
+class ScoreMetastases(ScoreHandler):
     """Ignite handler that scores every case against its original label file; see `ScoreHandler`.
 
     It reads `label_values` from the batch too, and logs the lesion-wise scores and the accuracy beside its baseline.
 
     Args:
         output_dir: folder for `scores.csv` and `summary.json`; made if missing.
-        read_label: `(path, label_values) -> (classes HWD uint8, affine 4x4)`; the bundle's own when None.
+        read_label: `(path, label_values) -> (classes HWD uint8, affine 4x4)`; `bundlekit.brats.reading.read_label` when
+            None.
     """
 
     def __init__(

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from .cases import find_cases, scan_cases
 from .chunks import KeepFactsd, OpenChunksd
+from .hdf5_masks import WriteHDF5Segmentations
 from .layout import MODALITIES
 from .loss import DiceBCELoss
 from .network import TARGETS, build_network
 from .postprocessing import AddLossd, DecideLabelsd, ProbabilitiesOfd, RegionMasksd
 from .preprocessing import NormaliseBraind, check_settings
-from .reading import LoadCased, label_reader
-from .results import WriteSegmentations
+from .reading import LoadHDF5d, label_reader
 from .stopping import EarlyStop, StopEarly
 
 __all__ = [
@@ -23,13 +23,13 @@ __all__ = [
     "DiceBCELoss",
     "EarlyStop",
     "KeepFactsd",
-    "LoadCased",
+    "LoadHDF5d",
     "NormaliseBraind",
     "OpenChunksd",
     "ProbabilitiesOfd",
     "RegionMasksd",
     "StopEarly",
-    "WriteSegmentations",
+    "WriteHDF5Segmentations",
     "build_network",
     "bundle_root",
     "check_settings",

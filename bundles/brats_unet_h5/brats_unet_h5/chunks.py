@@ -21,7 +21,7 @@ _KEPT = (
 class KeepFactsd(Transform):
     """Of a whole decoded case keep what its patches need: no voxel but the lists of tumour voxels.
 
-    Put it after `LoadCased(for_chunks=True)`, `CropForegroundd` and `sampling.TumourVoxelsd`. It adds `corner` and
+    Put it after `LoadHDF5d(for_chunks=True)`, `CropForegroundd` and `TumourVoxelsd`. It adds `corner` and
     `extent` of the brain's box (3 voxels each), `offset` and `scale` of each modality.
 
     Args:

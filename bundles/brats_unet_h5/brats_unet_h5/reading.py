@@ -133,7 +133,7 @@ def affine_of(case: Mapping[Any, Any]) -> np.ndarray:
     return np.eye(4) if affine is None else affine
 
 
-class LoadCased(Transform):
+class LoadHDF5d(Transform):
     """Decode and check one case (see `cases`).
 
     The output holds `image` (4xHWD float32 `MetaTensor` in the order T1, T1ce, T2, FLAIR, with the file's affine; air

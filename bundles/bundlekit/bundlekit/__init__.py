@@ -10,7 +10,8 @@ from bundlekit.errors import BundleError, Finding, show_clear_errors
 from bundlekit.images.writing import WriteSegmentations
 from bundlekit.inference.ensemble import EnsembleInferer, fold_checkpoints
 from bundlekit.inference.unreadable import CaseDataset, SkipUnreadable
-from bundlekit.inference.windows import BrainInferer, argmax_labels
+from bundlekit.inference.windows import ForegroundInferer, argmax_labels
+from bundlekit.losses import WeightedDiceFocalLoss
 from bundlekit.memory import keep_freed_memory
 from bundlekit.patches.cache import default_cache_dir
 from bundlekit.patches.dataset import EpochSeed, PatchDataset
@@ -24,13 +25,13 @@ from bundlekit.weights.settings import recorded_settings
 from bundlekit.weights.shipped import training_folder
 
 __all__ = [
-    "BrainInferer",
     "BundleError",
     "Case",
     "CaseDataset",
     "EnsembleInferer",
     "EpochSeed",
     "Finding",
+    "ForegroundInferer",
     "LoadWeights",
     "PatchDataset",
     "Progress",
@@ -39,6 +40,7 @@ __all__ = [
     "SaveCheckpoints",
     "SkipUnreadable",
     "StopInTime",
+    "WeightedDiceFocalLoss",
     "WriteSegmentations",
     "__version__",
     "argmax_labels",

@@ -347,7 +347,7 @@ PAIRS = [(item("b"), output(1)), (item("c", "/data/healthy.nii.gz"), output(1)),
 
 def test_handler_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "made" / "here"
-    with caplog.at_level(logging.INFO, logger="brats_resunet"):
+    with caplog.at_level(logging.INFO, logger="bundlekit"):
         engine = run(ScoreCases(str(out), read_label=read_label), PAIRS)
 
     assert sorted(os.listdir(out)) == ["scores.csv", "summary.json"]

@@ -16,7 +16,7 @@ from torch import nn
 
 import bundlekit.inference.windows as inferer_module
 from brats_resunet import ResUNet
-from bundlekit.inference.windows import BrainInferer, argmax_labels
+from bundlekit.inference.windows import ForegroundInferer, argmax_labels
 
 torch.set_num_threads(1)
 
@@ -64,7 +64,7 @@ def test_without_air_as_monai(shape: tuple[int, ...], mode: str, overlap: float,
     x, network = brain(*shape), Network()
     expected = SlidingWindowInferer((8, 8, 8), batch, overlap, mode=mode)(x, network)
     calls = len(network.calls)
-    got = BrainInferer((8, 8, 8), overlap, batch, mode=mode)(x, network)
+    got = ForegroundInferer((8, 8, 8), overlap, batch, mode=mode)(x, network)
     assert torch.equal(got, expected)
     assert len(network.calls) == 2 * calls
 
@@ -72,21 +72,21 @@ def test_without_air_as_monai(shape: tuple[int, ...], mode: str, overlap: float,
 def test_volume_smaller_than_the_window_as_monai() -> None:
     x = brain(1, 2, 5, 12, 6)
     expected = SlidingWindowInferer((8, 8, 8), 1, 0.5, mode="gaussian")(x, Network())
-    got = BrainInferer((8, 8, 8))(x, Network())
+    got = ForegroundInferer((8, 8, 8))(x, Network())
     assert got.shape == (1, CLASSES, 5, 12, 6)
     assert torch.equal(got, expected)
 
 
 def test_windows_overlap_by_half_by_default() -> None:
     network = Network()
-    BrainInferer((8, 8, 8))(brain(1, 2, 8, 8, 24), network)
+    ForegroundInferer((8, 8, 8))(brain(1, 2, 8, 8, 24), network)
     assert len(network.calls) == 5
 
 
 def test_blending_is_gaussian_by_default() -> None:
     x = brain(1, 2, 8, 8, 12)
-    gaussian, constant = (BrainInferer((8, 8, 8), mode=mode)(x, Network()) for mode in ("gaussian", "constant"))
-    default = BrainInferer((8, 8, 8))(x, Network())
+    gaussian, constant = (ForegroundInferer((8, 8, 8), mode=mode)(x, Network()) for mode in ("gaussian", "constant"))
+    default = ForegroundInferer((8, 8, 8))(x, Network())
     assert torch.equal(default, gaussian)
     assert not torch.equal(default, constant)
 
@@ -100,7 +100,9 @@ def test_further_arguments_reach_the_network() -> None:
     for whole_brain in (False, True):
         module = Network()
         module.forward = network  # type: ignore[method-assign, assignment]
-        got = BrainInferer((4, 8, 8), overlap=0, mode="constant", whole_brain=whole_brain)(x, module, 2.0, shift=1.0)
+        got = ForegroundInferer((4, 8, 8), overlap=0, mode="constant", whole_brain=whole_brain)(
+            x, module, 2.0, shift=1.0
+        )
         torch.testing.assert_close(got[:, :, 4:], x[:, :, 4:] * 2 + 1)
 
 
@@ -117,7 +119,7 @@ def test_windows_of_air_are_background(tissue: tuple[bool, ...], batch: int) -> 
     for n, present in enumerate(tissue):
         x[..., 4 * n : 4 * n + 4] *= present
     network = Network()
-    got = BrainInferer((4, 4, 4), overlap=0, sw_batch_size=batch, mode="constant")(x, network)
+    got = ForegroundInferer((4, 4, 4), overlap=0, sw_batch_size=batch, mode="constant")(x, network)
     plain = Network()
     for n, present in enumerate(tissue):
         window = slice(4 * n, 4 * n + 4)
@@ -133,7 +135,7 @@ def test_windows_of_air_are_background(tissue: tuple[bool, ...], batch: int) -> 
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_volume_of_air_is_background_after_one_window(flips: bool, batch: int) -> None:
     network = Network()
-    inferer = BrainInferer((4, 4, 4), overlap=0.5, sw_batch_size=batch, flips=flips)
+    inferer = ForegroundInferer((4, 4, 4), overlap=0.5, sw_batch_size=batch, flips=flips)
     got = inferer(torch.zeros(1, 2, 9, 8, 7), network)
     torch.testing.assert_close(got, BACKGROUND.expand(1, CLASSES, 9, 8, 7))
     assert network.windows == 1
@@ -146,7 +148,7 @@ def test_one_voxel_of_one_channel_is_tissue(channel: int, value: float) -> None:
     x = torch.zeros(1, 2, 4, 4, 8)
     x[0, channel, 3, 3, 7] = value
     network = Network()
-    got = BrainInferer((4, 4, 4), overlap=0, sw_batch_size=2)(x, network)
+    got = ForegroundInferer((4, 4, 4), overlap=0, sw_batch_size=2)(x, network)
     assert [call.any().item() for call in network.calls] == [True]
     torch.testing.assert_close(got[..., 4:], Network()(x[..., 4:]))
 
@@ -155,7 +157,7 @@ def test_each_volume_of_a_batch_has_its_own_air() -> None:
     x = brain(2, 2, 4, 4, 8)
     x[0, ..., :4] = 0
     x[1, ..., 4:] = 0
-    got = BrainInferer((4, 4, 4), overlap=0, sw_batch_size=4, mode="constant")(x, Network())
+    got = ForegroundInferer((4, 4, 4), overlap=0, sw_batch_size=4, mode="constant")(x, Network())
     background = BACKGROUND.expand(CLASSES, 4, 4, 4)
     torch.testing.assert_close(got[0, ..., :4], background)
     torch.testing.assert_close(got[1, ..., 4:], background)
@@ -169,7 +171,7 @@ def test_background_of_air_holds_in_half_precision_networks() -> None:
 
     x = brain(1, 2, 4, 4, 8)
     x[..., 4:] = 0
-    got = BrainInferer((4, 4, 4), overlap=0, sw_batch_size=2, mode="constant")(x, Half())
+    got = ForegroundInferer((4, 4, 4), overlap=0, sw_batch_size=2, mode="constant")(x, Half())
     assert got.dtype == torch.float32
     torch.testing.assert_close(got[..., 4:], BACKGROUND.expand(1, CLASSES, 4, 4, 4))
 
@@ -189,15 +191,15 @@ def average_by_hand(x: torch.Tensor, predict: Any) -> torch.Tensor:
 @pytest.mark.parametrize("whole_brain", [False, True])
 def test_flips_are_the_average_of_eight(whole_brain: bool) -> None:
     x = brain(1, 2, 9, 8, 11)
-    alone = BrainInferer((8, 8, 8), whole_brain=whole_brain)
-    got = BrainInferer((8, 8, 8), whole_brain=whole_brain, flips=True)(x, Network())
+    alone = ForegroundInferer((8, 8, 8), whole_brain=whole_brain)
+    got = ForegroundInferer((8, 8, 8), whole_brain=whole_brain, flips=True)(x, Network())
     torch.testing.assert_close(got, average_by_hand(x, lambda v: alone(v, Network())), rtol=1e-5, atol=1e-5)
     assert (got - alone(x, Network())).abs().max() > 0.01
 
 
 def test_flips_see_each_orientation_once() -> None:
     network = Network()
-    BrainInferer((8, 8, 8), whole_brain=True, flips=True)(brain(1, 2, 8, 8, 8), network)
+    ForegroundInferer((8, 8, 8), whole_brain=True, flips=True)(brain(1, 2, 8, 8, 8), network)
     assert len({call.numpy().tobytes() for call in network.calls}) == len(network.calls) == 8
 
 
@@ -208,7 +210,7 @@ def test_a_network_that_returns_its_input_does_not_spoil_it(flips: bool, whole_b
     network.forward = lambda x: x  # type: ignore[method-assign, assignment]
     x = brain(1, 2, 8, 8, 8)
     before = x.clone()
-    got = BrainInferer((8, 8, 8), flips=flips, whole_brain=whole_brain)(x, network)
+    got = ForegroundInferer((8, 8, 8), flips=flips, whole_brain=whole_brain)(x, network)
     assert torch.equal(x, before)
     torch.testing.assert_close(got, before)
 
@@ -222,7 +224,7 @@ def test_a_network_that_reuses_its_output_does_not_spoil_the_average(whole_brain
             return self.buffer.copy_(super().forward(x))
 
     x = brain(1, 2, 8, 8, 8)
-    got = BrainInferer((8, 8, 8), whole_brain=whole_brain, flips=True)(x, Reusing())
+    got = ForegroundInferer((8, 8, 8), whole_brain=whole_brain, flips=True)(x, Reusing())
     torch.testing.assert_close(got, average_by_hand(x, Network()), rtol=1e-5, atol=1e-5)
 
 
@@ -234,13 +236,13 @@ def test_whole_brain_is_the_network_on_the_volume(wrapped: bool, caplog: pytest.
     network = Network(bytes_per_voxel=1)
     x = brain(1, 2, 13, 9, 17)
     x[..., :8] = 0  # no window, so no window of air
-    with caplog.at_level(logging.INFO, logger="brats_resunet"):
+    with caplog.at_level(logging.INFO, logger="bundlekit"):
         # distributed wrappers keep the network in `module`
         module = nn.Sequential() if wrapped else network
         if wrapped:
             module.module = network
             module.forward = network.forward
-        got = BrainInferer((8, 8, 8), whole_brain=True)(x, module)
+        got = ForegroundInferer((8, 8, 8), whole_brain=True)(x, module)
     assert torch.equal(got, Network()(x))
     assert [tuple(call.shape) for call in network.calls] == [(1, 2, 13, 9, 17)]
     assert [(r.levelname, "13x9x17" in r.getMessage()) for r in caplog.records] == [("INFO", True)]
@@ -248,9 +250,9 @@ def test_whole_brain_is_the_network_on_the_volume(wrapped: bool, caplog: pytest.
 
 def test_whole_brain_falls_back_to_windows_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     x, network = brain(1, 2, 13, 9, 17), Network(bytes_per_voxel=2**50)
-    with caplog.at_level(logging.INFO, logger="brats_resunet"):
-        got = BrainInferer((8, 8, 8), whole_brain=True)(x, network)
-    assert torch.equal(got, BrainInferer((8, 8, 8))(x, Network()))
+    with caplog.at_level(logging.INFO, logger="bundlekit"):
+        got = ForegroundInferer((8, 8, 8), whole_brain=True)(x, network)
+    assert torch.equal(got, ForegroundInferer((8, 8, 8))(x, Network()))
     assert {tuple(call.shape) for call in network.calls} == {(1, 2, 8, 8, 8)}
     assert [(r.levelname, "falling back to windows" in r.getMessage()) for r in caplog.records] == [("WARNING", True)]
 
@@ -267,14 +269,14 @@ def test_whole_brain_takes_up_to_four_fifths_of_the_free_memory(
 
     monkeypatch.setattr(inferer_module.psutil, "virtual_memory", Memory)
     network = Network(bytes_per_voxel=needed / 10**3)
-    BrainInferer((8, 8, 8), whole_brain=True)(brain(batch, 2, 10, 10, 10), network)
+    ForegroundInferer((8, 8, 8), whole_brain=True)(brain(batch, 2, 10, 10, 10), network)
     assert (len(network.calls) == 1) == one_pass
 
 
 def test_whole_brain_of_a_network_without_an_estimate_uses_windows(caplog: pytest.LogCaptureFixture) -> None:
     x, conv = brain(1, 2, 9, 9, 9), Network().conv
-    got = BrainInferer((8, 8, 8), whole_brain=True)(x, conv)
-    assert torch.equal(got, BrainInferer((8, 8, 8))(x, conv))
+    got = ForegroundInferer((8, 8, 8), whole_brain=True)(x, conv)
+    assert torch.equal(got, ForegroundInferer((8, 8, 8))(x, conv))
     assert ["Conv3d gives no memory estimate" in r.getMessage() for r in caplog.records] == [True]
 
 
@@ -282,7 +284,7 @@ def test_whole_brain_of_the_bundles_network() -> None:
     network = ResUNet(2, CLASSES, (2, 3, 4), 1).eval()
     x = brain(1, 2, 9, 10, 11)
     with torch.no_grad():
-        assert torch.equal(BrainInferer((8, 8, 8), whole_brain=True)(x, network), network(x))
+        assert torch.equal(ForegroundInferer((8, 8, 8), whole_brain=True)(x, network), network(x))
 
 
 # --- geometry -----------------------------------------------------------------------------------------------------
@@ -294,7 +296,7 @@ AFFINE = torch.diag(torch.tensor([2.0, 3.0, 4.0, 1.0], dtype=torch.float64))
 @pytest.mark.parametrize("whole_brain", [False, True])
 def test_geometry_is_kept_and_the_values_are_those_of_a_plain_tensor(flips: bool, whole_brain: bool) -> None:
     x = brain(1, 2, 9, 8, 8)
-    inferer = BrainInferer((8, 8, 8), flips=flips, whole_brain=whole_brain)
+    inferer = ForegroundInferer((8, 8, 8), flips=flips, whole_brain=whole_brain)
     got = inferer(MetaTensor(x.clone(), affine=AFFINE, meta={"note": "kept"}), Network())
     assert isinstance(got, MetaTensor)
     assert torch.equal(got.affine, AFFINE)
@@ -306,7 +308,7 @@ def test_geometry_is_kept_and_the_values_are_those_of_a_plain_tensor(flips: bool
 
 def test_logits_moved_to_another_grid_leave_the_image_on_its_own() -> None:
     x = MetaTensor(brain(1, 2, 8, 8, 8), affine=AFFINE)
-    got = BrainInferer((8, 8, 8))(x, Network())
+    got = ForegroundInferer((8, 8, 8))(x, Network())
     got.affine = 5 * torch.eye(4)
     assert torch.equal(x.affine, AFFINE)
 
@@ -315,7 +317,7 @@ def test_geometry_of_each_case_of_a_batch() -> None:
     affines = [AFFINE, 2 * AFFINE]
     items = [MetaTensor(brain(2, 8, 8, 8), affine=affine) for affine in affines]
     batch = list_data_collate([{"image": item} for item in items])["image"]
-    got = decollate_batch(BrainInferer((8, 8, 8))(batch, Network()))
+    got = decollate_batch(ForegroundInferer((8, 8, 8))(batch, Network()))
     assert [torch.equal(item.affine, affine) for item, affine in zip(got, affines, strict=True)] == [True, True]
 
 
@@ -326,7 +328,7 @@ def test_network_gets_a_plain_tensor() -> None:
         kinds.append(type(x))
         return x
 
-    BrainInferer((8, 8, 8))(MetaTensor(brain(1, 2, 8, 8, 8)), network)
+    ForegroundInferer((8, 8, 8))(MetaTensor(brain(1, 2, 8, 8, 8)), network)
     assert kinds == [torch.Tensor]
 
 

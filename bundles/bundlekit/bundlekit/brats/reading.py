@@ -55,7 +55,7 @@ def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.n
 
 
 class LoadCased(Transform):
-    """Decode and check one case (`cases.Case`): the only place where the bundle reads voxels of an input.
+    """Decode and check one case (see `cases`): the only place where voxels of an input are read.
 
     The output holds `image` (4xHWD float32 `MetaTensor` in the order T1, T1ce, T2, FLAIR, with the affine of the
     first file), `label` (1xHWD uint8 class indices 0..3, only if `with_label`), and for those who write or score:

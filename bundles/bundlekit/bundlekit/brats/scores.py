@@ -107,7 +107,7 @@ class ScoreCases(ScoreHandler):
     Args:
         output_dir: folder for `scores.csv` and `summary.json`; made if missing.
         regions: region name -> its classes; `REGIONS` when None.
-        read_label: `(path, label_values) -> (classes HWD, affine 4x4)`; the bundle's own when None.
+        read_label: `(path, label_values) -> (classes HWD, affine 4x4)`; `reading.read_label` when None.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ def check_headers(cases: Sequence[Case], patch_size: Sequence[int] | None = None
     """What the headers of the cases' files show to be wrong, for each case; reads no voxel.
 
     Args:
-        cases: see `split`. Where a case has `channels` (which channel of the file holds each modality), its only image
+        cases: see `case`. Where a case has `channels` (which channel of the file holds each modality), its only image
             file is 4-D; `label_parts` are the files of a label that is spread over several.
         patch_size: voxels; a finding for each case that is smaller along an axis. None: not checked.
     """

@@ -23,7 +23,8 @@ def fold_checkpoints(cv_dir: str, num_folds: int) -> list[str]:
 
     Raises:
         BundleError: if one is missing, or was trained with other settings than the first. Settings that are chosen
-            after training (`settings.CHOSEN_LATER`) may differ: the first fold's are used unless others are given.
+            after training (`bundlekit.weights.settings.CHOSEN_LATER`) may differ: the first fold's are used unless
+            others are given.
     """
     files = [Path(cv_dir, f"fold_{fold}", "model.pt") for fold in range(num_folds)]
     missing = [file for file in files if not file.is_file()]

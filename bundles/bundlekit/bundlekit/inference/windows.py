@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 _AIR_LOGIT = 10.0
 
 
-class BrainInferer(SlidingWindowInferer):
+class ForegroundInferer(SlidingWindowInferer):
     """MONAI's sliding window, without the windows of air, with test-time flips and a single-pass mode.
 
     Give it the volume cropped to the brain (`CropForegroundd`). A window in which every voxel of every channel is 0
@@ -76,7 +76,7 @@ class BrainInferer(SlidingWindowInferer):
         def logits(x: torch.Tensor) -> torch.Tensor:
             if one_pass:
                 return network(x, *args, **kwargs)
-            windows = super(BrainInferer, self).__call__(x, predict, *args, **kwargs)
+            windows = super(ForegroundInferer, self).__call__(x, predict, *args, **kwargs)
             return cast("torch.Tensor", windows)
 
         axes = [flip for n in range(4) for flip in itertools.combinations((2, 3, 4), n)] if self.flips else [()]

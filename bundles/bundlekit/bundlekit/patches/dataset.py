@@ -28,7 +28,7 @@ class PatchDataset(torch.utils.data.Dataset):
     of loader workers and processes, and after a resume.
 
     Args:
-        data: cases, see `cases.find_cases`.
+        data: cases, as a bundle's `find_cases` gives them.
         transform: MONAI `Compose`.
         cache: where prepared cases are kept. "disk": MONAI's `PersistentDataset`, with files that are memory-mapped
             (so that a patch reads its own pages only) and written whole; the config says how much per case. "memory":

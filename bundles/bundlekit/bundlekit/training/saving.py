@@ -23,7 +23,7 @@ _PARTS = ("model", "optimizer", "lr_scheduler", "trainer", "scaler", "best")  # 
 
 
 def require_new_run(ckpt_dir: str, overwrite: bool = False) -> None:
-    """Refuse to start a run where another one has been, or where the bundle's own weights are.
+    """Refuse to start a run where another one has been, or where the weights that came with a bundle are.
 
     Args:
         ckpt_dir: of the new run.
@@ -60,7 +60,7 @@ class SaveCheckpoints:
 
     `last.pt` holds model, optimizer, schedule, trainer (epoch and iteration), AMP scaler and the best score, enough to
     continue as if the run had not stopped: the random state is a function of seed, epoch and index (see
-    `dataset.PatchDataset`). `model.pt` is the state dict of the network with the best score, as MONAI expects it.
+    `bundlekit.PatchDataset`). `model.pt` is the state dict of the network with the best score, as MONAI expects it.
     Attach it after the handlers that step the schedule and validate. Written by rank 0 alone.
 
     Args:
@@ -137,7 +137,7 @@ class RecordRun:
 
     Args:
         ckpt_dir: folder, made if missing.
-        split: as `split.split_cases` returns it.
+        split: as `bundlekit.split_cases` returns it.
         settings: what inference has to do as training did.
     """
 

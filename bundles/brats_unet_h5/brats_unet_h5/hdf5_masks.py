@@ -21,7 +21,7 @@ from .hdf5 import affine_in, datasets_of, open_h5
 _log = logging.getLogger(__name__)
 
 
-class WriteSegmentations(writing.WriteSegmentations):
+class WriteHDF5Segmentations(writing.WriteSegmentations):
     """MONAI handler: write `<case>_seg.nii.gz`, and on demand `<case>_seg.h5` and `<case>_probabilities.nii.gz`.
 
     The mask is uint8 with the case's own label values, on the grid of its image. The affine is the file's attribute

@@ -14,13 +14,12 @@ import numpy as np
 from ignite.engine import Engine
 from nibabel.affines import voxel_sizes
 
+from bundlekit.brats.lesions import lesion_scores, remove_small
 from bundlekit.brats.reading import read_label
 from bundlekit.brats.regions import REGIONS
 from bundlekit.files import write_result
 from bundlekit.scores.handler import ScoreHandler
 from bundlekit.weights.settings import record_setting
-
-from .lesions import lesion_scores, remove_small
 
 _log = logging.getLogger(__name__)
 
@@ -28,11 +27,11 @@ _log = logging.getLogger(__name__)
 class ChooseMinimumLesion(ScoreHandler):
     """Ignite handler that finds the `minimum_lesion_ml` of the best lesion-wise Dice, and records it.
 
-    It attaches to an evaluator whose postprocessing removes nothing for its size, and reads what `ScoreCases`
+    It attaches to an evaluator whose postprocessing removes nothing for its size, and reads what `ScoreMetastases`
     reads. Each case is scored once for every candidate; the score is the lesion-wise Dice of
-    `lesions.lesion_scores`, mean over WT, TC and ET, then over cases. Of candidates that score alike the smallest
-    is taken. At the end `output_dir` holds `minimum_lesion.json` (every candidate's score, the number of cases),
-    and `settings.json` beside the checkpoint the choice, from where inference and evaluation take it.
+    `bundlekit.brats.lesions.lesion_scores`, mean over WT, TC and ET, then over cases. Of candidates that score alike
+    the smallest is taken. At the end `output_dir` holds `minimum_lesion.json` (every candidate's score, the number of
+    cases), and `settings.json` beside the checkpoint the choice, from where inference and evaluation take it.
 
     Args:
         candidates_ml: volumes in ml, 0 or more.

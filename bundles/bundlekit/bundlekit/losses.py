@@ -1,4 +1,4 @@
-"""Weighted Dice and categorical focal loss."""
+"""Losses that several bundles train with and MONAI has not."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from monai.losses import DiceLoss, FocalLoss
 from torch.nn.modules.loss import _Loss
 
 
-class DiceFocalLoss(_Loss):
+class WeightedDiceFocalLoss(_Loss):
     """Weighted mean of each class's Dice loss, plus categorical focal loss, both MONAI's, on one softmax.
 
-    Upstream's weights are of the Dice term alone; `weigh_focal` applies them to the focal term too. MONAI's own
-    `DiceFocalLoss` takes the focal part of a sigmoid and weighs both. The focal term is averaged over voxels and
-    summed over classes, as cross-entropy is.
+    MONAI's own `DiceFocalLoss` takes the focal part of a sigmoid and weighs both terms; upstream's is categorical. The
+    focal term is averaged over voxels and summed over classes, as cross-entropy is.
 
     Focal loss: Lin et al., 2017, https://arxiv.org/abs/1708.02002.
 
     Args:
-        class_weights: of background and the classes, 0 or more each; they are divided by their sum, so that only their
-            ratios matter and the Dice term lies between 0 and 1.
+        class_weights: of background and the classes, 0 or more each. The Dice term is divided by their sum: it lies
+            between 0 and 1, and only their ratios matter. See `python -m tools weights`.
         gamma: 0 or more; how much voxels that are right already are turned down. 0 is cross-entropy.
-        focal: weight of the focal term beside the Dice term.
-        weigh_focal: weigh the focal term by class, too, by weights of mean 1.
+        focal: weight of the focal term beside the Dice term; 0 leaves it out.
+        weigh_focal: weigh the focal term by class, too.
+        mean_one: bring the weights to mean 1 first, so that the focal term keeps its size whatever their sum. False:
+            the focal term takes them as they are, and all of it grows with them.
         smooth: voxels added to numerator and denominator of the Dice term.
         batch: pool the Dice term's sums over the batch, since most patches lack some class.
 
@@ -33,10 +34,11 @@ class DiceFocalLoss(_Loss):
 
     def __init__(
         self,
-        class_weights: Sequence[float] = (0.26, 22.53, 22.53, 26.21),
+        class_weights: Sequence[float],
         gamma: float = 2.0,
         focal: float = 1.0,
         weigh_focal: bool = False,
+        mean_one: bool = True,
         smooth: float = 1.0,
         batch: bool = True,
     ) -> None:
@@ -44,8 +46,9 @@ class DiceFocalLoss(_Loss):
         weights = [float(w) for w in class_weights]
         if min([*weights, focal, gamma]) < 0 or sum(weights) == 0:
             raise ValueError(f"weights and gamma must be 0 or more, got {weights}, focal {focal}, gamma {gamma}.")
-        scale = len(weights) / sum(weights)  # to mean 1: MONAI averages over classes
-        weights = [scale * w for w in weights]
+        self.scale = len(weights) / sum(weights)  # MONAI averages over classes
+        if mean_one:
+            weights, self.scale = [self.scale * w for w in weights], 1.0
         self.focal = float(focal)
         self.dice_loss = DiceLoss(
             softmax=True, to_onehot_y=True, smooth_nr=smooth, smooth_dr=smooth, batch=batch, weight=weights
@@ -56,7 +59,7 @@ class DiceFocalLoss(_Loss):
 
     def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Loss of logits BNHW[D] and class indices B1HW[D]."""
-        loss = self.dice_loss(input.float(), target)
+        loss = self.scale * self.dice_loss(input.float(), target)
         if self.focal:
             loss = loss + self.focal * input.shape[1] * self.focal_loss(input.float(), target)
         return loss

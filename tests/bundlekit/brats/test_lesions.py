@@ -13,7 +13,8 @@ from monai.data import MetaTensor
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from brain_metastasis_attention_unet.lesions import (
+from brain_metastasis_attention_unet.postprocessing import RemoveSmallLesionsd
+from bundlekit.brats.lesions import (
     SIZES,
     Lesion,
     LesionScores,
@@ -23,7 +24,6 @@ from brain_metastasis_attention_unet.lesions import (
     remove_small,
     voxel_mm3,
 )
-from brain_metastasis_attention_unet.postprocessing import RemoveSmallLesionsd
 
 ONE_MM = (1.0, 1.0, 1.0)
 Box = tuple[Sequence[int], int | Sequence[int]]

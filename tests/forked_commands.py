@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 
-class Zygote:
+class ForkedCommands:
     """Runs `python -m module arguments...` in forks of one process; started on the first call."""
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Zygote:
         """Run to the end; as `subprocess.run` with captured text."""
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.zygote"],
+                [sys.executable, "-m", "tests.forked_commands"],
                 cwd=Path(__file__).resolve().parents[1],
                 env={**os.environ, "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.PIPE,
