@@ -117,7 +117,7 @@ def test_training_leaves_shipped_weights_alone(bundle: str, tmp_path: Path) -> N
 
     assert goes_to() == str(tmp_path / "models")
     (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "large_files.yml").touch()
+    (tmp_path / "models" / "SHA256SUMS").touch()
     assert goes_to() == str(tmp_path / "eval" / "trained")
 
 

@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 
 import torch
-import yaml
 
 from bundlekit.files import write_whole
 from bundlekit.weights.settings import SETTINGS
@@ -22,7 +21,7 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     """Copy trained weights to a bundle's `models/model.pt`, with their settings and their SHA-256.
 
     Writes `model.pt` (a plain state dict, loadable with `weights_only=True`), `settings.json` (what inference has to
-    do as training did) and `large_files.yml` (path, size, SHA-256). The split of the training stays behind: it names
+    do as training did) and `SHA256SUMS` (readable by `sha256sum -c`). The split of the training stays behind: it names
     files of the machine it ran on. Evaluate the shipped file: half precision is only worth it if the scores agree.
 
     Example: python -m tools ship brain_tissue_vnet --checkpoint run/model.pt
@@ -54,15 +53,14 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     if len(content) > _LARGEST:
         raise ValueError(f"{source}: {len(content) / 2**20:.0f} MB; expected 50 MB at most. Train a narrower network.")
     models = ROOT / bundle / "models"
-    entry = {"path": "model.pt", "size": len(content), "hash_type": "sha256"}
-    entry["hash_val"] = hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(content).hexdigest()
     settings = json.loads((source.parent / SETTINGS).read_text())
     files = {
         "model.pt": content,
         SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
-        RECORD: yaml.safe_dump({"large_files": [entry]}, sort_keys=False).encode(),
+        RECORD: f"{digest}  model.pt\n".encode(),
     }
     for name, data in files.items():
         write_whole(models / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
-    print(f"{models / 'model.pt'}: {len(content) / 2**20:.1f} MB, SHA-256 {entry['hash_val']}")
+    print(f"{models / 'model.pt'}: {len(content) / 2**20:.1f} MB, SHA-256 {digest}")
     return str(models / "model.pt")

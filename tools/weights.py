@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from bundlekit.cases.case import require_cases
+from bundlekit.class_weights import balanced_weights, count_voxels
 from tools.bundles import find_cases_of, reader_of
 
 
 def weights(bundle: str, dataset_dir: str, num_workers: int = 2, **options: Any) -> None:
     """Print class weights for a weighted loss, from the voxel counts of all labels.
 
-    "balanced" is N / (K n_c) for N voxels, K classes and n_c voxels of class c, as scikit-learn's `class_weight`; its
-    square root is the milder choice where a class is a thousandth of the volume.
+    "balanced" is scikit-learn's: N / (K n_c) for N voxels, K classes and n_c voxels of class c; its square root is the
+    milder choice where a class is a thousandth of the volume.
 
     Example: python -m tools weights brain_metastasis_attention_unet --dataset_dir DIR
 
@@ -30,13 +28,8 @@ def weights(bundle: str, dataset_dir: str, num_workers: int = 2, **options: Any)
     cases = find_cases_of(bundle)(dataset_dir, **options)
     require_cases(cases)
     load = reader_of(bundle)()
-    with ThreadPoolExecutor(num_workers) as pool:
-        results = pool.map(lambda case: np.bincount(np.asarray(load(case)["label"]).astype(int).ravel()), cases)
-        found = list(tqdm(results, total=len(cases), desc="weights", unit="case", disable=not sys.stderr.isatty()))
-    counts = np.zeros(max(len(c) for c in found), np.int64)
-    for count in found:
-        counts[: len(count)] += count
-    balanced = counts.sum() / (len(counts) * np.maximum(counts, 1))
+    counts = count_voxels(lambda case: load(case)["label"], cases, num_workers=num_workers)
+    balanced = balanced_weights(counts)
     print(f"{len(cases)} case(s), voxels of each class: {counts.tolist()}")
     for name, values in (("balanced", balanced), ("square root of balanced", np.sqrt(balanced))):
         print(f'{name:<24} --class_weights "[{",".join(f"{v:.4g}" for v in values)}]"')

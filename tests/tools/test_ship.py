@@ -50,7 +50,7 @@ def trained(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("half", [True, False])
 def test_shipped_weights_load_and_are_checked(bundles: Path, trained: Path, half: bool) -> None:
     shipped = Path(tools.ship.ship("brats_resunet", str(trained), half=half))
-    assert sorted(file.name for file in shipped.parent.iterdir()) == ["large_files.yml", "model.pt", "settings.json"]
+    assert sorted(file.name for file in shipped.parent.iterdir()) == ["SHA256SUMS", "model.pt", "settings.json"]
     other = network()
     torch.nn.init.zeros_(next(other.parameters()))
     LoadWeights(str(shipped), other)(SimpleNamespace())  # type: ignore[arg-type]
@@ -73,7 +73,7 @@ def test_a_run_does_not_replace_shipped_weights_unasked(bundles: Path, trained: 
     RecordRun(str(models), {"training": [], "validation": [{"case": "a", "image": [], "label": ""}]}, {})(
         SimpleNamespace()  # type: ignore[arg-type]
     )
-    assert not (models / "large_files.yml").exists(), "the run's own weights are no shipped ones"
+    assert not (models / "SHA256SUMS").exists(), "the run's own weights are no shipped ones"
     assert training_folder(models.parent) == str(models)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from bundlekit.cases.case import Case
+from bundlekit.class_weights import balanced_weights, count_voxels
 from bundlekit.errors import BundleError, Finding
 
 from .organs import Classes
@@ -27,8 +27,8 @@ def class_weights_of(
         classes: of the network.
         cases: that train. Without any, and without weights, all are 1, so that a pipeline can be inspected without
             data.
-        rule: "balanced": N / (K n) for N voxels, K classes and n voxels of the class, as `python -m tools weights`
-            prints them; "sqrt": the square root of that, milder where an organ is a ten-thousandth of the volume.
+        rule: "balanced": see `bundlekit.class_weights.balanced_weights`; "sqrt": the square root of that, milder where
+            an organ is a ten-thousandth of the volume.
 
     Raises:
         BundleError: for another number of weights than classes, another rule, or a class that is in no label.
@@ -49,20 +49,8 @@ def class_weights_of(
         return [float(w) for w in weights]
     if not cases:
         return [1.0] * len(names)
-    with ThreadPoolExecutor(4) as pool:
-        found_in = list(pool.map(lambda case: np.bincount(read_label(case)[0].ravel(), minlength=len(names)), cases))
-    counts = np.sum(found_in, axis=0)
-    absent = [name for name, count in zip(names, counts, strict=True) if not count]
-    if absent:
-        raise BundleError(
-            Finding(
-                "--class_weights",
-                f"no voxel of {', '.join(absent)} in the {len(cases)} training label(s)",
-                "every class in some label",
-                "leave that class out of --organs, or give --class_weights",
-            )
-        )
-    balanced = counts.sum() / (len(names) * counts)
+    counts = count_voxels(lambda case: read_label(case)[0], cases, len(names))
+    balanced = balanced_weights(counts, names)
     found = [float(f"{w:.4g}") for w in (balanced if rule == "balanced" else np.sqrt(balanced))]
     _log.info("class weights (%s): %s", rule, ", ".join(f"{n} {w:g}" for n, w in zip(names, found, strict=True)))
     return found

@@ -58,6 +58,9 @@ def case_scores(
 ) -> dict[str, float]:
     """All scores of one case, by the definitions in `METRIC_DEFINITIONS`.
 
+    All counts come from one pass over the volume; MONAI's `DiceMetric` and `MeanIoU` take one-hot masks, and a pass
+    each.
+
     Args:
         pred: predicted class indices, HWD.
         truth: reference on the same grid, HWD.

@@ -84,6 +84,9 @@ _log = logging.getLogger(__name__)
 def case_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
     """All scores of one case, by the definitions in `METRIC_DEFINITIONS` and the rules in `NOTES`.
 
+    All counts come from one pass over the volume; MONAI's `DiceMetric`, `MeanIoU` and `ConfusionMatrixMetric` take
+    one-hot masks, and a pass each.
+
     Args:
         pred: predicted classes, shape HWD, values 0 to 3.
         truth: reference classes on the same grid, shape HWD, values 0 to 3.

@@ -21,6 +21,8 @@ class RegionDiceLoss(_Loss):
     so that a region absent from truth and prediction costs 0, a region absent from the truth alone costs
     sum(p) / (sum(p) + smooth), and a region absent from the prediction alone costs 1 - smooth / (sum(g) + smooth).
     Softmax and sums run in single precision whatever the input's type: half precision overflows at 65504 voxels.
+    MONAI's `DiceLoss` computes the same of probabilities that are summed already; its own softmax is of exclusive
+    classes, so that regions, sums and cross-entropy would be a module around it.
 
     Dice loss: Milletari et al., 2016, https://arxiv.org/abs/1606.04797. Regions: Wang et al., 2017,
     https://arxiv.org/abs/1709.00382, and the upstream write-up.
@@ -31,7 +33,6 @@ class RegionDiceLoss(_Loss):
             tiny region.
         batch: pool the sums over the batch before the ratio. Use it where most patches hold no tumour: the gradient
             of an empty patch is then not lost in the smoothing.
-
         cross_entropy: weight of the voxel-wise cross-entropy that is added, 0 or more. 0 is upstream's loss. A sum of
             probabilities does not say which of its classes is right, and a class that has lost early gets hardly any
             gradient back from a saturated softmax: where training is short or cases are few, 1 keeps all classes alive.

@@ -14,6 +14,8 @@ from bundlekit.errors import BundleError, Finding
 def write_whole(path: str | os.PathLike, write: Callable[[Any], object]) -> None:
     """Write a file so that it is there whole or not at all: beside its place, then renamed.
 
+    Ignite's `DiskSaver` is for checkpoints and does not flush to the disk; `atomicwrites` is no longer maintained.
+
     Args:
         path: the file; its folder is made if missing.
         write: called with the open binary file.

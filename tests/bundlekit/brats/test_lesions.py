@@ -14,11 +14,11 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from brain_metastasis_attention_unet.postprocessing import RemoveSmallLesionsd
+from bundlekit.brats.components import components
 from bundlekit.brats.lesions import (
     SIZES,
     Lesion,
     LesionScores,
-    components,
     lesion_scores,
     lesion_volumes_ml,
     remove_small,

@@ -14,10 +14,10 @@ from monai.utils import convert_to_numpy
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
+from bundlekit.brats.components import components
 from bundlekit.brats.regions import REGIONS
 
 NCR, ED, ET = 1, 2, 3
-_NEIGHBOURS = np.ones((3, 3, 3))
 _NEARLY = 1 - 1e-6  # headers hold 32-bit numbers: 50 voxels of 0.9999998 mm3 are 0.05 ml
 
 
@@ -130,7 +130,7 @@ def relabel_unenhanced(labels: np.ndarray) -> np.ndarray:
     box = ndimage.find_objects(np.isin(labels, REGIONS["TC"]).view(np.uint8))
     if box:
         inside = relabelled[box[0]]
-        numbers, n = ndimage.label(np.isin(inside, REGIONS["TC"]), _NEIGHBOURS)
+        numbers, n = components(np.isin(inside, REGIONS["TC"]))
         enhances = np.bincount(numbers[inside == ET], minlength=n + 1) > 0
         inside[(numbers > 0) & ~enhances[numbers]] = ED
     return relabelled
@@ -149,7 +149,7 @@ def remove_coreless(labels: np.ndarray, minimum_ml: float, voxel_ml: float) -> n
     if not box:
         return kept
     inside = kept[box[0]]
-    numbers, n = ndimage.label(inside != 0, _NEIGHBOURS)
+    numbers, n = components(inside)
     core = np.bincount(numbers[np.isin(inside, REGIONS["TC"])], minlength=n + 1)
     keep = core * voxel_ml >= minimum_ml * _NEARLY
     keep[0] = False  # the background's number

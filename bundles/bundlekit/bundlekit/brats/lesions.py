@@ -14,12 +14,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# 26-neighbour components of 240x240x155 voxels in 23 ms (scipy.ndimage.label: 69 ms), and what the
-# challenge's own evaluation calls.
 import cc3d
 import numpy as np
 from scipy import ndimage
 
+from bundlekit.brats.components import components
 from bundlekit.scores.statistics import hd95
 
 DILATION_VOXELS = 1
@@ -178,12 +177,6 @@ def lesion_scores(
     return LesionScores(tuple(lesions), n_lesions - len(lesions), n_parts - len(matched), penalty_mm)
 
 
-def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """Numbers 1 to N of the 26-connected components of a mask HWD (0 outside), and N."""
-    numbers, n = cc3d.connected_components(np.ascontiguousarray(mask != 0), connectivity=26, return_N=True)
-    return numbers, int(n)
-
-
 def lesion_volumes_ml(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     """Volumes in ml of the 26-connected components of a mask HWD, in the order of `components`."""
     numbers, n = components(mask)
@@ -195,7 +188,8 @@ def remove_small(labels: np.ndarray, minimum_ml: float, spacing_mm: Sequence[flo
 
     Components are 26-connected and found on all classes together: a component goes or stays with all that is in it,
     so no enhancing core is left without its surroundings, and none is cut out of them. One of exactly `minimum_ml`
-    stays. MONAI's `RemoveSmallObjects` would drop it with scikit-image 0.26, against its own documentation.
+    stays, as with `cc3d.dust`, which does it. MONAI's `RemoveSmallObjects` would drop it with scikit-image 0.26,
+    against its own documentation.
 
     Args:
         labels: classes, 0 is background.
@@ -213,10 +207,7 @@ def remove_small(labels: np.ndarray, minimum_ml: float, spacing_mm: Sequence[flo
     box = ndimage.find_objects((labels != 0).view(np.uint8))
     if box and minimum_voxels > 1:
         inside = kept[box[0]]
-        numbers, n = components(inside)
-        is_small = np.bincount(numbers.ravel(), minlength=n + 1) < minimum_voxels
-        is_small[0] = False
-        inside[is_small[numbers]] = 0
+        inside[cc3d.dust(np.ascontiguousarray(inside != 0), threshold=minimum_voxels, connectivity=26) == 0] = 0
     return kept
 
 

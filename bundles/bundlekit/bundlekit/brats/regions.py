@@ -14,7 +14,10 @@ REGIONS: dict[str, tuple[int, ...]] = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)
 
 
 def regions_of(label: torch.Tensor) -> torch.Tensor:
-    """Masks of WT, TC and ET (3HWD uint8) of class indices (1HWD); they nest: ET in TC in WT."""
+    """Masks of WT, TC and ET (3HWD uint8) of class indices (1HWD); they nest: ET in TC in WT.
+
+    MONAI's `ConvertToMultiChannelBasedOnBratsClasses` gives TC, WT, ET, of a data set's own label values.
+    """
     masks = [torch.stack([label[0] == c for c in classes]).any(dim=0) for classes in REGIONS.values()]
     return torch.stack(masks).to(torch.uint8)
 

@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import Randomizable, Transform
-from scipy import ndimage
+
+from bundlekit.brats.components import components
 
 _BRAIN_DRAWS = 64  # a brain fills about half of its bounding box, so that a draw is missed by chance 0.5 ** 64
 
 
 class TumourVoxelsd(Transform):
     """List the tumour voxels of a case, so that a patch centre costs one random number and not a pass over the volume.
+
+    MONAI's `FgBgToIndicesd` lists the voxels of the background, too, millions a case, and knows no lesions.
 
     Adds `tumour_voxels` (K int32 flat indices into the label's HWD), `tumour_classes` (K uint8) and
     `tumour_lesions` (K int32, lesions numbered from 0: 26-connected components of the whole tumour). About 0.9 MB
@@ -35,8 +38,8 @@ class TumourVoxelsd(Transform):
         if len(voxels):
             where = np.unravel_index(voxels, label.shape)
             box = tuple(slice(int(axis.min()), int(axis.max()) + 1) for axis in where)
-            components, _ = ndimage.label(label[box], structure=np.ones((3, 3, 3)))
-            lesions = components[label[box] > 0].astype(np.int32) - 1
+            numbers, _ = components(label[box])
+            lesions = numbers[label[box] > 0].astype(np.int32) - 1
         return {
             **data,
             "tumour_voxels": torch.from_numpy(voxels.astype(np.int32)),
@@ -50,7 +53,8 @@ class TumourCentredCropd(Randomizable, Transform):
 
     The centre is moved just far enough inwards for the patch to stay inside the volume; along an axis where the
     volume is smaller than the patch it is padded symmetrically with zeros, which is background after the z-score. A
-    case without tumour always gives a brain patch. Draw and crop are separate (`randomize`, `crop`).
+    case without tumour always gives a brain patch. Draw and crop are separate (`randomize`, `crop`). MONAI's
+    `RandCropByPosNegLabeld` draws from all tumour voxels alike, not by region or lesion.
 
     Args:
         patch_size: voxels along H, W, D.

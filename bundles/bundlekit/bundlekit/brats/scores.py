@@ -48,6 +48,9 @@ def region_scores(
 ) -> dict[str, float]:
     """Scores of every region of one case, by the definitions in `METRIC_DEFINITIONS`.
 
+    All counts come from one pass over the volume; MONAI's `DiceMetric` and `ConfusionMatrixMetric` take one-hot masks,
+    and a pass each.
+
     Empty regions: both empty is Dice 1 and HD95 0; exactly one empty is Dice 0 and HD95 = image diagonal in mm (the
     challenge's 373.13 mm on its own grid); sensitivity is NaN where truth is empty. Same text: `EMPTY_RULE`.
 

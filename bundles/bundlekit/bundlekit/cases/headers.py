@@ -15,6 +15,9 @@ from bundlekit.images.nifti import open_nifti
 def check_headers(cases: Sequence[Case], patch_size: Sequence[int] | None = None) -> list[list[Finding]]:
     """What the headers of the cases' files show to be wrong, for each case; reads no voxel.
 
+    MONAI's `DataAnalyzer` decodes all volumes for its statistics, and TorchIO's `Subject` raises on the first grid that
+    differs: neither names all that is wrong before a run.
+
     Args:
         cases: see `case`. Where a case has `channels` (which channel of the file holds each modality), its only image
             file is 4-D; `label_parts` are the files of a label that is spread over several.

@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai.data import partition_dataset
+from sklearn.model_selection import GroupKFold
 
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError
@@ -29,6 +29,7 @@ def split_cases(
 ) -> dict[str, list[Case]]:
     """Upstream's split, in a form that also serves smaller folders: the first `train_cases` train, the rest validate.
 
+    scikit-learn's `GroupShuffleSplit` keeps patients together, too, but upstream takes the first cases, not drawn ones.
     Scans of one patient stay on one side: the patient at the boundary trains. Where a datalist names a validation
     part, that is the split.
 
@@ -82,8 +83,9 @@ def split_cases(
 def fold_cases(cases: Sequence[Case], fold: int, num_folds: int = 5, seed: int = 0) -> dict[str, list[Case]]:
     """One fold of a cross-validation: a `num_folds`-th of the patients validates, all others train.
 
-    The folds depend on the names of the patients and on the seed alone, so that every machine and every start finds
-    the same. Scans of one patient stay on one side. All cases take part, whatever part a datalist puts them into.
+    By scikit-learn's `GroupKFold`, the groups being the patients, shuffled. The folds depend on the names of the
+    patients and on the seed alone, so that every machine and every start finds the same. Scans of one patient stay on
+    one side. All cases take part, whatever part a datalist puts them into.
 
     Args:
         cases: in any order.
@@ -101,19 +103,17 @@ def fold_cases(cases: Sequence[Case], fold: int, num_folds: int = 5, seed: int =
         raise BundleError(
             f"fold is {fold} of num_folds {num_folds}; expected num_folds 2 or more and fold 0 to num_folds - 1."
         )
-    patients = sorted({case["patient"] for case in cases})
+    patients = [case["patient"] for case in cases]
     if not patients:
         return {"training": [], "validation": []}
-    if len(patients) < num_folds:
+    if len(set(patients)) < num_folds:
         raise BundleError(
-            f"{len(cases)} case(s) of {len(patients)} patient(s) cannot be divided into {num_folds} folds. Add cases "
-            "or set a smaller num_folds."
+            f"{len(cases)} case(s) of {len(set(patients))} patient(s) cannot be divided into {num_folds} folds. Add "
+            "cases or set a smaller num_folds."
         )
-    left_out = set(partition_dataset(patients, num_partitions=num_folds, shuffle=True, seed=seed)[fold])
-    return {
-        "training": [case for case in cases if case["patient"] not in left_out],
-        "validation": [case for case in cases if case["patient"] in left_out],
-    }
+    folds = list(GroupKFold(num_folds, shuffle=True, random_state=seed).split(cases, groups=patients))
+    training, validation = ([cases[int(position)] for position in side] for side in folds[fold])
+    return {"training": training, "validation": validation}
 
 
 def select_cases(

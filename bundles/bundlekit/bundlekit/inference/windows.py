@@ -1,4 +1,4 @@
-"""Logits of a brain that was cropped from its volume: windows where there is tissue, or one pass."""
+"""Logits of a body part that was cropped from its volume: windows where there is something, or one pass."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ _AIR_LOGIT = 10.0
 
 
 class ForegroundInferer(SlidingWindowInferer):
-    """MONAI's sliding window, without the windows of air, with test-time flips and a single-pass mode.
+    """MONAI's sliding window, where there is something, with test-time flips and a single-pass mode.
 
-    Give it the volume cropped to the brain (`CropForegroundd`). A window in which every voxel of every channel is 0
-    is background without a pass through the network. Gaussian blending by default.
+    Give it the volume cropped to brain or body (`CropForegroundd`). A window in which every voxel of every channel is 0
+    is background without a pass through the network. Gaussian blending by default. MONAI's `TestTimeAugmentation` draws
+    random transforms and returns mode, mean and deviation of classes; the 8 flips are exact, and their logits are
+    averaged.
 
     Args:
         roi_size: of a window, voxels along H, W, D; usually the size of the training patches.
@@ -33,7 +35,7 @@ class ForegroundInferer(SlidingWindowInferer):
         flips: average the logits over the 8 flips of the three axes; 8 times the time.
         whole_brain: one pass over the whole crop instead of windows, three to four times faster, if it is estimated to
             fit into 80 % of the free memory; otherwise windows, and the log says so. The norms then see the whole
-            brain instead of a window, which changes the result a little: check it on your own cases first.
+            crop instead of a window, which changes the result a little: check it on your own cases first.
         device: where the logits of the whole crop are put together; None: the input's device.
         background: channel of the background; None: there is none, as in networks whose channels are regions of their
             own (sigmoid), all of which are low in air.

@@ -47,7 +47,7 @@ class CaseCache(PersistentDataset):
                 return torch.load(file, weights_only=True, mmap=True)
             except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError):
                 _log.warning("cannot read %s: preparing %s again", file, item_transformed["case"])
-        prepared = _plain(self._pre_transform(dict(item_transformed)))
+        prepared = plain_tensors(self._pre_transform(dict(item_transformed)))
         try:
             write_whole(file, lambda out: torch.save(prepared, out))
         except OSError as error:
@@ -61,7 +61,7 @@ def default_cache_dir(name: str) -> str:
     return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", name))
 
 
-def _plain(case: Mapping[Any, Any]) -> dict[Any, Any]:
+def plain_tensors(case: Mapping[Any, Any]) -> dict[Any, Any]:
     """A copy of `case` with arrays of any kind as plain tensors.
 
     `MetaTensor`'s geometry has no use in training and costs time; NumPy arrays do not load with `weights_only=True`.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +14,7 @@ from monai.transforms import Compose, Randomizable
 from monai.transforms.traits import RandomizableTrait
 
 from bundlekit.errors import BundleError, Finding, bundle_error_in
-from bundlekit.patches.cache import CaseCache, _plain, default_cache_dir
-
-_log = logging.getLogger(__name__)
+from bundlekit.patches.cache import CaseCache, default_cache_dir, plain_tensors
 
 
 class PatchDataset(torch.utils.data.Dataset):
@@ -108,7 +105,9 @@ class PatchDataset(torch.utils.data.Dataset):
         self.random.set_random_state(seed=int(state))
         with torch.random.fork_rng(devices=[]):  # for transforms that draw from PyTorch's generator, as TorchIO's do
             torch.default_generator.manual_seed(int(state))  # of the CPU alone: the GPU's is the network's
-            result = _plain(self.random(_plain(case)))  # TorchIO gives tensors, MONAI MetaTensors: never a mixed batch
+            result = plain_tensors(
+                self.random(plain_tensors(case))
+            )  # TorchIO gives tensors, MONAI MetaTensors: never a mixed batch
         return {k: v.float() if torch.is_tensor(v) and v.dtype == torch.float16 else v for k, v in result.items()}
 
     def case_of(self, index: int) -> int:

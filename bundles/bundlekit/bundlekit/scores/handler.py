@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 class ScoreHandler(ABC):
     """Ignite handler that scores every case and writes the two result files.
 
+    MONAI's `MetricsSaver` writes two files for each metric, of what Ignite metrics have collected; here a case is one
+    row with all its scores, and the summary has confidence intervals and the rules that give the numbers their meaning.
+
     Put it into the `val_handlers` of a MONAI evaluator that decollates its batches. It reads, for each case, `case` and
     `label_file` from `engine.state.batch` and `pred` (class indices on the native grid, shape 1HWD) from
     `engine.state.output`. At the end `output_dir` holds `scores.csv` (a row per case, by name; 6 significant digits;

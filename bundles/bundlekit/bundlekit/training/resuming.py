@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.training.saving import _named_apart
+from bundlekit.training.saving import named_apart
 from bundlekit.weights.loading import load_network, read_checkpoint
 from bundlekit.weights.settings import CHOSEN_LATER, recorded_settings
 
@@ -45,7 +45,7 @@ class ResumeRun:
         also: Mapping[str, Any] | None = None,
         split: Mapping[str, Any] | None = None,
     ) -> None:
-        self.also = _named_apart(also)
+        self.also = named_apart(also)
         self.split = split
         self.path = path
         self.settings = settings

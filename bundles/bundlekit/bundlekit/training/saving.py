@@ -61,7 +61,9 @@ class SaveCheckpoints:
     `last.pt` holds model, optimizer, schedule, trainer (epoch and iteration), AMP scaler and the best score, enough to
     continue as if the run had not stopped: the random state is a function of seed, epoch and index (see
     `bundlekit.PatchDataset`). `model.pt` is the state dict of the network with the best score, as MONAI expects it.
-    Attach it after the handlers that step the schedule and validate. Written by rank 0 alone.
+    Attach it after the handlers that step the schedule and validate. Written by rank 0 alone. Ignite's `Checkpoint`
+    with `DiskSaver(atomic=True)` renames without flushing to the disk, and what it shows of a full one is PyTorch's
+    complaint about positions in a file.
 
     Args:
         ckpt_dir: folder, made if missing.
@@ -82,7 +84,7 @@ class SaveCheckpoints:
         validator: Engine | None = None,
         also: Mapping[str, Any] | None = None,
     ) -> None:
-        self.also = _named_apart(also)
+        self.also = named_apart(also)
         self.ckpt_dir = Path(ckpt_dir)
         self.network = network
         self.optimizer = optimizer
@@ -165,7 +167,7 @@ class RecordRun:
         self.split = {}  # once is enough
 
 
-def _named_apart(also: Mapping[str, Any] | None) -> dict[str, Any]:
+def named_apart(also: Mapping[str, Any] | None) -> dict[str, Any]:
     """`also` as a dict; ValueError if one of its names is that of another part of the file."""
     taken = [name for name in also or {} if name in _PARTS]
     if taken:

@@ -17,7 +17,8 @@ class StopInTime:
     An epoch fits if it ends in time when it, and a validation after it, take as long as the longest so far. The first
     epoch always runs, and does not count among those once there is another: it prepares cases. Until a validation was
     seen it is taken to last as long as an epoch. What was reached can be resumed; `last.pt` is of the last epoch,
-    `model.pt` of the last that was validated or the best. Attach it after `SaveCheckpoints`.
+    `model.pt` of the last that was validated or the best. Attach it after `SaveCheckpoints`. Ignite's `TimeLimit` ends
+    a run after the step in which the time is up: in the midst of an epoch, with nothing saved of it.
 
     Args:
         minutes: from the first step, more than 0.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import yaml
+from monai.apps.utils import check_hash
 
 from bundlekit.errors import BundleError, Finding
 
-RECORD = "large_files.yml"  # beside the weights, in the form of MONAI's Model Zoo, without addresses
+RECORD = "SHA256SUMS"  # beside the weights; `sha256sum -c SHA256SUMS` reads it, too
 
 
 def shipped_hash(checkpoint: str | Path) -> str | None:
     """SHA-256 that a shipped weight file must have; None for any other file.
+
+    MONAI's own `large_files.yml` lists addresses to download from, and the weights here come with the bundle.
 
     Raises:
         BundleError: if the record beside it cannot be read.
@@ -22,11 +23,13 @@ def shipped_hash(checkpoint: str | Path) -> str | None:
     if not record.is_file():
         return None
     try:
-        entries = yaml.safe_load(record.read_text())["large_files"]
-        return next((str(e["hash_val"]) for e in entries if e["path"] == Path(checkpoint).name), None)
-    except (yaml.YAMLError, KeyError, TypeError, OSError) as error:
-        finding = Finding(str(record), f"cannot be read ({error})", "path and hash_val of each file", "copy it again")
+        lines = [line.split(maxsplit=1) for line in record.read_text().splitlines() if line.strip()]
+        hashes = {name.strip().lstrip("*"): value for value, name in lines}
+    except (OSError, ValueError) as error:
+        expected = "a SHA-256 and the name of a file in each line"
+        finding = Finding(str(record), f"cannot be read ({error})", expected, "copy it again")
         raise BundleError(finding) from error
+    return hashes.get(Path(checkpoint).name)
 
 
 def training_folder(bundle_root: str | Path) -> str:
@@ -46,16 +49,13 @@ def check_shipped(checkpoint: str | Path) -> None:
         BundleError: if its SHA-256 differs: it is cut off or was replaced.
     """
     expected = shipped_hash(checkpoint)
-    if expected is None:
+    if expected is None or check_hash(checkpoint, expected):
         return
-    found = hashlib.sha256(Path(checkpoint).read_bytes()).hexdigest()
-    if found != expected:
-        size = Path(checkpoint).stat().st_size
-        raise BundleError(
-            Finding(
-                str(checkpoint),
-                f"{size} bytes of SHA-256 {found[:12]}...",
-                f"the file that came with the bundle, SHA-256 {expected[:12]}...",
-                f"copy it again; if you put weights of your own there, remove {RECORD} beside them",
-            )
+    raise BundleError(
+        Finding(
+            str(checkpoint),
+            f"{Path(checkpoint).stat().st_size} bytes of another SHA-256",
+            f"the file that came with the bundle, SHA-256 {expected[:12]}...",
+            f"copy it again; if you put weights of your own there, remove {RECORD} beside them",
         )
+    )
