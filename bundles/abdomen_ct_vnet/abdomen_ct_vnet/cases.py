@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundlekit.cases.case import Case, doubled_cases
+from bundlekit.cases.case import Case, doubled_cases, refuse_findings
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
@@ -102,11 +102,7 @@ def find_cases(
             images that are not 3-D, sheared grids, grids that differ within a case, organs that a numbering lacks.
     """
     cases, findings = scan_cases(dataset_dir, datalist, labelled, numbering, organs, output_numbering)
-    if findings:
-        raise BundleError(
-            f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(str(f) for f in findings)
-        )
-    return cases
+    return refuse_findings(cases, findings)
 
 
 def scan_cases(

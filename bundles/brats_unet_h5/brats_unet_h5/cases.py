@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 
 from bundlekit.brats.patients import patient_of
-from bundlekit.cases.case import Case, doubled_cases
+from bundlekit.cases.case import Case, doubled_cases, refuse_findings
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.errors import BundleError, Finding
 
@@ -127,11 +127,7 @@ def find_cases(
         patch_size,
         trained_order,
     )
-    if findings:
-        raise BundleError(
-            f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(str(f) for f in findings)
-        )
-    return cases
+    return refuse_findings(cases, findings)
 
 
 def scan_cases(

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-import bundlekit.brats.cases as cases_module
+from bundlekit.brats import enhancing_label
 from bundlekit.brats.cases import find_cases, scan_cases
 from bundlekit.brats.patients import patient_of
 from bundlekit.cases.case import Case, require_cases
 from bundlekit.cases.datalist import write_datalist
 from bundlekit.cases.split import select_cases, split_cases
 from bundlekit.errors import BundleError, Finding
+from bundlekit.images.nifti import open_nifti
 from tests.bundlekit.conftest import (
     LPS,
     NAMES_2018,
@@ -308,7 +309,7 @@ def test_looks_into_as_few_labels_as_it_can(tmp_path: Path, monkeypatch: pytest.
         looked.append(Path(path).name)
         return segmentation({"a_seg.nii.gz": (0, 1)}.get(Path(path).name, (0, 1, 2, 4)))
 
-    monkeypatch.setattr(cases_module, "read_array", read)
+    monkeypatch.setattr(enhancing_label, "read_array", read)
     for name in "abcd":
         write_case(tmp_path / name)
     find_cases(tmp_path)
@@ -326,10 +327,10 @@ def test_no_voxel_is_read_where_there_is_no_label(tmp_path: Path, monkeypatch: p
         write_case(tmp_path / name, values=None)
     wrong = scan()[:-1]
     write_nifti(tmp_path / "b" / "b_t2.nii.gz", wrong)
-    monkeypatch.setattr(cases_module, "read_array", fail)
+    monkeypatch.setattr(enhancing_label, "read_array", fail)
     monkeypatch.setattr("nibabel.arrayproxy.ArrayProxy._get_unscaled", fail)
     with pytest.raises(AssertionError, match="a voxel was read"):
-        np.asarray(cases_module.open_nifti(tmp_path / "b" / "b_t2.nii.gz").dataobj)
+        np.asarray(open_nifti(tmp_path / "b" / "b_t2.nii.gz").dataobj)
     cases, findings = scan_cases(tmp_path, labelled=False, patch_size=[8, 8, 8])
     assert names(cases) == ["a"]
     assert len(findings) == 1

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bundlekit.brats.cases import MODALITIES, find_cases, scan_cases
+from bundlekit.brats.cases import find_cases, scan_cases
 from bundlekit.brats.cleaning import FillCored, RelabelUnenhancedd, RemoveCorelessd
+from bundlekit.brats.naming import MODALITIES
 from bundlekit.brats.reading import LoadCased
 from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
 from bundlekit.brats.sampling import TumourCentredCropd, TumourVoxelsd

@@ -1,5 +1,6 @@
-"""Find, check and split the cases of a BraTS data set: `dataset_dir` is all a user has to give.
+"""Find and check the cases of a BraTS data set: `dataset_dir` is all a user has to give.
 
+How files are named is told in `naming`.
 A case is a plain dict, so that it can be hashed, cached and written as JSON:
 
     case          name of the scan, e.g. "BraTS2021_00006"; unique within the data set
@@ -15,40 +16,29 @@ A case is a plain dict, so that it can be hashed, cached and written as JSON:
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from bundlekit.brats.enhancing_label import set_et_label
+from bundlekit.brats.naming import (
+    DECATHLON_CHANNELS,
+    DECATHLON_IMAGES,
+    DECATHLON_LABELS,
+    EXPECTED,
+    MODALITIES,
+    NIFTI,
+    SCHEMES,
+    label_values_of,
+    may_be_4d,
+    role_of,
+    scheme_of,
+)
 from bundlekit.brats.patients import patient_of
-from bundlekit.cases.case import Case, doubled_cases
+from bundlekit.cases.case import Case, doubled_cases, refuse_findings
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.nifti import open_nifti, read_array
-
-MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
-
-# file suffix -> role, and the value of enhancing tumour that goes with the names
-_NAMES_2018 = {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR", "seg": "label"}
-_NAMES_2023 = {"t1n": "T1", "t1c": "T1ce", "t2w": "T2", "t2f": "FLAIR", "seg": "label"}
-_PATTERN_2018 = re.compile(r"^(?P<case>.+)_(?P<role>t1|t1ce|t2|flair|seg)\.nii(\.gz)?$", re.IGNORECASE)
-_PATTERN_2023 = re.compile(r"^(?P<case>.+)-(?P<role>t1n|t1c|t2w|t2f|seg)\.nii(\.gz)?$", re.IGNORECASE)
-_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-
-# Medical Segmentation Decathlon Task01 stores FLAIR, T1w, T1gd, T2w in one 4-D file and numbers ED 1, NCR 2, ET 3
-_MSD_IMAGES = ("imagesTr", "imagesTs")
-_MSD_CHANNELS = [1, 2, 3, 0]
-_MSD_LABELS = [0, 2, 1, 3]
-_LABELS_2018 = [0, 1, 2, 4]
-_LABELS_2023 = [0, 1, 2, 3]
-
-_NAMES_EXPECTED = (
-    "<case>_{t1,t1ce,t2,flair}.nii[.gz] (BraTS 2018-2021), <case>-{t1n,t1c,t2w,t2f}.nii[.gz] (BraTS 2023+), "
-    "imagesTr/<case>.nii.gz (Medical Segmentation Decathlon Task01) or 4-D NIfTI files"
-)
 
 
 def find_cases(
@@ -82,11 +72,7 @@ def find_cases(
             images that are not 3-D, grids that differ within a case.
     """
     cases, findings = scan_cases(dataset_dir, datalist, labelled, et_label, channel_order, patch_size, fill_missing)
-    if findings:
-        raise BundleError(
-            f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(str(f) for f in findings)
-        )
-    return cases
+    return refuse_findings(cases, findings)
 
 
 def scan_cases(
@@ -119,7 +105,7 @@ def scan_cases(
         cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled, fill_missing)
     if not cases and not findings:
         raise BundleError(
-            Finding(str(datalist or dataset_dir), "no case", _NAMES_EXPECTED, "check the folder given as --dataset_dir")
+            Finding(str(datalist or dataset_dir), "no case", EXPECTED, "check the folder given as --dataset_dir")
         )
     for case in cases:
         if channel_order is not None and len(case["image"]) == 1:
@@ -129,7 +115,7 @@ def scan_cases(
     wrong = check_headers(cases, patch_size)
     findings += [finding for found in wrong for finding in found]
     cases = [case for case, found in zip(cases, wrong, strict=True) if not found]
-    _set_et_label(cases, et_label)
+    set_et_label(cases, et_label)
     return cases, findings
 
 
@@ -138,7 +124,7 @@ def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[C
         raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
     only = None
     if root.is_file():
-        named = _role_of(root.name)
+        named = role_of(root.name)
         if named is None:
             return _volume_cases([root], labelled)
         only, root = named[0], root.parent
@@ -146,24 +132,15 @@ def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[C
     other: list[Path] = []
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(f for f in files if not f.startswith(".") and _NIFTI.search(f)):
-            named = _role_of(name)
+        for name in sorted(f for f in files if not f.startswith(".") and NIFTI.search(f)):
+            named = role_of(name)
             if named is None:
                 other.append(Path(folder, name))
             elif only in (None, named[0]):
                 named_files.setdefault(named[0], {}).setdefault(named[1], []).append(Path(folder, name))
     if named_files:
         return _named_cases(named_files, labelled, fill_missing)
-    return _volume_cases([file for file in other if _may_be_4d(file)], labelled)
-
-
-def _role_of(name: str) -> tuple[str, str] | None:
-    """Case and role ("T1" ... "FLAIR", "label", with the names' year) of a BraTS file name."""
-    for pattern, roles in ((_PATTERN_2018, _NAMES_2018), (_PATTERN_2023, _NAMES_2023)):
-        match = pattern.match(name)
-        if match:
-            return match["case"], roles[match["role"].lower()]
-    return None
+    return _volume_cases([file for file in other if may_be_4d(file)], labelled)
 
 
 def _named_cases(
@@ -173,7 +150,7 @@ def _named_cases(
     for name in sorted(files):
         roles = files[name]
         any_file = next(iter(roles.values()))[0]
-        new_names = _PATTERN_2023.match(any_file.name) is not None
+        scheme = scheme_of(any_file.name) or SCHEMES[0]
         wanted = MODALITIES + (("label",) if labelled else ())
         missing = [role for role in wanted if role not in roles]
         if fill_missing and len(missing) == 1 and missing[0] != "label":
@@ -190,13 +167,11 @@ def _named_cases(
             continue
         doubled = [role for role, found in roles.items() if len(found) > 1]
         if missing:
-            suffix = {role: key for key, role in (_NAMES_2023 if new_names else _NAMES_2018).items()}
-            separator = "-" if new_names else "_"
             findings.append(
                 Finding(
                     str(any_file.parent),
                     f"case {name} has " + (", ".join(f.name for role in roles.values() for f in role)),
-                    "also " + ", ".join(f"{name}{separator}{suffix[role]}.nii.gz ({role})" for role in missing),
+                    "also " + ", ".join(f"{scheme.file_of(name, role)} ({role})" for role in missing),
                     "add the missing file, or take the case out of the folder",
                 )
             )
@@ -212,10 +187,8 @@ def _named_cases(
             )
         if not missing and not doubled:
             label = roles["label"][0] if "label" in roles else ""
-            values = [0, 1, 2, 3 if new_names else 4]
-            cases.append(
-                _case(name, [roles[m][0] if m in roles else "" for m in MODALITIES], label, [0, 1, 2, 3], values)
-            )
+            images = [roles[m][0] if m in roles else "" for m in MODALITIES]
+            cases.append(_case(name, images, label, [0, 1, 2, 3], label_values_of(any_file.name)))
     return cases, findings
 
 
@@ -223,12 +196,14 @@ def _volume_cases(files: Iterable[Path], labelled: bool) -> tuple[list[Case], li
     """4-D files: Decathlon's imagesTr / labelsTr, or any folder of 4-D volumes."""
     cases, findings = [], []
     for file in files:
-        decathlon = file.parent.name in _MSD_IMAGES
+        decathlon = file.parent.name in DECATHLON_IMAGES
         label = file.parent.with_name(file.parent.name.replace("images", "labels")) / file.name
         if decathlon and label.is_file():
-            cases.append(_volume_case(file, label, _MSD_CHANNELS, _MSD_LABELS))
+            cases.append(_volume_case(file, label, DECATHLON_CHANNELS, DECATHLON_LABELS))
         elif not labelled:
-            channels, values = (_MSD_CHANNELS, _MSD_LABELS) if decathlon else ([0, 1, 2, 3], [0, 1, 2, 4])
+            channels, values = (
+                (DECATHLON_CHANNELS, DECATHLON_LABELS) if decathlon else ([0, 1, 2, 3], label_values_of(file.name))
+            )
             cases.append(_volume_case(file, "", channels, values))
         elif not decathlon:
             findings.append(
@@ -256,7 +231,7 @@ def _from_datalist(
             findings.append(Finding(where, found, "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it"))
             continue
         given: list[Path | str] = [base / image if image else "" for image in images]
-        roles = [_role_of(file.name) if isinstance(file, Path) else None for file in given]
+        roles = [role_of(file.name) if isinstance(file, Path) else None for file in given]
         roles = roles if len(given) == len(MODALITIES) else []
         if any(role is not None and role[1] != wanted for role, wanted in zip(roles, MODALITIES, strict=False)):
             order = ", ".join(role[1] if role else "?" for role in roles)
@@ -266,12 +241,12 @@ def _from_datalist(
         if labelled and not label:
             findings.append(Finding(where, "no label", "a segmentation file", "add it to the entry"))
             continue
-        named = _role_of(files[0].name)
-        name = str(entry.get("case") or (named[0] if named else _NIFTI.sub("", files[0].name)))
-        new_names = _PATTERN_2023.match(files[0].name) is not None
-        case = _case(name, given, base / label if label else "", [0, 1, 2, 3], [0, 1, 2, 3 if new_names else 4])
-        if files[0].parent.name in _MSD_IMAGES:
-            case.update(channels=_MSD_CHANNELS, label_values=_MSD_LABELS)
+        named = role_of(files[0].name)
+        name = str(entry.get("case") or (named[0] if named else NIFTI.sub("", files[0].name)))
+        values = label_values_of(files[0].name)
+        case = _case(name, given, base / label if label else "", [0, 1, 2, 3], values)
+        if files[0].parent.name in DECATHLON_IMAGES:
+            case.update(channels=DECATHLON_CHANNELS, label_values=DECATHLON_LABELS)
         for key in ("label_values", "channels"):
             if entry.get(key):
                 case[key] = [int(value) for value in entry[key]]
@@ -292,46 +267,4 @@ def _case(name: str, image: Sequence[Path | str], label: Path | str, channels: l
 
 
 def _volume_case(file: Path, label: Path | str, channels: list[int], values: list[int]) -> Case:
-    return _case(_NIFTI.sub("", file.name), [file], label, channels, values)
-
-
-def _set_et_label(cases: list[Case], et_label: int | None) -> None:
-    """Give the cases their value of enhancing tumour: forced, else as seen in the labels, else by the names.
-
-    The two families of names are looked at apart, so that a folder may hold both.
-    """
-    for values in (_LABELS_2018, _LABELS_2023):
-        family = [case for case in cases if case["label_values"] == values]
-        value = et_label or _seen_et_label(family, usual=values[3]) or values[3]
-        for case in family:
-            case["label_values"] = [*values[:3], value]
-
-
-def _seen_et_label(family: Iterable[Case], usual: int) -> int | None:
-    """3 or 4, whichever the first label files hold; the unusual one only if no file of the family holds the usual.
-
-    A 4 beside a 3 is the resection cavity of BraTS 2024; the case is refused, by name, when it is decoded.
-    """
-    unusual = None
-    for case in family:
-        try:
-            seen = {3, 4} & set(np.unique(read_array(case["label"])).tolist()) if case["label"] else set()
-        except BundleError:  # named, with everything else, when the case is decoded
-            continue
-        if seen == {usual}:
-            return usual
-        if len(seen) == 1:
-            unusual = int(seen.pop())
-            if unusual == 3:  # under the older names nothing else is numbered 3
-                return unusual
-    return unusual
-
-
-def _may_be_4d(file: Path) -> bool:
-    """Whether a file of another name may hold all modalities: what cannot be read is, to be named later."""
-    if file.parent.name in (*_MSD_IMAGES, "labelsTr", "labelsTs"):
-        return file.parent.name in _MSD_IMAGES
-    try:
-        return len(open_nifti(file).shape) != 3
-    except Exception:
-        return True
+    return _case(NIFTI.sub("", file.name), [file], label, channels, values)

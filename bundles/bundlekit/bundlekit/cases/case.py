@@ -20,6 +20,23 @@ def require_cases(cases: Sequence[Case]) -> None:
         raise BundleError("no data set given. Add --dataset_dir DIR with the folder that holds your cases.")
 
 
+def refuse_findings(cases: list[Case], findings: Sequence[Finding]) -> list[Case]:
+    """The cases, if nothing was found wrong with any.
+
+    Args:
+        cases: complete ones.
+        findings: what is wrong with the others.
+
+    Raises:
+        BundleError: with all findings at once.
+    """
+    if findings:
+        raise BundleError(
+            f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(map(str, findings))
+        )
+    return cases
+
+
 def doubled_cases(cases: Sequence[Case], where: str) -> list[Finding]:
     """Findings for cases of one name: their results would be one file."""
     first_files: dict[str, list[str]] = {}

@@ -1,0 +1,84 @@
+"""How the files of BraTS data sets are named. A further scheme of names is a further entry of `SCHEMES`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundlekit.images.nifti import open_nifti
+
+MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
+NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class NamingScheme:
+    """Names of the form `<case><separator><suffix>.nii[.gz]`, of any case of letters.
+
+    Args:
+        years: of the challenges that name their files so.
+        separator: between case and suffix.
+        suffixes: suffix -> modality, or "label" for the segmentation.
+        et_label: value of enhancing tumour that goes with these names.
+    """
+
+    years: str
+    separator: str
+    suffixes: Mapping[str, str]
+    et_label: int
+
+    def match(self, name: str) -> tuple[str, str] | None:
+        """Case and role (modality or "label") of a file name; None if it is not of this scheme."""
+        pattern = rf"(?P<case>.+){re.escape(self.separator)}(?P<suffix>{'|'.join(self.suffixes)})\.nii(\.gz)?"
+        found = re.fullmatch(pattern, name, re.IGNORECASE)
+        return (found["case"], self.suffixes[found["suffix"].lower()]) if found else None
+
+    def file_of(self, case: str, role: str) -> str:
+        """Name of the file that holds a role."""
+        suffix = next(suffix for suffix, holds in self.suffixes.items() if holds == role)
+        return f"{case}{self.separator}{suffix}.nii.gz"
+
+
+SCHEMES = (
+    NamingScheme("2018-2021", "_", {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR", "seg": "label"}, 4),
+    NamingScheme("2023+", "-", {"t1n": "T1", "t1c": "T1ce", "t2w": "T2", "t2f": "FLAIR", "seg": "label"}, 3),
+)
+
+# Medical Segmentation Decathlon Task01 stores FLAIR, T1w, T1gd, T2w in one 4-D file and numbers ED 1, NCR 2, ET 3
+DECATHLON_IMAGES = ("imagesTr", "imagesTs")
+DECATHLON_CHANNELS = [1, 2, 3, 0]
+DECATHLON_LABELS = [0, 2, 1, 3]
+
+EXPECTED = (
+    "<case>_{t1,t1ce,t2,flair}.nii[.gz] (BraTS 2018-2021), <case>-{t1n,t1c,t2w,t2f}.nii[.gz] (BraTS 2023+), "
+    "imagesTr/<case>.nii.gz (Medical Segmentation Decathlon Task01) or 4-D NIfTI files"
+)
+"""The schemes, as a message tells them."""
+
+
+def scheme_of(name: str) -> NamingScheme | None:
+    """The scheme that a file is named by, None if no scheme has such a name."""
+    return next((scheme for scheme in SCHEMES if scheme.match(name)), None)
+
+
+def role_of(name: str) -> tuple[str, str] | None:
+    """Case and role (modality or "label") of a BraTS file name."""
+    scheme = scheme_of(name)
+    return scheme.match(name) if scheme else None
+
+
+def label_values_of(name: str) -> list[int]:
+    """Values of background, NCR, ED and ET that go with a file's name; those of the oldest scheme for other names."""
+    return [0, 1, 2, (scheme_of(name) or SCHEMES[0]).et_label]
+
+
+def may_be_4d(file: Path) -> bool:
+    """Whether a file of another name may hold all modalities: what cannot be read is, to be named later."""
+    if file.parent.name in (*DECATHLON_IMAGES, "labelsTr", "labelsTs"):
+        return file.parent.name in DECATHLON_IMAGES
+    try:
+        return len(open_nifti(file).shape) != 3
+    except Exception:
+        return True
