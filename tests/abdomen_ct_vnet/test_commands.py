@@ -255,7 +255,7 @@ def test_metadata_and_network(tmp_path: Path) -> None:
     # a server takes the keys for the values of the mask, and the mask's values are the classes' indices by default
     names = meta["network_data_format"]["outputs"]["pred"]["channel_def"]
     assert list(names.values()) == ["background", *UPSTREAM_ORGANS]
-    from abdomen_ct_vnet.organs import label_values
+    from abdomen_ct_vnet.numberings import label_values
 
     assert [str(value) for value in label_values(UPSTREAM_ORGANS, "flare22")] == list(names)
 

@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from abdomen_ct_vnet.cases import UPSTREAM_ORGANS
-from abdomen_ct_vnet.organs import (
-    FLARE22_ORGANS,
-    FLARE22_TOLERANCE_MM,
+from abdomen_ct_vnet.numberings import (
     NUMBERINGS,
     check_organs,
     label_values,
     numbering_of,
-    organ_classes,
     output_numbering_of,
     to_classes,
+)
+from abdomen_ct_vnet.organs import (
+    FLARE22_ORGANS,
+    FLARE22_TOLERANCE_MM,
+    UPSTREAM_ORGANS,
+    organ_classes,
+    segmentation_file,
     tolerance_of,
 )
 from bundlekit.errors import BundleError
@@ -56,8 +59,6 @@ def test_each_numbering_has_its_numbers(name: str, expected: list[int]) -> None:
 @pytest.mark.skipif(not (SHARED / "abdomen_ct").is_dir(), reason="no real data here")
 def test_totalsegmentators_own_table_agrees() -> None:
     table = json.loads((SHARED / "abdomen_ct" / "class_map_v1.json").read_text())["total"]
-    from abdomen_ct_vnet.organs import segmentation_file
-
     ours = NUMBERINGS["totalsegmentator_v1"]
     assert {number: segmentation_file(organ) for number, organ in ours.organs.items()} == {
         number: table[str(number)] for number in ours.organs

@@ -20,7 +20,7 @@ from abdomen_ct_vnet import (
     class_weights_of,
     find_cases,
 )
-from abdomen_ct_vnet.cases import UPSTREAM_ORGANS
+from abdomen_ct_vnet.organs import UPSTREAM_ORGANS
 from abdomen_ct_vnet.postprocessing import grid_positions
 from abdomen_ct_vnet.preprocessing import check_settings
 from abdomen_ct_vnet.shear import check_shear

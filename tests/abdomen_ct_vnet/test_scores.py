@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from abdomen_ct_vnet.cases import UPSTREAM_ORGANS
+from abdomen_ct_vnet.organs import UPSTREAM_ORGANS
 from abdomen_ct_vnet.scores import case_scores, nsd, tolerances_of
 
 TOLERANCES = {"a": 1.0, "b": 1.0}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .cases import UPSTREAM_ORGANS, find_cases, scan_cases
+from .cases import find_cases, scan_cases
 from .class_weights import class_weights_of
 from .network import ResidualVNet
-from .organs import organ_classes, output_numbering_of
+from .numberings import output_numbering_of
+from .organs import UPSTREAM_ORGANS, organ_classes
 from .overlay import WriteOverlays
 from .postprocessing import NativeClassesd, dice_of_each
 from .preprocessing import NormaliseCTd, above_air, check_settings

@@ -8,28 +8,18 @@ A case is a plain dict, so that it can be hashed, cached and written as JSON:
     label         file of the segmentation, "" where there is none
     label_parts   where the segmentation is a file for each organ (TotalSegmentator): those that the classes need;
                   `label` is the first; `part_organs` names their organs
-    numbering     what the label's numbers mean: a name in `organs.NUMBERINGS`, or organ -> number
+    numbering     what the label's numbers mean: a name in `numberings.NUMBERINGS`, or organ -> number
     classes       class name -> organs, see `organs.organ_classes`
     label_values  the numbers that results are written with, background first
     subset        "training" or "validation" where a datalist says so, else ""
 
-These layouts are known, at any depth, with files that end on .nii or .nii.gz:
-
-    FLARE22           FLARE22_Tr_0001_0000 with FLARE22_Tr_0001 (in any folders; also FLARETs_..., FLARE21_...)
-    BTCV              img0001 with label0001
-    AMOS              amos_0001 in a folder images* with amos_0001 in a folder labels*
-    TotalSegmentator  <case>/ct with <case>/segmentations/<organ>
-    plain             a file in a folder images* with the file of the same name, or without its _0000, in a folder
-                      labels* beside it; the numbering has to be given
-    any               without label, and only where there is no image of the above: every 3-D file
+The layouts of data sets that are known are told in `layouts`.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,39 +28,10 @@ from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
 
-from .organs import (
-    Classes,
-    check_organs,
-    label_values,
-    numbering_of,
-    organ_classes,
-    output_numbering_of,
-    segmentation_file,
-)
+from .layouts import IMAGES, LABEL_EXPECTED, LAYOUTS, VOLUME, LayoutFile, file_of, stem_of, walk
+from .numberings import check_organs, label_values, numbering_of, output_numbering_of
+from .organs import UPSTREAM_ORGANS, Classes, organ_classes, segmentation_file
 from .shear import check_shear
-
-UPSTREAM_ORGANS: Classes = {"liver": ["liver"], "kidneys": ["right kidney", "left kidney"], "spleen": ["spleen"]}
-"""The four classes of the write-up less background; which organs they are is this bundle's choice."""
-
-_VOLUME = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-_IMAGES = re.compile(r"^(images?|imgs?)(Tr|Ts|Va|Val)?$", re.IGNORECASE)
-_LABELS = re.compile(r"^(labels?|masks?)(Tr|Ts|Va|Val)?$", re.IGNORECASE)
-_RESULT = re.compile(r"_(seg|probabilities)$")
-_FLARE = re.compile(r"^(FLARE\w*?\d{4})(_0000)?$", re.IGNORECASE)
-_BTCV = re.compile(r"^(img|label)(\d{4})$")
-_AMOS = re.compile(r"^(amos_\d{4})(_0000)?$")
-_LAYOUTS = (
-    "FLARE22 (FLARE22_Tr_0001_0000, FLARE22_Tr_0001), BTCV (img0001, label0001), AMOS (imagesTr/amos_0001, "
-    "labelsTr/amos_0001), TotalSegmentator (<case>/ct, <case>/segmentations/<organ>) or images/<case>, labels/<case>; "
-    ".nii or .nii.gz"
-)
-_EXPECTED = {
-    "flare22": "<case>.nii.gz, as FLARE22_Tr_0001.nii.gz for FLARE22_Tr_0001_0000.nii.gz",
-    "btcv": "label<number>.nii.gz, as label0001.nii.gz for img0001.nii.gz",
-    "amos": "a file of the same name in a folder labels*",
-    "totalsegmentator": "segmentations/<organ>.nii.gz beside it",
-    "plain": "a file of the same name in a folder labels* beside that of the images",
-}
 
 
 def find_cases(
@@ -84,18 +45,18 @@ def find_cases(
     """Cases of a data set in sorted order, after a check of all their headers (seconds for a thousand cases).
 
     Args:
-        dataset_dir: folder searched to any depth for the layouts above; or one CT file. None (and no `datalist`): no
+        dataset_dir: folder searched to any depth for the layouts in `layouts`; or one CT file. None (and no `datalist`): no
             case, so that a pipeline can be built and inspected without data.
         datalist: JSON in MONAI's form, used instead of a search: `{"training": [{"image": file, "label": file}],
             "validation": [...]}`, paths relative to `dataset_dir` (to the JSON's own folder if that is not given). An
             entry may have `case`, `patient`, `numbering`, `label_parts` and `part_organs`. What is listed under "test"
             or "testing" is taken too when `labelled` is False.
         labelled: whether every case must have a segmentation.
-        numbering: what the numbers of all label files mean: a name in `organs.NUMBERINGS`, or organ -> number. None: by
+        numbering: what the numbers of all label files mean: a name in `numberings.NUMBERINGS`, or organ -> number. None: by
             layout; labels of no known layout are refused then.
         organs: the classes, see `organs.organ_classes`; None: liver, kidneys and spleen.
         output_numbering: the numbering in which results are written; "dataset": that of the case's own layout; None:
-            one that has all classes, see `organs.output_numbering_of`.
+            one that has all classes, see `numberings.output_numbering_of`.
 
     Raises:
         BundleError: all that is wrong with all cases at once: no cases, missing or doubled files, unreadable headers,
@@ -130,7 +91,7 @@ def scan_cases(
     else:
         cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled, classes)
     if not cases and not findings:
-        raise BundleError(Finding(where, "no case", _LAYOUTS, "check the folder given as --dataset_dir"))
+        raise BundleError(Finding(where, "no case", LAYOUTS, "check the folder given as --dataset_dir"))
     for case in cases:
         if numbering is not None and not case.get("label_parts"):
             case["numbering"] = dict(numbering) if isinstance(numbering, Mapping) else numbering
@@ -170,89 +131,35 @@ def _numbering_findings(cases: Sequence[Case], where: str) -> list[Finding]:
     return findings
 
 
-# --- files and what their names say -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _File:
-    """A file of a known layout.
-
-    Args:
-        path: the file.
-        layout: key of `_EXPECTED`.
-        key: what image and label of one case share.
-        case: its name.
-        is_label: segmentation or CT.
-    """
-
-    path: Path
-    layout: str
-    key: str
-    case: str
-    is_label: bool
-
-
-def _stem(path: Path) -> str:
-    return _VOLUME.sub("", path.name)
-
-
-def _file_of(path: Path) -> _File | None:
-    """The role of a file by its name and folder, None if no layout has it."""
-    stem, folder = _stem(path), path.parent
-    if folder.name == "segmentations":
-        return _File(path, "totalsegmentator", str(folder.parent), folder.parent.name, True)
-    if stem == "ct":
-        return _File(path, "totalsegmentator", str(folder), folder.name, False)
-    if match := _FLARE.match(stem):
-        return _File(path, "flare22", match[1], match[1], not match[2] and not _IMAGES.match(folder.name))
-    if match := _BTCV.match(stem):
-        return _File(path, "btcv", match[2], f"img{match[2]}", match[1] == "label")
-    if match := _AMOS.match(stem):
-        return _File(path, "amos", match[1], match[1], bool(_LABELS.match(folder.name)))
-    for pattern, is_label in ((_IMAGES, False), (_LABELS, True)):
-        if match := pattern.match(folder.name):
-            case = stem.removesuffix("_0000")
-            return _File(path, "plain", f"{folder.parent}/{match[2] or ''}/{case}", case, is_label)
-    return None
-
-
-def _walk(root: Path) -> list[Path]:
-    files: list[Path] = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(folder, n) for n in sorted(names) if not n.startswith(".") and _VOLUME.search(n)]
-    return [path for path in files if not _RESULT.search(_stem(path))]
-
-
 def _from_folder(root: Path, labelled: bool, classes: Classes) -> tuple[list[Case], list[Finding]]:
     if not root.exists():
         raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
     if root.is_file():
-        if not _VOLUME.search(root.name):
+        if not VOLUME.search(root.name):
             raise BundleError(Finding(str(root), "a file of another type", "a .nii or .nii.gz file", "give the CT"))
         return _from_file(root, labelled, classes)
-    paths = _walk(root)
-    files = [file for path in paths if (file := _file_of(path))]
+    paths = walk(root)
+    files = [file for path in paths if (file := file_of(path))]
     if not labelled and not any(not file.is_label for file in files):
-        return [_case(_stem(path), path) for path in paths if not _file_of(path)], []
+        return [_case(stem_of(path), path) for path in paths if not file_of(path)], []
     return _pair(files, labelled, classes)
 
 
 def _from_file(path: Path, labelled: bool, classes: Classes) -> tuple[list[Case], list[Finding]]:
     """The case of one CT; its label is sought where the layout has it."""
-    file = _file_of(path)
+    file = file_of(path)
     if not labelled:
-        return [_case(file.case if file else _stem(path), path)], []
-    root = path.parent.parent if _IMAGES.match(path.parent.name) else path.parent
-    near = [found for other in _walk(root) if (found := _file_of(other))]
+        return [_case(file.case if file else stem_of(path), path)], []
+    root = path.parent.parent if IMAGES.match(path.parent.name) else path.parent
+    near = [found for other in walk(root) if (found := file_of(other))]
     mine = [other for other in near if file and (other.layout, other.key) == (file.layout, file.key)]
     if not mine:
-        return [], [_without_label(path, f"one of the layouts {_LAYOUTS}")]
+        return [], [_without_label(path, f"one of the layouts {LAYOUTS}")]
     return _pair(mine, labelled, classes)
 
 
-def _pair(files: Sequence[_File], labelled: bool, classes: Classes) -> tuple[list[Case], list[Finding]]:
-    groups: dict[tuple[str, str], list[_File]] = {}
+def _pair(files: Sequence[LayoutFile], labelled: bool, classes: Classes) -> tuple[list[Case], list[Finding]]:
+    groups: dict[tuple[str, str], list[LayoutFile]] = {}
     for file in files:
         groups.setdefault((file.layout, file.key), []).append(file)
     cases, findings = [], []
@@ -285,13 +192,13 @@ def _pair(files: Sequence[_File], labelled: bool, classes: Classes) -> tuple[lis
             known = "" if layout == "plain" else layout
             cases.append(_case(name, images[0], labels[0] if labels else "", known))
         else:
-            findings.append(_without_label(images[0], _EXPECTED[layout]))
+            findings.append(_without_label(images[0], LABEL_EXPECTED[layout]))
     return cases, findings
 
 
 def _parts(folder: Path, files: Sequence[Path], classes: Classes) -> dict[str, Path | None]:
     """The file of each organ that the classes need."""
-    by_stem = {_stem(file): file for file in files if file.parent.parent == folder}
+    by_stem = {stem_of(file): file for file in files if file.parent.parent == folder}
     return {organ: by_stem.get(segmentation_file(organ)) for organs in classes.values() for organ in organs}
 
 
@@ -325,11 +232,11 @@ def _listed(entry: Mapping[str, Any], base: Path, where: str, labelled: bool, cl
     label = entry.get("label") or (parts[0] if parts else "")
     if labelled and not label:
         raise BundleError(Finding(where, "no label", "a segmentation file", "add it to the entry"))
-    file = _file_of(base / images[0])
-    name = str(entry.get("case") or (file.case if file else _stem(Path(images[0]))))
+    file = file_of(base / images[0])
+    name = str(entry.get("case") or (file.case if file else stem_of(Path(images[0]))))
     case = _case(name, base / images[0], base / label if label else "")
     case["patient"] = str(entry.get("patient") or name)
-    of_label = _file_of(base / label) if label else None
+    of_label = file_of(base / label) if label else None
     told = of_label.layout if of_label and of_label.layout not in ("plain", "totalsegmentator") else ""
     case["numbering"] = entry.get("numbering") or told
     if case["numbering"]:

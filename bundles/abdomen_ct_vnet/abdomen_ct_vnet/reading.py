@@ -17,7 +17,8 @@ from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import check_voxels, read_affine, read_array
 
 from .cases import find_cases
-from .organs import Classes, numbering_of, to_classes
+from .numberings import numbering_of, to_classes
+from .organs import Classes
 
 _FAT_HU = -30.0  # every CT of a body has fat, lung or air below this
 _LEAST_FAT = 0.005  # of the voxels
