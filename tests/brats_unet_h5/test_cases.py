@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from brats_unet_h5 import LoadHDF5d, find_cases, scan_cases
-from brats_unet_h5.layout import tell_mask_channels
+from brats_unet_h5.mask_channels import tell_mask_channels
 from bundlekit.cases.datalist import write_datalist
 from bundlekit.cases.split import split_cases
 from bundlekit.errors import BundleError

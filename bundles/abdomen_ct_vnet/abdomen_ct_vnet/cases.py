@@ -45,15 +45,15 @@ def find_cases(
     """Cases of a data set in sorted order, after a check of all their headers (seconds for a thousand cases).
 
     Args:
-        dataset_dir: folder searched to any depth for the layouts in `layouts`; or one CT file. None (and no `datalist`): no
-            case, so that a pipeline can be built and inspected without data.
+        dataset_dir: folder searched to any depth for the layouts in `layouts`; or one CT file. None (and no
+            `datalist`): no case, so that a pipeline can be built and inspected without data.
         datalist: JSON in MONAI's form, used instead of a search: `{"training": [{"image": file, "label": file}],
             "validation": [...]}`, paths relative to `dataset_dir` (to the JSON's own folder if that is not given). An
             entry may have `case`, `patient`, `numbering`, `label_parts` and `part_organs`. What is listed under "test"
             or "testing" is taken too when `labelled` is False.
         labelled: whether every case must have a segmentation.
-        numbering: what the numbers of all label files mean: a name in `numberings.NUMBERINGS`, or organ -> number. None: by
-            layout; labels of no known layout are refused then.
+        numbering: what the numbers of all label files mean: a name in `numberings.NUMBERINGS`, or organ -> number.
+            None: by layout; labels of no known layout are refused then.
         organs: the classes, see `organs.organ_classes`; None: liver, kidneys and spleen.
         output_numbering: the numbering in which results are written; "dataset": that of the case's own layout; None:
             one that has all classes, see `numberings.output_numbering_of`.

@@ -7,7 +7,6 @@ from pathlib import Path
 from .cases import find_cases, scan_cases
 from .chunks import KeepFactsd, OpenChunksd
 from .hdf5_masks import WriteHDF5Segmentations
-from .layout import MODALITIES
 from .loss import DiceBCELoss
 from .network import TARGETS, build_network
 from .postprocessing import AddLossd, DecideLabelsd, ProbabilitiesOfd, RegionMasksd
@@ -16,7 +15,6 @@ from .reading import LoadHDF5d, label_reader
 from .stopping import EarlyStop, StopEarly
 
 __all__ = [
-    "MODALITIES",
     "TARGETS",
     "AddLossd",
     "DecideLabelsd",

@@ -19,13 +19,10 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from bundlekit.brats.patients import patient_of
 from bundlekit.cases.case import Case, doubled_cases, refuse_findings
@@ -33,17 +30,15 @@ from bundlekit.cases.datalist import read_datalist
 from bundlekit.errors import BundleError, Finding
 
 from .hdf5 import affine_in, open_h5
-from .layout import Layout, LayoutError, channels_named, holds_only_masks, layout_of, mask_names, tell_mask_channels
-from .reading import read_mask
+from .layout import Layout, LayoutError, channels_named, holds_only_masks, layout_of
+from .mask_meaning import LABELS, tell_et_label, tell_masks
+from .slices import SLICE, missing_slices
 
 _ENDING = re.compile(r"\.(h5|hdf5)$", re.IGNORECASE)
-_SLICE = re.compile(r"^(?P<case>.+)_slice_(?P<slice>\d+)\.(h5|hdf5)$", re.IGNORECASE)
 _RESULT = re.compile(r"_seg\.(h5|hdf5)$", re.IGNORECASE)  # as inference names what it writes
 _NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 
 _SLICE_ORDER = ("t1", "t1ce", "t2", "flair")  # as the slice-wise export of BraTS 2020 is documented by those who use it
-_BRATS_GRID, _BRATS_SLICES = (240, 240), 155
-_LABELS = [0, 1, 2, 4]
 _NOTICES = {  # where the order of the channels came from, and what is said about it, once for all cases
     "listed": (
         logging.WARNING,
@@ -163,7 +158,7 @@ def scan_cases(
         found = _inspect(case, said, labelled, patch_size)
         findings += found
         complete += [] if found else [case]
-    findings += _missing_slices(complete)
+    findings += missing_slices(complete)
     noticed = [(case.pop("notice"), case["image"][0]) for case in complete]
     for notice, (level, text) in _NOTICES.items():
         files = [file for found, file in noticed if found == notice]
@@ -171,8 +166,8 @@ def scan_cases(
             _log.log(level, "%d case(s), first %s: %s", len(files), files[0], text)
     incomplete = {finding.file for finding in findings}
     complete = [case for case in complete if case["image"][0] not in incomplete]
-    findings += _tell_masks(complete, said, labelled)
-    _tell_et_label(complete, said)
+    findings += tell_masks(complete, said.mask_channels, labelled)
+    tell_et_label(complete, said.et_label)
     return complete, findings
 
 
@@ -181,7 +176,7 @@ def _from_folder(root: Path) -> tuple[list[Case], list[Finding]]:
         raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
     only = None
     if root.is_file():
-        named = _SLICE.match(root.name)
+        named = SLICE.match(root.name)
         if named is None:
             return [_case(_ENDING.sub("", root.name), [root])], []
         only, root = named["case"], root.parent
@@ -191,7 +186,7 @@ def _from_folder(root: Path) -> tuple[list[Case], list[Finding]]:
         slices: dict[str, list[tuple[int, Path]]] = {}
         for name in sorted(f for f in files if not f.startswith(".")):
             nifti += bool(_NIFTI.search(name))
-            named = _SLICE.match(name)
+            named = SLICE.match(name)
             if named is not None:
                 if only in (None, named["case"]):
                     slices.setdefault(named["case"], []).append((int(named["slice"]), Path(folder, name)))
@@ -241,7 +236,7 @@ def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[C
             findings.append(Finding(where, found, "an HDF5 file, or all slices of a volume", "mend the entry"))
             continue
         files = [base / image for image in images]
-        named = _SLICE.match(files[0].name)
+        named = SLICE.match(files[0].name)
         if named is not None and len(files) == 1:  # one slice stands for its volume
             found_cases, _ = _from_folder(files[0]) if files[0].exists() else ([_case(named["case"], files)], [])
             files = [Path(file) for file in found_cases[0]["image"]]
@@ -263,7 +258,7 @@ def _case(name: str, files: Sequence[Path]) -> Case:
         "layout": "file",
         "image": [str(file) for file in files],
         "label": "",
-        "label_values": list(_LABELS),
+        "label_values": list(LABELS),
         "subset": "",
     }
 
@@ -325,92 +320,6 @@ def _channels_of(
     if trained is not None:
         return trained, "trained"
     return (channels_named(_SLICE_ORDER), "assumed") if slices else (None, "")
-
-
-def _missing_slices(cases: Sequence[Case]) -> list[Finding]:
-    volumes = [case for case in cases if case["layout"] == "slices"]
-    numbers = {case["case"]: [_number(file) for file in case["image"]] for case in volumes}
-    usual = Counter(max(found) + 1 for found in numbers.values()).most_common(1)
-    findings = []
-    for case in volumes:
-        count = _BRATS_SLICES if tuple(case["grid"]) == _BRATS_GRID else usual[0][0]
-        found = numbers[case["case"]]
-        missing = sorted(set(range(max(count, max(found) + 1))) - set(found))
-        if missing or len(set(found)) < len(found):
-            what = f"{len(found)} slices of {case['case']}, without {_listed(missing)}" if missing else "a slice twice"
-            fix = "export or download the missing files, or take the volume out of the folder"
-            findings.append(Finding(case["image"][0], what, f"slices 0 to {max(count, max(found) + 1) - 1}", fix))
-    return findings
-
-
-def _tell_masks(cases: Sequence[Case], said: Reading, labelled: bool) -> list[Finding]:
-    """Give masks with channels their meaning: forced, else as the file said, else as the first mask that tells it."""
-    findings: list[Finding] = []
-    for count in sorted({case["mask_count"] for case in cases} - {0, 1}):
-        group = [case for case in cases if case["mask_count"] == count]
-        if said.mask_channels is not None:
-            try:
-                forced = mask_names(said.mask_channels, count)
-            except ValueError as error:
-                raise BundleError(str(error)) from error
-            for case in group:
-                case["mask_channels"] = forced
-        open_ones = [case for case in group if case["mask_channels"] is None]
-        told = _told_by(open_ones)
-        for case in open_ones:
-            case["mask_channels"] = told
-        if open_ones and told is not None:
-            _log.info("the channels of %s are taken as %s", open_ones[0]["mask_key"], ", ".join(told))
-        if open_ones and told is None and labelled:
-            found = f"{count} channels in {open_ones[0]['mask_key']}, which neither overlap nor nest so that they tell"
-            fix = "say what they are: --mask_channels classes (NCR, ED, ET), regions (WT, TC, ET), or their names"
-            findings.append(Finding(open_ones[0]["label"], found, "classes or regions", fix))
-    return findings
-
-
-def _told_by(cases: Sequence[Case]) -> list[str] | None:
-    for case in cases:
-        try:
-            told = tell_mask_channels(read_mask(case))
-        except BundleError:  # named, with everything else, when the case is decoded
-            continue
-        if told is not None:
-            return told
-    return None
-
-
-def _tell_et_label(cases: Sequence[Case], said: Reading) -> None:
-    """Value of enhancing tumour: forced, else as the file says, else as the integer masks show; then tidy the cases."""
-    open_ones = [case for case in cases if case["told"] is None and case["mask_count"] < 2 and case["label"]]
-    value = said.et_label or _seen_et_label(open_ones) or _LABELS[3]
-    for case in cases:
-        values = case.pop("told") or [*_LABELS[:3], value]
-        case["label_values"] = [*values[:3], said.et_label or values[3]]
-        if case["mask_count"] == 1:
-            case["mask_channels"] = None
-        del case["mask_count"], case["grid"]
-
-
-def _seen_et_label(cases: Sequence[Case]) -> int | None:
-    """3 or 4, whichever the first mask with one of them holds; a case with both is refused when it is decoded."""
-    for case in cases:
-        try:
-            seen = {3, 4} & set(np.unique(read_mask(case)).tolist())
-        except BundleError:
-            continue
-        if len(seen) == 1:
-            return int(seen.pop())
-    return None
-
-
-def _number(file: str) -> int:
-    named: Mapping[str, str] | re.Match[str] | None = _SLICE.match(Path(file).name)
-    return int(named["slice"]) if named is not None else 0
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    text = ", ".join(map(str, numbers[:8]))
-    return f"slice {text}" + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import h5py
 import nibabel as nib
 import numpy as np
-from isal import igzip
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
@@ -55,7 +54,7 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
         for kind in ("set_qform", "set_sform"):
             getattr(image, kind)(header_affine, code=1)
         image.header.set_xyzt_units("mm")
-        write_result(path, partial(_to_gzip, image), "output_dir")
+        write_result(path, partial(writing.to_gzip, image), "output_dir")
         _log.info("wrote %s", path)
         if self.write_h5 and suffix == self.suffix:
             values = [int(v) for v in item["label_values"]]
@@ -67,11 +66,6 @@ def _affine_of(source: str) -> np.ndarray | None:
     with open_h5(source) as file:
         keys = list(datasets_of(file))
     return next((found for key in keys if (found := affine_in(source, key)) is not None), None)
-
-
-def _to_gzip(image: nib.Nifti1Image, file: Any) -> None:
-    with igzip.open(file, "wb", compresslevel=2) as packed:
-        packed.write(image.to_bytes())
 
 
 def _to_h5(array: np.ndarray, affine: np.ndarray | None, label_values: list[int], file: Any) -> None:

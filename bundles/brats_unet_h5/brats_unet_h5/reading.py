@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
+from bundlekit.brats.naming import MODALITIES
+from bundlekit.brats.reading import class_indices
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import check_voxels
@@ -19,7 +20,6 @@ from .hdf5 import affine_in, open_h5
 
 Box = tuple[slice, slice, slice]
 _WHOLE: Box = (slice(None), slice(None), slice(None))
-_log = logging.getLogger(__name__)
 
 
 def read_image(case: Mapping[Any, Any], box: Box = _WHOLE) -> np.ndarray:
@@ -51,7 +51,7 @@ def read_classes(case: Mapping[Any, Any], box: Box = _WHOLE) -> np.ndarray:
     """
     mask, file = read_mask(case, box), str(case["label"])
     if len(mask) == 1:
-        return _from_integers(mask[0], case["label_values"], file)
+        return class_indices(mask[0], case["label_values"], file)
     names = list(case["mask_channels"])
     values = np.unique(mask)
     if not np.isin(values, (0, 1)).all() and not np.isin(values, (0, 255)).all():
@@ -162,7 +162,7 @@ class LoadHDF5d(Transform):
         affine = torch.from_numpy(affine_of(data))
         try:
             image = read_image(data)
-            for modality, channel in zip(("T1", "T1ce", "T2", "FLAIR"), image, strict=True):
+            for modality, channel in zip(MODALITIES, image, strict=True):
                 findings += check_voxels(f"{where} ({modality})", channel)
             if not findings:
                 air = air_of(data, image)
@@ -213,24 +213,3 @@ def _part(item: Any, axis: int | None, box: Sequence[slice]) -> np.ndarray:
         index.insert(axis, slice(None))
     part = item[tuple(index)]
     return part[None] if axis is None else np.moveaxis(part, axis, 0)
-
-
-def _from_integers(raw: np.ndarray, label_values: Sequence[int], file: str) -> np.ndarray:
-    values = [int(v) for v in label_values]
-    out = np.zeros(raw.shape, np.uint8)
-    known = raw == values[0]
-    for index, value in enumerate(values[1:], start=1):
-        hit = raw == value
-        out[hit] = index
-        known |= hit
-    if not known.all():
-        unknown = np.unique(raw[~known])
-        raise BundleError(
-            Finding(
-                file,
-                f"label value(s) {', '.join(f'{v:g}' for v in unknown[:8])} in {int((~known).sum())} voxel(s)",
-                f"only {values[0]} (background), {values[1]} (NCR), {values[2]} (ED), {values[3]} (ET)",
-                "mend the mask, or force the value of enhancing tumour with --et_label 3 or --et_label 4",
-            )
-        )
-    return out

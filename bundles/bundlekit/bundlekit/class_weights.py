@@ -44,7 +44,7 @@ def balanced_weights(counts: np.ndarray, names: Sequence[str] = ()) -> np.ndarra
         BundleError: if a class has no voxel.
     """
     classes = np.arange(len(counts))
-    absent = [names[c] if names else f"class {c}" for c in classes if not counts[c]]
+    absent = [names[c] if names else f"class {c}" for c in range(len(counts)) if not counts[c]]
     if absent:
         raise BundleError(
             Finding(

@@ -30,7 +30,20 @@ def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.n
         BundleError: if the file holds any other value.
     """
     raw = read_array(path)
-    raw = raw[..., 0] if raw.ndim == 4 else raw
+    return class_indices(raw[..., 0] if raw.ndim == 4 else raw, label_values, path), read_affine(path)
+
+
+def class_indices(raw: np.ndarray, label_values: Sequence[int], path: str) -> np.ndarray:
+    """Class indices of a label map: 0 background, 1 NCR, 2 ED, 3 ET, in uint8.
+
+    Args:
+        raw: the label map, of any shape and type.
+        label_values: its values of background, NCR, ED and ET.
+        path: of its file, for the message.
+
+    Raises:
+        BundleError: if it holds any other value.
+    """
     values = [int(v) for v in label_values]
     out = np.zeros(raw.shape, np.uint8)
     known = raw == values[0]
@@ -51,7 +64,7 @@ def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.n
                 fix,
             )
         )
-    return out, read_affine(path)
+    return out
 
 
 class LoadCased(Transform):

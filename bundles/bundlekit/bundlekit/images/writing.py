@@ -68,7 +68,7 @@ class WriteSegmentations:
             found = "the folder of the scan itself, where a result is taken for a reference the next time"
             raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
         image = on_grid_of(source, array)
-        write_result(path, lambda file: _to_gzip(image, file), "output_dir")
+        write_result(path, lambda file: to_gzip(image, file), "output_dir")
         _log.info("wrote %s", path)
 
 
@@ -102,6 +102,7 @@ def on_grid_of(source: str | os.PathLike, array: np.ndarray) -> nib.Nifti1Image:
     return image
 
 
-def _to_gzip(image: nib.Nifti1Image, file: Any) -> None:
+def to_gzip(image: nib.Nifti1Image, file: Any) -> None:
+    """Write an image to an open file as .nii.gz, packed by ISA-L."""
     with igzip.open(file, "wb", compresslevel=2) as packed:
         packed.write(image.to_bytes())

@@ -1,0 +1,47 @@
+"""Volumes of which each slice is a file of its own, `<volume>_slice_<k>.h5`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from bundlekit.cases.case import Case
+from bundlekit.errors import Finding
+
+SLICE = re.compile(r"^(?P<case>.+)_slice_(?P<slice>\d+)\.(h5|hdf5)$", re.IGNORECASE)
+_BRATS_GRID, _BRATS_SLICES = (240, 240), 155
+
+
+def missing_slices(cases: Sequence[Case]) -> list[Finding]:
+    """Findings for volumes with a gap or a slice twice.
+
+    How many slices there have to be is told by the other volumes, of BraTS's own grid by BraTS.
+
+    Args:
+        cases: complete, with `grid`; those that are one file are passed over.
+    """
+    volumes = [case for case in cases if case["layout"] == "slices"]
+    numbers = {case["case"]: [_number(file) for file in case["image"]] for case in volumes}
+    usual = Counter(max(found) + 1 for found in numbers.values()).most_common(1)
+    findings = []
+    for case in volumes:
+        count = _BRATS_SLICES if tuple(case["grid"]) == _BRATS_GRID else usual[0][0]
+        found = numbers[case["case"]]
+        missing = sorted(set(range(max(count, max(found) + 1))) - set(found))
+        if missing or len(set(found)) < len(found):
+            what = f"{len(found)} slices of {case['case']}, without {_listed(missing)}" if missing else "a slice twice"
+            fix = "export or download the missing files, or take the volume out of the folder"
+            findings.append(Finding(case["image"][0], what, f"slices 0 to {max(count, max(found) + 1) - 1}", fix))
+    return findings
+
+
+def _number(file: str) -> int:
+    named = SLICE.match(Path(file).name)
+    return int(named["slice"]) if named is not None else 0
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    text = ", ".join(map(str, numbers[:8]))
+    return f"slice {text}" + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
