@@ -14,11 +14,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
-from bundlekit.brats.components import components
+from bundlekit.brats.components import components, large_components
 from bundlekit.scores.statistics import hd95
 
 DILATION_VOXELS = 1
@@ -188,7 +187,7 @@ def remove_small(labels: np.ndarray, minimum_ml: float, spacing_mm: Sequence[flo
 
     Components are 26-connected and found on all classes together: a component goes or stays with all that is in it,
     so no enhancing core is left without its surroundings, and none is cut out of them. One of exactly `minimum_ml`
-    stays, as with `cc3d.dust`, which does it. MONAI's `RemoveSmallObjects` would drop it with scikit-image 0.26,
+    stays. MONAI's `RemoveSmallObjects` would drop it with scikit-image 0.26,
     against its own documentation.
 
     Args:
@@ -207,7 +206,7 @@ def remove_small(labels: np.ndarray, minimum_ml: float, spacing_mm: Sequence[flo
     box = ndimage.find_objects((labels != 0).view(np.uint8))
     if box and minimum_voxels > 1:
         inside = kept[box[0]]
-        inside[cc3d.dust(np.ascontiguousarray(inside != 0), threshold=minimum_voxels, connectivity=26) == 0] = 0
+        inside[~large_components(inside, minimum_voxels)] = 0
     return kept
 
 

@@ -1,0 +1,189 @@
+"""Pictures of masks over their scans. Needs matplotlib, which nothing else here does.
+
+nilearn's `plot_roi` brings scikit-learn, pandas and lxml for the same picture, and resamples; MONAI's `blend_images`
+colours an array, without planes, outlines or legend.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_whole
+from bundlekit.images.nifti import read_affine, read_array
+
+COLOURS = (
+    "#e63946", "#2a9d8f", "#ffd166", "#8338ec", "#3a86ff", "#fb8500", "#80ed99", "#06d6a0", "#bc6c25", "#c77dff",
+    "#f15bb5", "#90e0ef", "#e76f51",
+)  # fmt: skip
+_MARGIN = 3  # voxels around what is shown
+_PLANES = (("axial", 2), ("coronal", 1), ("sagittal", 0))  # and the axis that it cuts, in LAS+
+
+
+def require_matplotlib(setting: str) -> None:
+    """Refuse to draw without matplotlib.
+
+    Args:
+        setting: what asked for pictures, for the message, e.g. "--overlays".
+
+    Raises:
+        BundleError: if it is not installed.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise BundleError(
+            Finding(
+                setting,
+                "pictures, but matplotlib is not installed",
+                "matplotlib, which draws them",
+                f"pip install matplotlib, or leave {setting} out",
+            )
+        )
+
+
+def draw(
+    scan: str | os.PathLike,
+    mask: np.ndarray | str | os.PathLike,
+    path: str | os.PathLike,
+    reference: np.ndarray | str | os.PathLike | None = None,
+    names: Mapping[int, str] | None = None,
+    window: Sequence[float] | None = None,
+    title: str = "",
+    channel: int = 0,
+) -> None:
+    """Write a PNG of a mask's outlines over its scan: axial, coronal and sagittal, each where the mask is largest.
+
+    A row for the scan as it is, one for the reference if there is one, one for the mask. Drawn as radiologists look at
+    it: the patient's right is on the left. What is air all around is cut off.
+
+    Args:
+        scan: NIfTI or MGH file.
+        mask: whole numbers HWD, 0 outside, on the scan's grid; an array or a file.
+        path: PNG, written whole or not at all; its folder is made if missing.
+        reference: as `mask`; where it is not empty it chooses the planes.
+        names: value -> name, for the legend; other values are not drawn. None: every value, by its number.
+        window: intensities shown as black and as white; None: a little below the 1st to the 99.5th percentile of the
+            voxels that are not 0.
+        title: in the picture's upper left corner.
+        channel: of a 4-D scan.
+
+    Raises:
+        BundleError: if matplotlib is not installed, a file cannot be read, or the grids differ.
+        OSError: if the file cannot be written.
+    """
+    require_matplotlib("the picture")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    voxels = read_array(str(scan))
+    voxels = voxels[..., channel] if voxels.ndim == 4 else voxels
+    affine = read_affine(str(scan))
+    masks = {"reference": reference, "prediction": mask} if reference is not None else {"mask": mask}
+    maps = {name: _labels(given, voxels.shape, str(scan)) for name, given in masks.items()}
+    named = dict(names) if names else {int(v): str(int(v)) for v in _values(maps)}
+    colours = {value: COLOURS[i % len(COLOURS)] for i, value in enumerate(named)}
+
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt("LAS"))
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])]  # mm, along the turned axes
+    image = apply_orientation(voxels, turn)
+    turned = {name: apply_orientation(labels, turn) for name, labels in maps.items()}
+    low, high = _window(image) if window is None else (float(window[0]), float(window[1]))
+    box = _box(image > low)
+    shown = next((labels for labels in turned.values() if labels.any()), None)
+    image = image[box]
+    turned = {name: labels[box] for name, labels in turned.items()}
+    cuts = _largest(image.shape, None if shown is None else shown[box])
+
+    rows: list[tuple[str, np.ndarray | None]] = [("scan", None), *turned.items()]
+    height_mm = [image.shape[axis] * sizes[axis] for axis in (1, 2, 2)]  # of the three panels
+    width_mm = [image.shape[axis] * sizes[axis] for axis in (0, 0, 1)]
+    scale = 2.6 / max(height_mm)  # inches a mm
+    legend = 0.3 + 0.2 * ((len(named) - 1) // 6)
+    size = (scale * sum(width_mm) + 0.2, scale * max(height_mm) * len(rows) + legend + 0.25)
+    figure = Figure(figsize=size, facecolor="black")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(len(rows), 3, squeeze=False, width_ratios=width_mm)
+    for line, (name, labels) in zip(panels, rows, strict=True):
+        for panel, (plane, axis) in zip(line, _PLANES, strict=True):
+            across, up = (a for a in range(3) if a != axis)
+            flat = image.take(cuts[axis], axis).T
+            panel.imshow(flat, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=sizes[up] / sizes[across])
+            if labels is not None:
+                _outline(panel, labels.take(cuts[axis], axis).T, colours)
+            panel.set_axis_off()
+            if labels is None:
+                panel.text(
+                    0.5, 0.99, plane, color="white", fontsize=8, ha="center", va="top", transform=panel.transAxes
+                )
+            if plane != "sagittal":
+                panel.text(0.01, 0.5, "R", color="white", fontsize=7, va="center", transform=panel.transAxes)
+        line[0].text(0.01, 0.01, name, color="white", fontsize=8, va="bottom", transform=line[0].transAxes)
+    figure.text(0.01, 0.995, title, color="white", fontsize=9, ha="left", va="top")
+    handles = [Patch(color=colours[value], label=name) for value, name in named.items()]
+    if handles:
+        figure.legend(
+            handles=handles,
+            loc="lower center",
+            ncols=min(len(handles), 6),
+            fontsize=8,
+            labelcolor="white",
+            frameon=False,
+        )
+    top, bottom = 1 - 0.25 / size[1], legend / size[1]
+    figure.subplots_adjust(left=0.01, right=0.99, top=top, bottom=bottom, wspace=0.03, hspace=0.03)
+    write_whole(Path(path), partial(figure.savefig, dpi=130, facecolor="black", format="png"))
+
+
+def _labels(given: np.ndarray | str | os.PathLike, shape: tuple[int, ...], scan: str) -> np.ndarray:
+    labels = given if isinstance(given, np.ndarray) else read_array(str(given))
+    labels = labels[..., 0] if labels.ndim == 4 else labels
+    if labels.shape != shape:
+        where = "a mask" if isinstance(given, np.ndarray) else str(given)
+        raise BundleError(Finding(where, f"shape {labels.shape}", f"the grid of {scan}: {shape}", "give its own mask"))
+    return labels
+
+
+def _values(maps: Mapping[str, np.ndarray]) -> list[float]:
+    """Values of the maps, 0 not among them, in order."""
+    return sorted({float(v) for labels in maps.values() for v in np.unique(labels) if v})
+
+
+def _window(image: np.ndarray) -> tuple[float, float]:
+    inside = image[image != 0]
+    low, high = (float(v) for v in np.percentile(inside, [1, 99.5])) if inside.size else (0.0, 1.0)
+    return min(0.6 * low, low), high
+
+
+def _box(inside: np.ndarray) -> tuple[slice, ...]:
+    """The smallest box around what is inside, with a margin; everything where nothing is."""
+    found = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    if not all(len(f) for f in found):
+        return (slice(None),) * 3
+    return tuple(slice(max(int(f[0]) - _MARGIN, 0), int(f[-1]) + 1 + _MARGIN) for f in found)
+
+
+def _largest(shape: Sequence[int], labels: np.ndarray | None) -> list[int]:
+    """For each axis the slice with most labelled voxels; the middle one where there is none."""
+    if labels is None or not labels.any():
+        return [n // 2 for n in shape]
+    return [int((labels > 0).sum(axis=tuple({0, 1, 2} - {axis})).argmax()) for axis in range(3)]
+
+
+def _outline(panel: Any, labels: np.ndarray, colours: Mapping[int, str]) -> None:
+    """Lines along the borders of each value's voxels, over a faint fill."""
+    for value, colour in colours.items():
+        inside = np.pad(labels == value, 1).astype(float)  # so that a border at the edge is closed
+        if inside.any():
+            rows, columns = (np.arange(n) - 1 for n in inside.shape)
+            panel.contourf(columns, rows, inside, levels=[0.5, 1.5], colors=[colour], alpha=0.2)
+            panel.contour(columns, rows, inside, levels=[0.5], colors=[colour], linewidths=0.9)
+    panel.set_xlim(-0.5, labels.shape[1] - 0.5)
+    panel.set_ylim(-0.5, labels.shape[0] - 0.5)
