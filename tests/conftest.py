@@ -8,8 +8,10 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 
 from bundlekit.virtual import brats, metastases, tissue
@@ -90,6 +92,23 @@ def run(environment: dict[str, str]) -> Run:
         return done
 
     return call
+
+
+def assert_equal(got: Any, expected: Any) -> None:
+    """Bit for bit, however deeply the two are nested."""
+    assert type(got) is type(expected)
+    if isinstance(expected, dict):
+        assert got.keys() == expected.keys()
+        for key in expected:
+            assert_equal(got[key], expected[key])
+    elif isinstance(expected, (list, tuple)):
+        assert len(got) == len(expected)
+        for one, other in zip(got, expected, strict=True):
+            assert_equal(one, other)
+    elif isinstance(expected, torch.Tensor):
+        assert torch.equal(got, expected)
+    else:
+        assert got == expected
 
 
 def bundle_run(run_id: str, *configs: str, bundle: Path = BUNDLE) -> list[str]:

@@ -15,8 +15,7 @@ from brats_unet_h5 import EarlyStop
 from bundlekit.errors import BundleError
 from bundlekit.training.resuming import ResumeRun
 from bundlekit.training.saving import SaveCheckpoints
-from tests.bundlekit.training.test_checkpoints import assert_equal
-from tests.conftest import ROOT
+from tests.conftest import ROOT, assert_equal
 
 CONFIGS = ROOT / "bundles" / "brats_unet_h5" / "configs"
 

@@ -10,7 +10,7 @@ import torch
 
 from bundlekit.virtual.anatomy import maps_of
 from bundlekit.virtual.patches import Glioma
-from tools.bench.config import parse
+from tools.bundles import parse
 
 
 def gliomas(

@@ -15,7 +15,7 @@ from monai.inferers import SlidingWindowInferer
 from bundlekit import ForegroundInferer, argmax_labels
 from bundlekit.brats import LoadCased
 from bundlekit.weights.loading import load_network, read_checkpoint
-from tools.bench.config import parse
+from tools.bundles import parse
 
 _WAYS = ("whole volume, windows", "cropped to the brain, windows", "cropped to the brain, one pass")
 

@@ -22,8 +22,7 @@ from monai.transforms import (
 from bundlekit import PatchDataset
 from bundlekit.brats import TumourCentredCropd
 from bundlekit.virtual import brats
-from tools.bench.config import parse
-from tools.bundles import find_cases_of
+from tools.bundles import find_cases_of, parse
 
 
 def loader(

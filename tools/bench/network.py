@@ -13,7 +13,7 @@ from monai.networks.nets import DynUNet
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tools.bundles import package
+from tools.bundles import component
 
 
 def network(
@@ -51,7 +51,7 @@ def network(
 
 def _build(name: str, channels: Sequence[int]) -> nn.Module:
     if name == "ResUNet":
-        return package("brats_resunet").ResUNet(channels=channels)
+        return component("brats_resunet", "inference.yaml", "network_def")(channels=channels)
     n = len(channels)
     return DynUNet(
         3, 4, 4, [3] * n, [1] + [2] * (n - 1), [2] * (n - 1), filters=list(channels), res_block=True,

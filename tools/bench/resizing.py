@@ -9,7 +9,7 @@ import torch
 from monai.transforms import CropForeground
 
 from bundlekit.brats import LoadCased, find_cases
-from tools.bundles import package
+from bundlekit.brats.lesions import SIZES, lesion_scores
 
 
 def resizing(dataset_dir: str, uniform_shape: Sequence[int] = (128, 128, 128)) -> None:
@@ -19,10 +19,8 @@ def resizing(dataset_dir: str, uniform_shape: Sequence[int] = (128, 128, 128)) -
         dataset_dir: folder of labelled cases of metastases.
         uniform_shape: voxels, of the volume cropped to the brain.
     """
-    module = package("brain_metastasis_attention_unet")
-    lesions = module.lesions.lesion_scores
     load = LoadCased()
-    totals: dict[str, list[float]] = {size: [] for size in module.lesions.SIZES}
+    totals: dict[str, list[float]] = {size: [] for size in SIZES}
     spurious = 0
     cases = find_cases(dataset_dir)
     for case in cases:
@@ -33,7 +31,7 @@ def resizing(dataset_dir: str, uniform_shape: Sequence[int] = (128, 128, 128)) -
         truth = np.asarray(data["label"])[0][box]
         there = _resize(truth, [int(n) for n in uniform_shape])
         back = _resize(there, list(truth.shape))
-        found = lesions(back > 0, truth > 0, spacing.tolist())
+        found = lesion_scores(back > 0, truth > 0, spacing.tolist())
         spurious += found.n_false_positives
         for lesion in found.lesions:
             totals[lesion.size].append(lesion.dice)

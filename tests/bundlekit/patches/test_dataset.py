@@ -37,10 +37,9 @@ from monai.transforms import (
 )
 from torch.utils.data import DataLoader
 
-import bundlekit.patches.dataset as dataset_module
 from bundlekit.brats.reading import LoadCased
 from bundlekit.brats.sampling import TumourCentredCropd, TumourVoxelsd
-from bundlekit.errors import BundleError
+from bundlekit.errors import BundleError, bundle_error_in
 from bundlekit.patches.cache import default_cache_dir
 from bundlekit.patches.dataset import EpochSeed, PatchDataset
 
@@ -261,7 +260,7 @@ def test_a_damaged_case_is_named(case: dict[str, Any], cache: str, tmp_path: Pat
     # the memory is filled by MONAI at once, and it wraps what goes wrong
     with pytest.raises(RuntimeError if cache == "memory" else BundleError) as error:
         first_patch()
-    assert case["image"][2] in (dataset_module.bundle_error_in(error.value) or "")
+    assert case["image"][2] in (bundle_error_in(error.value) or "")
 
 
 @pytest.mark.parametrize(
@@ -360,7 +359,7 @@ def test_default_folder(variable: bool, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg") if variable else "")
     expected = tmp_path / "xdg" if variable else tmp_path / "home" / ".cache"
-    assert default_cache_dir() == str(expected / "brats_resunet")
+    assert default_cache_dir("brats_resunet") == str(expected / "brats_resunet")
 
 
 def test_default_folder_is_made_and_used(
@@ -368,7 +367,7 @@ def test_default_folder_is_made_and_used(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     PatchDataset(shared_cases, patches())[0]
-    assert len(files_in(tmp_path / "xdg" / "brats_resunet")) == 1
+    assert len(files_in(tmp_path / "xdg" / "bundlekit")) == 1
 
 
 def test_a_new_process_finds_what_this_one_has_kept(shared_cases: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -624,7 +623,7 @@ def test_without_room_for_the_cache_the_work_goes_on(
     def full(path: str, write: Callable) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(dataset_module, "write_whole", full)
+    monkeypatch.setattr("bundlekit.patches.cache.write_whole", full)
     dataset = PatchDataset(shared_cases, patches(Seen()), "disk", str(tmp_path))
     for _ in range(2):
         assert same(dataset[0], expected)
@@ -660,6 +659,6 @@ def test_what_is_no_matter_of_room_is_raised(
     def broken(path: str, write: Callable) -> None:
         raise TypeError("broken")
 
-    monkeypatch.setattr(dataset_module, "write_whole", broken)
+    monkeypatch.setattr("bundlekit.patches.cache.write_whole", broken)
     with pytest.raises(TypeError, match="broken"):
         PatchDataset(shared_cases, patches(), "disk", str(tmp_path))[0]

@@ -29,6 +29,7 @@ from bundlekit.training.saving import RecordRun, SaveCheckpoints, require_new_ru
 from bundlekit.training.stopping import StopInTime
 from bundlekit.weights.loading import LoadWeights, load_network, read_checkpoint
 from tests.bundlekit.conftest import leftovers
+from tests.conftest import assert_equal
 
 CHANNELS = (2, 4)
 
@@ -103,23 +104,6 @@ class Run:
             self.trainer.add_event_handler(Events.EPOCH_COMPLETED(once=stop_after), lambda engine: engine.terminate())
         self.trainer.run()
         return self
-
-
-def assert_equal(got: Any, expected: Any) -> None:
-    """Bit for bit, however deeply the two are nested."""
-    assert type(got) is type(expected)
-    if isinstance(expected, dict):
-        assert got.keys() == expected.keys()
-        for key in expected:
-            assert_equal(got[key], expected[key])
-    elif isinstance(expected, (list, tuple)):
-        assert len(got) == len(expected)
-        for one, other in zip(got, expected, strict=True):
-            assert_equal(one, other)
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(got, expected)
-    else:
-        assert got == expected
 
 
 def save(folder: Path, network: nn.Module, epoch: int = 1, validator: Any = None) -> None:
