@@ -1,4 +1,4 @@
-"""Folds of a cross-validation and the ensemble of their networks."""
+"""The ensemble of the networks of a cross-validation."""
 
 from __future__ import annotations
 
@@ -10,47 +10,8 @@ import torch
 from monai.inferers import SimpleInferer
 from torch import nn
 
-from bundlekit.cases.split import fold_cases
 from bundlekit.errors import BundleError
 from bundlekit.inference.ensemble import EnsembleInferer, fold_checkpoints
-
-
-def scans(n: int, per_patient: int = 1) -> list[dict]:
-    return [
-        {"case": f"c{i:03}", "patient": f"p{i // per_patient:03}", "image": [], "label": "", "subset": ""}
-        for i in range(n)
-    ]
-
-
-@pytest.mark.parametrize(("n", "per_patient", "num_folds"), [(10, 1, 5), (11, 1, 3), (20, 2, 5), (2, 1, 2)])
-def test_every_case_validates_once(n: int, per_patient: int, num_folds: int) -> None:
-    cases = scans(n, per_patient)
-    folds = [fold_cases(cases, fold, num_folds) for fold in range(num_folds)]
-    assert sorted(c["case"] for split in folds for c in split["validation"]) == [c["case"] for c in cases]
-    sizes = [len({c["patient"] for c in split["validation"]}) for split in folds]
-    assert max(sizes) - min(sizes) <= 1
-    for split in folds:
-        sides = [{c["patient"] for c in split[part]} for part in ("training", "validation")]
-        assert not sides[0] & sides[1]
-        assert len(split["training"]) + len(split["validation"]) == n
-
-
-def test_folds_follow_from_patients_and_seed_alone() -> None:
-    cases = scans(12)
-    moved = [{**case, "subset": "validation" if i % 2 else "training"} for i, case in enumerate(cases[::-1])]
-    names = [{c["case"] for c in fold_cases(some, 1, 4)["validation"]} for some in (cases, moved)]
-    assert names[0] == names[1]
-    other = {c["case"] for c in fold_cases(cases, 1, 4, seed=1)["validation"]}
-    assert other != names[0]
-
-
-@pytest.mark.parametrize(
-    ("n", "fold", "num_folds", "message"),
-    [(6, 3, 3, "fold 0 to num_folds - 1"), (6, -1, 3, "fold is -1"), (6, 0, 1, "2 or more"), (2, 0, 3, "3 folds")],
-)
-def test_impossible_folds(n: int, fold: int, num_folds: int, message: str) -> None:
-    with pytest.raises(BundleError, match=message):
-        fold_cases(scans(n), fold, num_folds)
 
 
 class Constant(nn.Module):
