@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ignite.distributed as idist
 import pytest
+import torch
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.bundle.utils import merge_kv
+from monai.transforms import Compose, RandGaussianNoised, RandScaleIntensityd, RandShiftIntensityd
 
-from bundlekit.weights.settings import HANDED_ON
+from bundlekit.patches.dataset import PatchDataset
+from bundlekit.weights.settings import record_setting
 from tests.conftest import ROOT
-from tools.bundles import names
+from tools.bundles import names, parse
+
+CONFIGS = ROOT / "bundles"
 
 TRAINING = ([], ["multi_gpu"], ["resume"], ["cross_validation"], ["cross_validation", "resume"])
 INFERENCE = ([], ["evaluate"], ["evaluate", "cross_validation"])
@@ -28,6 +39,9 @@ OWN = {
     ),
     "brain_tissue_vnet": (
         [
+            ["torchio", "pad", "n4"],
+            ["pad", "n4", "resume"],
+            ["pad", "n4", "finetune"],
             ["train_from_labels"],
             ["train_from_labels", "resume"],
             ["train_from_labels", "pretrain_label_maps", "finetune"],
@@ -39,11 +53,24 @@ OWN = {
         [["pretrain_virtual"], ["finetune", "resume"]],
         [["evaluate", "choose_minimum_lesion"]],
     ),
-    "brats_unet_h5": ([["pretrain_virtual"], ["finetune", "resume"]], []),
+    "brats_unet_h5": (
+        [
+            ["pretrain_virtual"],
+            ["finetune", "resume"],
+            ["native", "finetune"],
+            ["native", "chunks", "multi_gpu"],
+        ],
+        [],
+    ),
     "abdomen_ct_vnet": ([["organs13"]], []),
 }
 NARROW = {"brain_tissue_vnet": {"init_filters": 2}, "abdomen_ct_vnet": {"channels": [2, 2, 2]}}
 NEEDS_NETWORKS = {"inference_ensemble"}  # of a cross-validation, see tests/tools/test_cv.py
+
+
+def config(bundle: str, name: str) -> dict[str, Any]:
+    """A config file as it is written."""
+    return yaml.safe_load((CONFIGS / bundle / "configs" / f"{name}.yaml").read_text())
 
 
 def overlays() -> list[tuple[str, str, list[str]]]:
@@ -73,6 +100,8 @@ def test_properties_are_complete(
         output_dir=str(tmp_path),
         ckpt_dir=str(tmp_path),
         **NARROW.get(bundle, {}),
+        # weights of the bundle's own have another preprocessing
+        **({"pretrained": str(tmp_path / "model.pt")} if {"pad", "native"} & set(files) else {}),
     )
     # Ignite remembers the process group that an earlier test had
     monkeypatch.setattr(idist.utils, "_model", idist.utils._SerialModel())
@@ -87,24 +116,148 @@ def test_properties_are_complete(
         workflow.finalize()
 
 
-FINE_TUNED = [bundle for bundle in names() if (ROOT / "bundles" / bundle / "configs" / "finetune.yaml").exists()]
+FINE_TUNED = [bundle for bundle in names() if (CONFIGS / bundle / "configs" / "finetune.yaml").exists()]
 
 
 @pytest.mark.parametrize("bundle", FINE_TUNED)
 def test_fine_tuning_takes_every_setting_of_the_weights(bundle: str) -> None:
-    train, tuned, infer = (
-        yaml.safe_load((ROOT / "bundles" / bundle / "configs" / f"{name}.yaml").read_text())
-        for name in ("train", "finetune", "inference")
-    )
-    # channel_order is about the files, not about the network
-    expected = {key: train[key] for key in train["settings"] if key != "channel_order"}
-    inherited = set(HANDED_ON) & infer["defaults"].keys()  # for inference, and handed on
-    assert tuned["unrecorded"] == expected | {key: infer["defaults"][key] for key in inherited}
-    assert expected.items() <= infer["defaults"].items()
-    for key in expected:
-        assert tuned[key] == f"$@recorded['{key}']"
-    for key in inherited:
-        assert tuned[f"settings::{key}"] == f"$@recorded['{key}']"
+    train, tuned = config(bundle, "train"), config(bundle, "finetune")
+    (checked,) = [line for line in tuned.get("+initialize", []) if "require_as_recorded" in line] or [""]
+    for key in train["settings"].keys() - {"channel_order"}:  # which is about the files, not about the network
+        assert tuned.get(key, "").startswith("$@recorded") or f"'{key}'" in checked
+
+
+@pytest.mark.parametrize("bundle", FINE_TUNED)
+def test_fine_tuning_hands_on_what_inference_reads(bundle: str) -> None:
+    handed_on = config(bundle, "finetune").get("handed_on", [])
+    assert bool(handed_on) == (bundle != "brain_tissue_vnet"), "labels of one's own draw the border of white matter"
+    infer = config(bundle, "inference")
+    for name in handed_on:
+        assert infer[name].startswith(f"$@settings.get('{name}', ")
+
+
+@pytest.mark.parametrize("bundle", FINE_TUNED)
+def test_what_is_handed_on_is_recorded_again(bundle: str, tmp_path: Path) -> None:
+    handed_on = config(bundle, "finetune").get("handed_on", [])
+    for name in (*handed_on, "white_matter_weight"):
+        record_setting(tmp_path / "model.pt", name, 0.25)
+    parser = parse(bundle, "train.yaml", "finetune.yaml", pretrained=str(tmp_path / "model.pt"))
+    recorded = parser.get_parsed_content("settings").get("after_training", {})
+    assert recorded == dict.fromkeys(handed_on, 0.25)
+
+
+def value_in(bundle: str, name: str, folder: Path, **given: Any) -> Any:
+    return parse(bundle, "inference.yaml", ckpt_dir=str(folder), **given).get_parsed_content(name)
+
+
+@pytest.mark.parametrize("bundle", names())
+def test_inference_does_as_training_did(bundle: str, tmp_path: Path) -> None:
+    train = config(bundle, "train")
+    infer = config(bundle, "inference")
+    names_read = {name for name in train["settings"] if name != "channel_order"}  # the file's own word comes first
+    assert all(infer[name].startswith("$@settings") for name in names_read)
+    for name in names_read:  # nothing recorded: as train.yaml has it
+        expected = train[name] if str(train["settings"][name])[:1] in ("@", "$") else train["settings"][name]
+        assert value_in(bundle, name, tmp_path) == expected
+    name = "init_filters" if "init_filters" in names_read else "channels"
+    (tmp_path / "settings.json").write_text(json.dumps({name: 6}))
+    assert value_in(bundle, name, tmp_path) == 6
+    assert value_in(bundle, name, tmp_path, **{name: 10}) == 10, "the command line's"
+
+
+@pytest.mark.parametrize(
+    ("bundle", "name"),
+    [(bundle, name) for bundle in FINE_TUNED for name, value in config(bundle, "inference").items()
+     if isinstance(value, str) and value.startswith("$@settings.get(") and name != "patch_size"],
+)  # fmt: skip
+def test_what_was_chosen_after_training_is_used(bundle: str, name: str, tmp_path: Path) -> None:
+    default = value_in(bundle, name, tmp_path)
+    assert default == (1 if name == "white_matter_weight" else 0)
+    record_setting(tmp_path / "model.pt", name, 0.5)
+    assert value_in(bundle, name, tmp_path) == 0.5
+    assert value_in(bundle, name, tmp_path, **{name: 0.75}) == 0.75
+
+
+@pytest.mark.parametrize("bundle", names())
+def test_scores_are_of_the_split_that_training_made(bundle: str, tmp_path: Path) -> None:
+    parser = parse(bundle, "inference.yaml", "evaluate.yaml", ckpt_dir=str(tmp_path))
+    for name in ("train_cases", "train_fraction"):
+        assert parser.get_parsed_content(name) == config(bundle, "train")[name]
+
+
+FILES = sorted(CONFIGS.glob("*/configs/*.yaml"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parts[-3]}-{file.stem}")
+def test_the_text_reads_well(file: Path) -> None:
+    text = file.read_text()
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.startswith("# "), "what it is, and its command"
+    assert "bundles/" not in text, "commands are for the bundle's own folder"
+    if "upstream" in text.lower():
+        assert '"upstream" is the write-up' in text.partition("\n\n")[0]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parts[-3]}-{file.stem}")
+def test_what_is_run_are_calls(file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    for key in ("initialize", "training", "run", "inferring", "evaluating", "finalize"):
+        for name, lines in content.items():
+            if name.lstrip("+").split("::")[0] != key or (isinstance(lines, str) and lines[0] == "%"):
+                continue
+            for line in [lines] if isinstance(lines, str) else lines:
+                code = line.removeprefix("$").replace("@", "").replace("::", ".")
+                assert isinstance(ast.parse(code, mode="eval").body, ast.Call), line
+
+
+def conditions(content: Any) -> Iterator[str]:
+    for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+        if key == "_disabled_":
+            yield str(value)
+        elif isinstance(value, (dict, list)):
+            yield from conditions(value)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parts[-3]}-{file.stem}")
+def test_no_step_is_off_by_a_double_negation(file: Path) -> None:
+    content = yaml.safe_load(file.read_text())
+    for condition in conditions(content):
+        assert len(re.findall(r"\bnot\b|!=", condition)) <= 1, condition
+        assert not condition.startswith("%"), "the condition stands where the step is"
+        for name in re.findall(r"@(\w+)", condition):
+            assert not re.search(r"\bnot\b|!=", str(content.get(name, ""))), condition
+
+
+@pytest.mark.parametrize(
+    ("bundle", "files"),
+    [(bundle, files) for bundle, _, files in overlays() if len(files) > 1],
+    ids=lambda part: part if isinstance(part, str) else "+".join(part),
+)
+def test_overlays_change_what_they_name(bundle: str, files: list[str]) -> None:
+    under = ConfigParser(config=config(bundle, files[0]))
+    for name in files[1:]:
+        overlay = config(bundle, name)
+        for key, value in overlay.items():
+            if len(files) == 2 and key in under:  # with more files, the last one decides
+                assert under[key] != value, f"{name}.yaml repeats {key}"
+            merge_kv(under, key, value)
+
+
+def test_a_nested_compose_draws_as_its_steps_would() -> None:
+    """The steps of a `Compose` that may be off have the random states that they would have beside the others."""
+    steps = [RandGaussianNoised("image", prob=1.0), RandScaleIntensityd("image", factors=0.5, prob=1.0)]
+    shift = RandShiftIntensityd("image", offsets=1.0, prob=1.0)
+    data = [{"image": torch.ones(1, 4, 4, 4)}]
+    flat = PatchDataset(data, Compose([*steps, shift]), cache="none", seed=3)[0]["image"]
+    nested = PatchDataset(data, Compose([Compose(steps), shift]), cache="none", seed=3)[0]["image"]
+    assert torch.equal(flat, nested)
+    worse = parse("brats_resunet", "train.yaml", degrade_probability=0.2).get_parsed_content("train::preprocessing")
+    plain = parse("brats_resunet", "train.yaml", degrade_probability=0.0).get_parsed_content("train::preprocessing")
+    added = [type(step).__name__ for step in worse.flatten().transforms[len(plain.flatten().transforms) :]]
+    assert added == [
+        "CopyItemsd", "RandGaussianNoised", "RandGaussianSmoothd", "RandSimulateLowResolutiond", "RandAdjustContrastd",
+        "MaskIntensityd", "DeleteItemsd",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("bundle", names())
@@ -128,7 +281,8 @@ def test_no_config_is_left_out(bundle: str) -> None:
 
 
 @pytest.mark.parametrize("bundle", names())
-@pytest.mark.parametrize("file", ["train", "multi_gpu", "inference"])
-def test_freed_memory_is_kept(bundle: str, file: str) -> None:
-    config = yaml.safe_load((ROOT / "bundles" / bundle / "configs" / f"{file}.yaml").read_text())
-    assert f"${bundle}.keep_freed_memory(@device)" in config["initialize"]
+def test_every_run_is_prepared_first(bundle: str) -> None:
+    for name in ("train", "inference"):
+        assert config(bundle, name)["initialize"][0] == "$bundlekit.prepare_run(@device, @seed)"
+    several = config(bundle, "multi_gpu")["initialize::0"]
+    assert several == "$bundlekit.prepare_run(@device, @seed, distributed=True)"

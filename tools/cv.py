@@ -132,7 +132,7 @@ def _settings_of(folder: Path, overlays: Sequence[str], options: dict[str, Any])
     """The options that training knows, and those that evaluation knows and does not take from training's record."""
     inference = _ids(folder / "inference.yaml")
     known = {name for file in ("train.yaml", *overlays) for name in _ids(folder / file)}
-    recorded = set(inference.get("defaults", {})) & known
+    recorded = set(_ids(folder / "train.yaml")["settings"]) & known
     scoring = (set(inference) | set(_ids(folder / "evaluate.yaml"))) - recorded
     given = {name: name.split("::")[0] for name in options}
     fixed = sorted(_GIVEN & set(given.values()))

@@ -12,7 +12,6 @@ import yaml
 from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
 from brain_tissue_vnet import VNet
-from bundlekit.weights.settings import CHOSEN_LATER
 from tests.conftest import ROOT
 
 BUNDLE = ROOT / "bundles" / "brain_tissue_vnet"
@@ -65,22 +64,23 @@ def test_exports_compute_the_same(norm: str, tmp_path: Path) -> None:
 
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:
-    train, infer, evaluate = config("train.yaml"), config("inference.yaml"), config("evaluate.yaml")
-    assert set(train["settings"]) == set(infer["defaults"]) - set(CHOSEN_LATER)
-    assert all(train[key] == infer["defaults"][key] for key in train["settings"])
-    assert {k: evaluate[k] for k in ("train_cases", "train_fraction")} == {
-        k: train[k] for k in ("train_cases", "train_fraction")
-    }
+    train, infer = config("train.yaml"), config("inference.yaml")
     without = {"dropout", "keys", "mode", "with_label"}
     assert {k: v for k, v in train["network_def"].items() if k not in without} == infer["network_def"]
+    without |= {"_disabled_"}  # inference follows what was recorded, a training its overlays
+    resize, clahe = list(train["prepare"]).index("resize"), list(train["prepare"]).index("clahe")
     ours = [step for name, step in train["prepare"].items() if name != "halve"]
-    for mine, theirs in zip(ours, infer["preprocessing"]["transforms"], strict=True):
+    ours[clahe] = config("n4.yaml")["prepare::clahe"]["transforms"]
+    ours = [*ours[:clahe], *ours[clahe], *ours[clahe + 1 :], *config("pad.yaml")["+prepared::transforms"]]
+    theirs = infer["preprocessing"]["transforms"]
+    for mine, other in zip(ours, theirs, strict=True):
         assert {k: v for k, v in mine.items() if k not in without} == {
-            k: v for k, v in theirs.items() if k not in without
+            k: v for k, v in other.items() if k not in without
         }
-    order = train["train"]["preprocessing"]["transforms"][: len(ours)]
-    assert order == [f"%prepare::{name}" for name in train["prepare"] if name != "halve"]
-    assert train["validate"]["preprocessing"]["transforms"] == [f"%prepare::{name}" for name in train["prepare"]]
+    assert [theirs[i]["_disabled_"] for i in (resize, clahe, -1)] == [
+        "$@fit != 'resize'", "$not @n4", "$@fit != 'pad'",
+    ]  # fmt: skip
+    assert train["prepared"]["transforms"] == [f"%prepare::{name}" for name in train["prepare"]]
 
 
 def test_what_a_user_sets_has_the_same_name_as_in_the_first_bundle() -> None:

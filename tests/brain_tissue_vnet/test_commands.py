@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 
+from bundlekit.weights.settings import record_setting
 from tests.conftest import ROOT, Run, bundle_run
 
 BUNDLE = ROOT / "bundles" / "brain_tissue_vnet"
@@ -87,7 +88,7 @@ def test_train_evaluate_infer(run: Run, heads: Path, tmp_path: Path) -> None:
 
     # fine-tuning goes on from there, with the same preprocessing, here by the patches' own statistics
     # but for the weight of white matter, which was for other labels
-    (out / "settings.json").write_text(json.dumps({**settings, "white_matter_weight": 0.5}))
+    record_setting(out / "model.pt", "white_matter_weight", 0.5)
     tuned = ["--pretrained", out / "model.pt", "--ckpt_dir", tmp_path / "tuned", "--output_dir", tmp_path / "tuned"]
     tuned += ["--epochs", "1", "--batch_size", "2", "--patches_per_case", "2", "--dropout", "0", "--num_workers", "0"]
     tuned += ["--norm", "instance"]
@@ -159,10 +160,16 @@ def test_gradient_accumulation_steps_as_often_as_it_says(run: Run, heads: Path, 
 
 
 def test_torchios_augmentation_trains_too(run: Run, heads: Path, tmp_path: Path) -> None:
-    more = ["--deformation", "torchio", "--affine_probability", "1", "--elastic_probability", "1"]
-    log = train(run, heads, tmp_path, 1, *more, "--intensity_probability", "1", "--n4", "True")
+    more = ["--affine_probability", "1", "--elastic_probability", "1", "--intensity_probability", "1"]
+    log = train(run, heads, tmp_path, 1, *more, configs=("train.yaml", "torchio.yaml", "n4.yaml"))
     assert len(values_of(log, "train_loss")) == 1
     assert json.loads((tmp_path / "settings.json").read_text())["n4"] is True
+    where = ["--dataset_dir", heads, "--num_workers", "0", "--output_dir", tmp_path / "again", "--epochs", "1"]
+    run(*command("inferring", "inference.yaml"), *where, "--ckpt_dir", tmp_path)
+    where += ["--pretrained", tmp_path / "model.pt", "--ckpt_dir", tmp_path / "tuned"]
+    done = run(*command("training", "train.yaml", "finetune.yaml"), *where, status=1)
+    assert "a network trained with n4 True" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def t1_of(heads: Path, case: str = "sub-001") -> Path:
@@ -260,6 +267,7 @@ def test_bad_settings_give_one_clear_message(run: Run, heads: Path, tmp_path: Pa
         (["--normalise", "minmax"], "normalise must be one of zscore, percentile"),
         (["--init_filters", "5"], "init_filters must be even"),
         (["--clahe", "3"], "clahe (the clip limit) must be from 0 to 1"),
+        (["--fit", "pad"], "add configs/pad.yaml"),
         (["--numbering", "aseg"], "aseg"),
     ):
         done = run(*command("training", "train.yaml"), *arguments, *more, status=1)

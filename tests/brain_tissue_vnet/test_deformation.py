@@ -214,7 +214,7 @@ def test_wrong_arguments(arguments: dict, message: str) -> None:
 
 
 def test_torchios_own_deformation_can_take_its_place() -> None:
-    """As train.yaml builds it with `deformation: torchio`: the label keeps its values and follows the image."""
+    """As torchio.yaml builds it: the label keeps its values and follows the image."""
     x = torch.zeros(1, 32, 32, 32)
     x[:, 8:24, 8:24, 8:24] = 3.0
     elastic = RandTorchIOd(

@@ -86,8 +86,10 @@ def test_image_and_label_stay_on_each_other_in_training(tmp_path: Path, fit: str
     label = (np.asarray(image.dataobj) == 300).astype(np.uint8) * 3
     nib.save(nib.Nifti1Image(label, image.affine), tmp_path / "a_seg.nii.gz")
     parser = ConfigParser()
-    parser.read_config(str(CONFIG.with_name("train.yaml")))
-    parser.update({"clahe": 0, "normalise": "percentile", "fit": fit, "uniform_shape": [176, 160, 150]})
+    overlays = ["pad.yaml"] if fit == "pad" else []
+    parser.read_config([str(CONFIG.with_name(name)) for name in ("train.yaml", *overlays)])
+    parser.update({"clahe": 0, "normalise": "percentile", "uniform_shape": [176, 160, 150]})
+    parser["fit"] = "none" if fit == "pad" else fit
     (case,) = find_cases(tmp_path)
     data = parser.get_parsed_content("validate::preprocessing")(case)
     bright, marked = (np.argwhere(np.asarray(v)[0]) for v in (data["image"] > 0.5, data["label"] == 3))

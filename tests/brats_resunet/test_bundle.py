@@ -12,7 +12,6 @@ import yaml
 from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
 from brats_resunet import ResUNet
-from bundlekit.weights.settings import CHOSEN_LATER
 from tests.conftest import BUNDLE, ROOT
 
 CONFIGS = BUNDLE / "configs"
@@ -70,13 +69,8 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
 
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:
-    train, infer, evaluate = config("train.yaml"), config("inference.yaml"), config("evaluate.yaml")
+    train, infer = config("train.yaml"), config("inference.yaml")
     assert train["network_def"] == infer["network_def"]
-    assert set(train["settings"]) == set(infer["defaults"]) - set(CHOSEN_LATER)
-    assert all(train[key] == infer["defaults"][key] for key in train["settings"])
-    assert {k: evaluate[k] for k in ("train_cases", "train_fraction")} == {
-        k: train[k] for k in ("train_cases", "train_fraction")
-    }
     load, crop, normalise = infer["preprocessing"]["transforms"]
     assert load["_target_"] == train["prepare"]["load"]["_target_"]
     assert normalise == train["prepare"]["normalise"]

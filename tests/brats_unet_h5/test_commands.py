@@ -21,8 +21,8 @@ from nibabel.affines import voxel_sizes
 import bundlekit.brats.reading
 import bundlekit.brats.scores
 from brats_unet_h5 import build_network
-from bundlekit.errors import BundleError
-from bundlekit.weights.settings import CHOSEN_LATER, write_settings
+from bundlekit.errors import BundleError, bundle_error_in
+from bundlekit.weights.settings import write_settings
 from tests.brats_unet_h5.conftest import SHAPE, image, write_case, write_file, write_slices
 from tests.conftest import ROOT, Run, bundle_run
 from tools.check import check
@@ -31,7 +31,7 @@ from tools.label.app.lib.bundles import class_names
 BUNDLE = ROOT / "bundles" / "brats_unet_h5"
 CONFIGS = BUNDLE / "configs"
 META = str(CONFIGS / "metadata.json")
-TINY = ["--channels", "[4,8,16]", "--uniform_shape", "[32,32,32]", "--patch_size", "[32,32,32]", "--num_workers", "0"]
+TINY = ["--channels", "[4,8,16]", "--uniform_shape", "[32,32,32]", "--num_workers", "0"]
 
 
 def config(name: str) -> dict:
@@ -77,13 +77,13 @@ def test_train_stop_resume_evaluate_infer(run: Run, h5_cohort: Path, cohort: Pat
     assert len(losses) == 3
     assert losses[-1] < losses[0]
     settings = json.loads((tmp_path / "settings.json").read_text())
-    assert set(settings) == set(config("inference.yaml")["defaults"]) - set(CHOSEN_LATER)
+    assert set(settings) == set(config("train.yaml")["settings"])
     assert (settings["target"], settings["fit"], settings["channels"]) == ("regions", "resize", [4, 8, 16])
     split = json.loads((tmp_path / "datalist.json").read_text())
     validation = {entry["case"] for entry in split["validation"]}
 
     tuned = tmp_path / "tuned"
-    cleaned = settings | {"minimum_core_ml": 0.01, "fill_core": True, "minimum_enhancing_ml": 2.0}
+    cleaned = settings | {"after_training": {"minimum_core_ml": 0.01, "fill_core": True, "minimum_enhancing_ml": 2.0}}
     (tmp_path / "settings.json").write_text(json.dumps(cleaned))
     done = run(*command("training", "train.yaml", "finetune.yaml"), "--pretrained", tmp_path / "model.pt",
                "--ckpt_dir", tuned, "--output_dir", tuned, "--dataset_dir", h5_cohort, "--epochs", "1",
@@ -131,16 +131,23 @@ def test_train_stop_resume_evaluate_infer(run: Run, h5_cohort: Path, cohort: Pat
 
 
 def test_classes_at_native_resolution_from_chunks(h5_cohort: Path, tmp_path: Path) -> None:
-    native = {"target": "classes", "fit": "native", "read": "chunks", "normalise": "zscore", "res_units": 1}
+    native = {"target": "classes", "normalise": "zscore", "res_units": 1}
     tiny = {"channels": [4, 8], "patch_size": [16, 16, 16], "draw": "lesion", "num_workers": 1, "epochs": 1}
     common = {"dataset_dir": str(h5_cohort), "ckpt_dir": str(tmp_path), "output_dir": str(tmp_path)}
     settings = {**common, "cache_dir": str(tmp_path / "cache"), **native, **tiny}
-    trainer = in_process("train::trainer", "train.yaml", **settings)
+    trainer = in_process("train::trainer", "train.yaml", "native.yaml", "chunks.yaml", **settings)
     trainer.run()
-    assert json.loads((tmp_path / "settings.json").read_text())["target"] == "classes"
+    recorded = json.loads((tmp_path / "settings.json").read_text())
+    assert (recorded["target"], recorded["fit"], recorded["patch_size"]) == ("classes", "native", [16, 16, 16])
     evaluator = in_process("evaluator", "inference.yaml", "evaluate.yaml", **common, num_workers=0)
     evaluator.run()
     assert 0 <= evaluator.state.metrics["mean_dice"] <= 1
+    assert evaluator.inferer.roi_size == [16, 16, 16], "native, though no overlay says so"
+    tuning = {**common, "pretrained": str(tmp_path / "model.pt")}
+    with pytest.raises(RuntimeError) as caught:
+        in_process("initialize", "train.yaml", "finetune.yaml", **tuning)
+    assert "a network trained with fit native" in str(bundle_error_in(caught.value))
+    assert in_process("input_shape", "train.yaml", "native.yaml", "finetune.yaml", **tuning) == [16, 16, 16]
 
 
 def test_slices_without_affine_and_with_air(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -245,19 +252,17 @@ def test_exports_compute_the_same(tmp_path: Path) -> None:
 
 def test_configs_agree_where_they_speak_of_the_same() -> None:
     train_, infer = config("train.yaml"), config("inference.yaml")
-    assert set(train_["settings"]) == set(infer["defaults"]) - set(CHOSEN_LATER)
-    assert all(train_[key] == infer["defaults"][key] for key in train_["settings"])
     prepare = {step["_target_"]: step for step in train_["prepare"].values()}
     for step in infer["preprocessing"]["transforms"]:
         mine = prepare[step["_target_"]]
-        assert {k: v for k, v in step.items() if k not in ("keys", "mode", "with_label")} == {
+        assert {k: v for k, v in step.items() if k not in ("keys", "mode", "with_label", "_disabled_")} == {
             k: v for k, v in mine.items() if k not in ("keys", "mode")
         }
 
 
 def test_defaults_are_upstreams() -> None:
     train_ = config("train.yaml")
-    assert (train_["target"], train_["fit"], train_["normalise"]) == ("regions", "resize", "minmax")
+    assert (train_["target"], train_["settings"]["fit"], train_["normalise"]) == ("regions", "resize", "minmax")
     assert train_["uniform_shape"] == [128, 128, 128]
     assert train_["optimizer"]["_target_"] == "torch.optim.Adam"
     assert train_["learning_rate"] == 1e-3

@@ -11,7 +11,6 @@ import torch
 from brats_unet_h5 import DecideLabelsd, DiceBCELoss, NormaliseBraind, ProbabilitiesOfd, build_network
 from brats_unet_h5.loss import one_against_rest, target_masks
 from brats_unet_h5.postprocessing import AddLossd, RegionMasksd, nested_labels
-from brats_unet_h5.preprocessing import check_settings
 from bundlekit.brats.regions import regions_of
 from bundlekit.errors import BundleError
 from bundlekit.inference.windows import ForegroundInferer
@@ -166,9 +165,6 @@ def test_minmax_and_zscore_by_hand() -> None:
     [
         (lambda: NormaliseBraind("none"), "normalise must be one of minmax, zscore"),
         (lambda: NormaliseBraind("minmax", [90, 10]), "percentiles must be"),
-        (lambda: check_settings("pad", "whole"), "fit is 'pad'"),
-        (lambda: check_settings("native", "some"), "read is 'some'"),
-        (lambda: check_settings("resize", "chunks"), "goes with fit native"),
     ],
 )
 def test_bad_settings(make: Any, message: str) -> None:

@@ -20,14 +20,15 @@ from bundlekit.patches.dataset import PatchDataset
 from tests.brats_unet_h5.conftest import ORDER, classes, image, write_case, write_file, write_slices
 from tests.conftest import ROOT
 
-TRAIN = str(ROOT / "bundles" / "brats_unet_h5" / "configs" / "train.yaml")
+CONFIGS = ROOT / "bundles" / "brats_unet_h5" / "configs"
 BOX = (slice(2, 7), slice(1, 9), slice(3, 6))
 
 
-def dataset(data: Path, folder: Path, part: str = "train", **settings: Any) -> PatchDataset:
+def dataset(data: Path, folder: Path, part: str = "train", read: str = "whole", **settings: Any) -> PatchDataset:
     parser = ConfigParser()
-    parser.read_config(TRAIN)
-    common = {"dataset_dir": str(data), "cache_dir": str(folder), "fit": "native", "patch_size": [24, 24, 24]}
+    overlays = ("native", "chunks") if read == "chunks" else ("native",)
+    parser.read_config([str(CONFIGS / f"{name}.yaml") for name in ("train", *overlays)])
+    common = {"dataset_dir": str(data), "cache_dir": str(folder), "patch_size": [24, 24, 24]}
     for key, value in {**common, "patches_per_case": 2, **settings}.items():
         parser[key] = value
     return parser.get_parsed_content(f"{part}::dataset")

@@ -198,12 +198,11 @@ def limits_of(method: str) -> tuple[float, float]:
     return (-_CLIP, _CLIP) if method == "zscore" else (0.0, 1.0)
 
 
-def check_settings(fit: str, deformation: str, clahe: float, n4: bool, painted: bool) -> None:
+def check_settings(fit: str, clahe: float = 0.0, n4: bool = False, painted: bool = False) -> None:
     """Refuse values that a config does not use, before anything is trained with them in name only.
 
     Args:
-        fit: "resize", "pad" or "none".
-        deformation: "spline", "torchio" or "none".
+        fit: "resize" or "none".
         clahe: clip limit.
         n4: whether the bias field is corrected.
         painted: whether images are painted from label maps, patch by patch: nothing is done to whole volumes then.
@@ -211,18 +210,10 @@ def check_settings(fit: str, deformation: str, clahe: float, n4: bool, painted: 
     Raises:
         BundleError: naming the setting, what was given and what is possible.
     """
-    problems = []
-    if fit not in ("resize", "pad", "none"):
-        problems.append(f"fit is {fit!r}; expected resize, pad or none.")
-    if deformation not in ("spline", "torchio", "none"):
-        problems.append(f"deformation is {deformation!r}; expected spline, torchio or none.")
-    if painted:
-        if fit != "none" or clahe or n4:
-            problems.append("fit, clahe and n4 work on whole scans; a training from label maps has none.")
-        if deformation == "torchio":
-            problems.append("TorchIO's deformation is not offered for label maps: give --deformation spline or none.")
-    if problems:
-        raise BundleError("\n".join(problems))
+    if painted and (fit != "none" or clahe or n4):
+        raise BundleError("fit, clahe and n4 work on whole scans; a training from label maps has none.")
+    if fit not in ("resize", "none"):
+        raise BundleError(f"fit is {fit!r}; expected resize or none (to pad, add configs/pad.yaml).")
 
 
 def statistics(values: np.ndarray, method: str) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from .hdf5_masks import WriteHDF5Segmentations
 from .loss import DiceBCELoss
 from .network import TARGETS, build_network
 from .postprocessing import AddLossd, DecideLabelsd, ProbabilitiesOfd, RegionMasksd
-from .preprocessing import NormaliseBraind, check_settings
+from .preprocessing import NormaliseBraind
 from .reading import LoadHDF5d, label_reader
 from .stopping import EarlyStop, StopEarly
 
@@ -30,7 +30,6 @@ __all__ = [
     "WriteHDF5Segmentations",
     "build_network",
     "bundle_root",
-    "check_settings",
     "find_cases",
     "label_reader",
     "scan_cases",

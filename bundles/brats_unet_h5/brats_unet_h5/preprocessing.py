@@ -10,26 +10,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.transforms.utils_pytorch_numpy_unification import percentile
 
-from bundlekit.errors import BundleError
-
 METHODS = ("minmax", "zscore")
-
-
-def check_settings(fit: str, read: str) -> None:
-    """Refuse values that the configs do not know, before anything is trained with them in name only.
-
-    Raises:
-        BundleError: naming the setting, what was given and what is possible.
-    """
-    problems = []
-    if fit not in ("resize", "native"):
-        problems.append(f"fit is {fit!r}; expected resize or native.")
-    if read not in ("whole", "chunks"):
-        problems.append(f"read is {read!r}; expected whole or chunks.")
-    elif read == "chunks" and fit == "resize":
-        problems.append("read chunks goes with fit native: a volume has to be read whole to be resized.")
-    if problems:
-        raise BundleError("\n".join(problems))
 
 
 class NormaliseBraind(Transform):

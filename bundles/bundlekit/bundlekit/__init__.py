@@ -5,23 +5,22 @@ from __future__ import annotations
 from bundlekit.cases.case import Case, require_cases
 from bundlekit.cases.datalist import recorded_split
 from bundlekit.cases.split import fold_cases, select_cases, split_cases
-from bundlekit.command_line import refuse_unknown_settings
-from bundlekit.errors import BundleError, Finding, show_clear_errors
+from bundlekit.errors import BundleError, Finding
 from bundlekit.images.writing import WriteSegmentations
 from bundlekit.inference.ensemble import EnsembleInferer, fold_checkpoints
 from bundlekit.inference.unreadable import CaseDataset, SkipUnreadable
 from bundlekit.inference.windows import ForegroundInferer, argmax_labels
 from bundlekit.losses import WeightedDiceFocalLoss
-from bundlekit.memory import keep_freed_memory
 from bundlekit.patches.cache import default_cache_dir
 from bundlekit.patches.dataset import EpochSeed, PatchDataset
 from bundlekit.progress import Progress, installed
+from bundlekit.run import prepare_run
 from bundlekit.training.resuming import ResumeRun
 from bundlekit.training.saving import RecordRun, SaveCheckpoints, require_new_run
 from bundlekit.training.stopping import StopInTime
 from bundlekit.version import __version__
 from bundlekit.weights.loading import LoadWeights
-from bundlekit.weights.settings import recorded_settings
+from bundlekit.weights.settings import recorded_settings, require_as_recorded
 from bundlekit.weights.shipped import training_folder
 
 __all__ = [
@@ -48,14 +47,13 @@ __all__ = [
     "fold_cases",
     "fold_checkpoints",
     "installed",
-    "keep_freed_memory",
+    "prepare_run",
     "recorded_settings",
     "recorded_split",
-    "refuse_unknown_settings",
+    "require_as_recorded",
     "require_cases",
     "require_new_run",
     "select_cases",
-    "show_clear_errors",
     "split_cases",
     "training_folder",
 ]

@@ -12,6 +12,7 @@ from torch import nn
 
 from bundlekit.errors import BundleError
 from bundlekit.inference.ensemble import EnsembleInferer, fold_checkpoints
+from bundlekit.weights.settings import record_setting
 
 
 class Constant(nn.Module):
@@ -60,7 +61,7 @@ def test_missing_fold_and_other_settings(tmp_path: Path) -> None:
     folds_of(tmp_path, [0.0], [0.0])
     with pytest.raises(BundleError, match=r"fold_2.model\.pt"):
         fold_checkpoints(str(tmp_path), 3)
-    (tmp_path / "fold_1" / "settings.json").write_text('{"channels": [4], "minimum_lesion_ml": 0.02}')
+    record_setting(tmp_path / "fold_1" / "model.pt", "minimum_lesion_ml", 0.02)
     assert len(fold_checkpoints(str(tmp_path), 2)) == 2, "chosen after training"
     (tmp_path / "fold_1" / "settings.json").write_text('{"channels": [8]}')
     with pytest.raises(BundleError, match="train all folds with the same settings"):

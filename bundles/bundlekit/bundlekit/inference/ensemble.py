@@ -13,7 +13,7 @@ from torch import nn
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.weights.loading import load_network, read_checkpoint
-from bundlekit.weights.settings import CHOSEN_LATER, SETTINGS
+from bundlekit.weights.settings import SETTINGS, trained_settings
 
 _log = logging.getLogger(__name__)
 
@@ -23,8 +23,7 @@ def fold_checkpoints(cv_dir: str, num_folds: int) -> list[str]:
 
     Raises:
         BundleError: if one is missing, or was trained with other settings than the first. Settings that are chosen
-            after training (`bundlekit.weights.settings.CHOSEN_LATER`) may differ: the first fold's are used unless
-            others are given.
+            after training may differ: the first fold's are used unless others are given.
     """
     files = [Path(cv_dir, f"fold_{fold}", "model.pt") for fold in range(num_folds)]
     missing = [file for file in files if not file.is_file()]
@@ -107,6 +106,4 @@ class EnsembleInferer(Inferer):
 
 def settings_text(checkpoint: Path) -> str:
     """The settings recorded beside a checkpoint, as text: the order of a mapping counts too."""
-    file = checkpoint.parent / SETTINGS
-    settings = json.loads(file.read_text()) if file.is_file() else {}
-    return json.dumps({key: value for key, value in settings.items() if key not in CHOSEN_LATER})
+    return json.dumps(trained_settings(checkpoint))

@@ -15,7 +15,7 @@ from torch import nn
 from bundlekit.errors import BundleError, Finding
 from bundlekit.training.saving import named_apart
 from bundlekit.weights.loading import load_network, read_checkpoint
-from bundlekit.weights.settings import CHOSEN_LATER, recorded_settings
+from bundlekit.weights.settings import AFTER_TRAINING, trained_settings
 
 _log = logging.getLogger(__name__)
 
@@ -125,9 +125,9 @@ class ResumeRun:
     def _same_settings(self) -> None:
         if self.settings is None:
             return
-        now = {key: value for key, value in self.settings.items() if key not in CHOSEN_LATER}
+        now = {key: value for key, value in self.settings.items() if key != AFTER_TRAINING}
         now = json.loads(json.dumps(now))  # as they are recorded: tuples are lists
-        recorded = recorded_settings(self.path, now)
+        recorded = {**now, **trained_settings(self.path)}
         differing = [key for key in now if json.dumps(now[key]) != json.dumps(recorded[key])]  # order counts too
         if differing:
             raise BundleError(

@@ -22,16 +22,19 @@ _log = logging.getLogger(__name__)
 _PARTS = ("model", "optimizer", "lr_scheduler", "trainer", "scaler", "best")  # of every last.pt
 
 
-def require_new_run(ckpt_dir: str, overwrite: bool = False) -> None:
+def require_new_run(ckpt_dir: str, overwrite: bool = False, split: Mapping[str, Any] | None = None) -> None:
     """Refuse to start a run where another one has been, or where the weights that came with a bundle are.
 
     Args:
         ckpt_dir: of the new run.
         overwrite: replace the earlier run, or (resume.yaml) go on with it.
+        split: as `split.split_cases` returns it; without a case for training there will be no run to refuse.
 
     Raises:
         BundleError: if the folder holds a `last.pt`, or weights that came with the bundle, and `overwrite` is False.
     """
+    if split is not None and not split["training"]:
+        return
     last, shipped = Path(ckpt_dir, "last.pt"), Path(ckpt_dir, RECORD)
     if shipped.is_file() and not overwrite:
         raise BundleError(

@@ -1,20 +1,25 @@
-"""What a network was trained with, kept beside its weights, so that inference need not be told again."""
+"""What a network was trained with, kept beside its weights, so that inference need not be told again.
+
+`settings.json` holds the settings of the training by name, so that it can also be given to MONAI as a config file over
+`train.yaml`. What was chosen with the trained network, such as the smallest lesion to believe, is one more entry in it:
+`AFTER_TRAINING`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from monai.bundle import ConfigParser
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 
 SETTINGS = "settings.json"
-# recorded after training, not by it; fine-tuning hands on what is about the disease, not about one set of labels
-HANDED_ON = ("minimum_lesion_ml", "minimum_core_ml", "minimum_enhancing_ml", "fill_core")
-CHOSEN_LATER = (*HANDED_ON, "white_matter_weight")
+AFTER_TRAINING = "after_training"
 
 
 def write_settings(settings: Mapping[str, Any], ckpt_dir: str, rank: int = 0) -> None:
@@ -31,7 +36,7 @@ def write_settings(settings: Mapping[str, Any], ckpt_dir: str, rank: int = 0) ->
 
 
 def record_setting(checkpoint: str | os.PathLike, name: str, value: Any) -> None:
-    """Set one of the settings beside a checkpoint, for those that are chosen after training; the rest stays.
+    """Record a setting that was chosen with a trained network; what the training recorded stays.
 
     Args:
         checkpoint: `model.pt` or `last.pt`.
@@ -42,21 +47,71 @@ def record_setting(checkpoint: str | os.PathLike, name: str, value: Any) -> None
         BundleError: if the file is there and cannot be read, or cannot be written.
     """
     folder = Path(checkpoint).parent
-    write_settings({**_read(folder / SETTINGS), name: value}, str(folder))
+    recorded = _read(folder / SETTINGS)
+    chosen = {**recorded.get(AFTER_TRAINING, {}), name: value}
+    write_settings({**recorded, AFTER_TRAINING: chosen}, str(folder))
 
 
-def recorded_settings(checkpoint: str | os.PathLike, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a training wrote beside its checkpoints, over the defaults.
+def trained_settings(checkpoint: str | os.PathLike) -> dict[str, Any]:
+    """What the training of a checkpoint recorded, without what was chosen after it; empty if there is no record.
 
     Args:
         checkpoint: `model.pt` or `last.pt`.
-        defaults: for what is not recorded; a recorded key that is not among them is ignored.
 
     Raises:
         BundleError: if the file is there and cannot be read.
     """
     recorded = _read(Path(checkpoint).parent / SETTINGS)
-    return {key: recorded.get(key, value) for key, value in defaults.items()}
+    return {name: value for name, value in recorded.items() if name != AFTER_TRAINING}
+
+
+def recorded_settings(checkpoint: str | os.PathLike, bundle_root: str | os.PathLike) -> dict[str, Any]:
+    """Every setting of a checkpoint by name: as recorded beside it, or as `train.yaml` has it where nothing is.
+
+    Args:
+        checkpoint: `model.pt` or `last.pt`.
+        bundle_root: folder of the bundle, whose `configs/train.yaml` (or `.json`) counts for what is not recorded:
+            its values at the top and those of `settings`, but for expressions and references.
+
+    Raises:
+        BundleError: if the file is there and cannot be read.
+    """
+    files = [Path(bundle_root, "configs", name) for name in ("train.yaml", "train.json")]
+    train = next((ConfigParser.load_config_file(file) for file in files if file.is_file()), {})
+    defaults = {**train, **{k: v for k, v in train.get("settings", {}).items() if _is_value(v)}}
+    recorded = _read(Path(checkpoint).parent / SETTINGS)
+    # earlier versions recorded everything in one level
+    known = {**{k: v for k, v in defaults.items() if _is_value(v)}, **recorded, **recorded.get(AFTER_TRAINING, {})}
+    known.pop(AFTER_TRAINING, None)
+    return known
+
+
+def require_as_recorded(checkpoint: str | os.PathLike, settings: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Refuse to fine-tune weights with another preprocessing than theirs.
+
+    Args:
+        checkpoint: to start from.
+        settings: of the new training, as it will record them.
+        names: of those that an overlay sets, and that must agree; one that is not recorded does.
+
+    Raises:
+        BundleError: naming the settings that differ.
+    """
+    recorded = trained_settings(checkpoint)
+    differing = [name for name in names if recorded.get(name, settings[name]) != settings[name]]
+    if differing:
+        raise BundleError(
+            Finding(
+                str(checkpoint),
+                "a network trained with " + ", ".join(f"{name} {recorded[name]}" for name in differing),
+                "the same; now " + ", ".join(f"{name} {settings[name]}" for name in differing),
+                "add the overlay in configs/ with which it was trained to --config_file",
+            )
+        )
+
+
+def _is_value(value: Any) -> bool:
+    return not (isinstance(value, str) and value[:1] in ("$", "@", "%"))
 
 
 def _read(path: Path) -> dict[str, Any]:

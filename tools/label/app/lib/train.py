@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 from typing import Any
 
+from monai.bundle import ConfigParser
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 from lib.bundles import package
@@ -94,9 +94,16 @@ class CaseTrain(BundleTrainTask):
         with open(path) as file:
             recorded = json.load(file)
         ids = {key: value[1:] for key, value in config.get("settings", {}).items() if str(value).startswith("@")}
-        handed_on = importlib.import_module(f"{package(self.bundle_path).__name__}.settings").HANDED_ON
+        fixed = {key: value for key, value in config.get("settings", {}).items() if str(value)[:1] not in ("@", "$")}
+        other = [key for key in fixed if recorded.get(key, fixed[key]) != fixed[key]]
+        if other:
+            how = ", ".join(f"{key} {recorded[key]}" for key in other)
+            raise ValueError(f"the weights were trained with {how}, by an overlay: fine-tune them on the command line.")
+        finetune = os.path.join(self.bundle_path, "configs", "finetune.yaml")
+        handed_on = ConfigParser.load_config_file(finetune).get("handed_on", []) if os.path.isfile(finetune) else []
+        chosen = {**recorded, **recorded.get("after_training", {})}
         return {ids[key]: value for key, value in recorded.items() if key in ids} | {
-            f"settings::{key}": value for key, value in recorded.items() if key in handed_on
+            "settings::after_training": {key: chosen[key] for key in handed_on if key in chosen}
         }
 
     def _datalist(self) -> str:

@@ -1,0 +1,36 @@
+"""What every run of a config begins with."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed
+from monai.utils import set_determinism
+
+from bundlekit.command_line import refuse_unknown_settings
+from bundlekit.errors import show_clear_errors
+from bundlekit.memory import keep_freed_memory
+
+
+def prepare_run(device: torch.device | str, seed: int | None, distributed: bool = False) -> None:
+    """Get the process ready, before any data is looked at.
+
+    A `BundleError` ends the run with its message alone (`show_clear_errors`), settings that no config knows are
+    refused (`refuse_unknown_settings`), freed memory is kept on a CPU (`keep_freed_memory`), and every random
+    generator starts from the seed.
+
+    Args:
+        device: that computes.
+        seed: of Python, NumPy and PyTorch; None leaves them as they are.
+        distributed: join the other processes that `torchrun` started, by NCCL where there are GPUs, else by Gloo.
+
+    Raises:
+        BundleError: for a setting on the command line that none of the config files has.
+    """
+    show_clear_errors()
+    refuse_unknown_settings()
+    keep_freed_memory(device)
+    if distributed:
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(device)
+    set_determinism(seed=seed)

@@ -1,0 +1,42 @@
+"""What every run begins with."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from bundlekit import errors, memory, run
+from bundlekit.errors import BundleError
+
+
+@pytest.fixture(autouse=True)
+def process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the process as it was."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(errors.logging, "setLogRecordFactory", lambda factory: None)
+    monkeypatch.setattr(memory, "_set", lambda library, options: False)
+
+
+def test_every_generator_starts_from_the_seed() -> None:
+    drawn = []
+    for _ in range(2):
+        run.prepare_run("cpu", 7)
+        drawn.append((float(np.random.rand()), float(torch.rand(1))))
+    assert drawn[0] == drawn[1]
+
+
+def test_errors_are_shown_clearly_from_here_on() -> None:
+    before = sys.excepthook
+    run.prepare_run("cpu", None)
+    assert sys.excepthook is not before
+
+
+def test_unknown_settings_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    (tmp_path / "train.yaml").write_text("epochs: 1\n")
+    arguments = ["run", "training", "--config_file", str(tmp_path / "train.yaml"), "--epoch", "3"]
+    monkeypatch.setattr(sys, "argv", ["/site-packages/monai/bundle/__main__.py", *arguments])
+    with pytest.raises(BundleError, match="did you mean --epochs"):
+        run.prepare_run("cpu", 0)
