@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from pydoc import locate
+from types import ModuleType
 from typing import Any
 
 import yaml
 from monai.bundle import ConfigParser
 
 ROOT = Path(__file__).resolve().parents[1] / "bundles"
+KIT = ROOT / "bundlekit" / "bundlekit"  # the package that the bundles share
 
 
 def names() -> list[str]:
@@ -54,12 +56,17 @@ def find_cases_of(bundle: str) -> Callable[..., list[dict[str, Any]]]:
 
 def scan_cases_of(bundle: str) -> Callable[..., tuple[list[dict[str, Any]], list[Any]]]:
     """As `find_cases_of`, but the findings are returned beside the cases."""
-    return sys.modules[find_cases_of(bundle).__module__].scan_cases
+    return module_of(find_cases_of(bundle)).scan_cases
 
 
 def reader_of(bundle: str) -> Callable[..., Any]:
     """The bundle's transform that decodes a case."""
     return component(bundle, "inference.yaml", "preprocessing::transforms::0")
+
+
+def module_of(part: Any) -> ModuleType:
+    """The module that defines a class or function."""
+    return sys.modules[part.__module__]
 
 
 def parse(bundle: str, *configs: str, **overrides: Any) -> ConfigParser:

@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from bundlekit.brats import scan_cases
 from bundlekit.files import write_whole
-from tools.bundles import package
+from bundlekit.images.hdf5 import open_h5
+from tools.bundles import module_of, reader_of, scan_cases_of
 
+_READS_H5 = "brats_unet_h5"  # the bundle that knows what an HDF5 file of a case may look like
 _CHUNK = 32  # voxels along each axis: a patch of 96 voxels touches 27 to 64 chunks of a modality
 _MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
 _ROLES = ("t1", "t1ce", "t2", "flair", "seg")
@@ -78,17 +80,17 @@ def to_nifti(to: str | None = None, **options: Any) -> list[str]:
         print(inspect.getdoc(to_nifti))
         return []
     source, target, settings = _folders("nifti", to, options)
-    unet = package("brats_unet_h5")
-    cases = _all_sound(*unet.scan_cases(source, labelled=False, **_known(unet.scan_cases, settings)))
+    scan = scan_cases_of(_READS_H5)
+    cases = _all_sound(*scan(source, labelled=False, **_known(scan, settings)))
     planned = {str(case["case"]): _names_of(case) for case in cases}
     _refuse_shared(target, [(str(case["image"][0]), planned[str(case["case"])]) for case in cases])
     _refuse_existing([target / name for names in planned.values() for name in names.values()])
     written = []
     for case in tqdm(cases, desc="to NIfTI", unit="case"):
         names = planned[str(case["case"])]
-        for role, content in _contents(case, unet):
+        for role, content in _contents(case):
             path = target / names[role]
-            unet.files.write_whole(path, partial(_write_bytes, content, path.name.lower().endswith(".gz")))
+            write_whole(path, partial(_write_bytes, content, path.name.lower().endswith(".gz")))
             written.append(str(path.parent))
     return list(dict.fromkeys(written))
 
@@ -182,8 +184,7 @@ def _geometry(image: nib.Nifti1Image) -> dict[str, Any]:
 
 def _names_of(case: Mapping[str, Any]) -> dict[str, str]:
     """Role -> name of the NIfTI file, below the target folder."""
-    unet = package("brats_unet_h5")
-    with unet.hdf5.open_h5(str(case["image"][0])) as file:
+    with open_h5(str(case["image"][0])) as file:
         if "nifti" in file:
             return {role: _safe(str(item.attrs["file"]), case) for role, item in file["nifti"].items()}
     name = case["case"]
@@ -197,9 +198,9 @@ def _safe(name: str, case: Mapping[str, Any]) -> str:
     return name
 
 
-def _contents(case: Mapping[str, Any], unet: Any) -> list[tuple[str, bytes]]:
+def _contents(case: Mapping[str, Any]) -> list[tuple[str, bytes]]:
     """Role and content of each NIfTI file of a case."""
-    with unet.hdf5.open_h5(str(case["image"][0])) as file:
+    with open_h5(str(case["image"][0])) as file:
         if "nifti" in file:
             image = file[case["image_key"]][()]
             found = []
@@ -207,11 +208,12 @@ def _contents(case: Mapping[str, Any], unet: Any) -> list[tuple[str, bytes]]:
                 stored = image if role == "image" else image[_ROLES.index(role)] if role != "seg" else file["mask"][()]
                 found.append((role, _rebuilt(item[()].tobytes(), stored)))
             return found
-    affine = unet.reading.affine_of(case)
-    arrays = dict(zip(_ROLES, unet.reading.read_image(case), strict=False))
+    reading = module_of(reader_of(_READS_H5))
+    affine = reading.affine_of(case)
+    arrays = dict(zip(_ROLES, reading.read_image(case), strict=False))
     if case["label"]:
         values = np.asarray(case["label_values"], np.uint8)
-        arrays["seg"] = values[unet.reading.read_classes(case)]
+        arrays["seg"] = values[reading.read_classes(case)]
     return [(role, _plain_nifti(array, affine)) for role, array in arrays.items()]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import importlib
 import json
 import os
 import shlex
@@ -19,8 +18,10 @@ from typing import Any
 
 import yaml
 
-from bundlekit.files import write_whole
+from bundlekit.files import write_result, write_whole
 from bundlekit.inference.ensemble import settings_text
+from bundlekit.scores.statistics import csv_text, summarise
+from bundlekit.weights.loading import read_checkpoint
 from tools.bundles import ROOT, folder_of
 
 _HARMLESS = {
@@ -99,11 +100,11 @@ def cv(
         try:
             if failed.is_set():
                 return f"fold {fold}: not started"
-            if not _finished(bundle, place / "last.pt"):
+            if not _finished(place / "last.pt"):
                 files = ["train.yaml", *overlays, "cross_validation.yaml", *resume]
                 settings = {"dataset_dir": dataset, **shared, **training, "fold": fold}
                 _call("training", [folder / name for name in files], settings, log, environment)
-                if not _finished(bundle, place / "last.pt"):
+                if not _finished(place / "last.pt"):
                     return f"fold {fold}: stopped at its time limit; call again to go on"
             _same_cases(root, num_folds)
             files = ["inference.yaml", "evaluate.yaml", "cross_validation.yaml"]
@@ -120,7 +121,7 @@ def cv(
         for done in as_completed([pool.submit(one, fold) for fold in range(num_folds)]):
             print(done.result(), flush=True)
     if all((root / f"fold_{fold}" / "scores.csv").is_file() for fold in range(num_folds)):
-        _pool(bundle, root, num_folds)
+        _pool(root, num_folds)
 
 
 def _several(value: Any) -> tuple[Any, ...]:
@@ -191,9 +192,8 @@ def _same_cases(root: Path, num_folds: int) -> dict[int, list[str]]:
     return parts
 
 
-def _pool(bundle: str, root: Path, num_folds: int) -> None:
+def _pool(root: Path, num_folds: int) -> None:
     """Write scores.csv and summary.json of all folds together."""
-    scoring = importlib.import_module(f"{bundle}.scoring")
     parts = _same_cases(root, num_folds)
     rows: list[dict[str, Any]] = []
     per_fold: dict[str, float | None] = {}
@@ -211,10 +211,10 @@ def _pool(bundle: str, root: Path, num_folds: int) -> None:
     notes = {key: value for key, value in summary.items() if key not in known}
     notes["num_folds"], notes["mean_dice_of_folds"] = num_folds, per_fold
     scored = [{name: value for name, value in row.items() if name != "fold"} for row in rows]
-    pooled = scoring.summarise(scored, notes)
-    files = {"scores.csv": scoring.csv_text(rows), "summary.json": json.dumps(pooled, indent=2) + "\n"}
+    pooled = summarise(scored, notes)
+    files = {"scores.csv": csv_text(rows), "summary.json": json.dumps(pooled, indent=2) + "\n"}
     for name, text in files.items():
-        scoring.write_result(root / name, lambda file, text=text: file.write(text.encode()), "out")
+        write_result(root / name, lambda file, text=text: file.write(text.encode()), "out")  # type: ignore[misc]
     print(f"\n{len(rows)} cases in {num_folds} folds, mean (sd) [95 % interval of the mean]")
     for name, found in pooled["metrics"].items():
         if name.startswith(("dice_", "mean_dice")) and found["n"] > 1:
@@ -241,12 +241,11 @@ def _call(
         raise ValueError(f"{run_id} of fold {settings['fold']} failed: {why}\nMend it and call again.")
 
 
-def _finished(bundle: str, last: Path) -> bool:
+def _finished(last: Path) -> bool:
     """Whether a run came to its last epoch, or stopped early."""
     if not last.is_file():
         return False
-    saved = importlib.import_module(f"{bundle}.checkpoints").read_checkpoint(str(last))
-    return bool(saved["trainer"].get("ended"))
+    return bool(read_checkpoint(str(last))["trainer"].get("ended"))
 
 
 def _ids(file: Path) -> dict[str, Any]:

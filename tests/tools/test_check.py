@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import Run
-from tools.bundles import names, package
+from tools.bundles import find_cases_of, names
 from tools.check import check
 
 
@@ -52,7 +52,7 @@ def test_cases_to_be_segmented_need_no_label(cases: Path, capsys: pytest.Capture
 
 def test_an_unknown_bundle_is_named_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"no bundle named 'brats'; there are: .*brats_resunet"):
-        package("brats")
+        find_cases_of("brats")
     assert "brats_resunet" in names()
 
 

@@ -65,10 +65,10 @@ def test_three_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) 
 
 def test_a_run_that_came_to_its_end_is_not_resumed(tmp_path: Path) -> None:
     last = tmp_path / "last.pt"
-    assert not _finished("brats_unet_h5", last)
+    assert not _finished(last)
     for ended in (False, True):
         torch.save({"trainer": {"epoch": 2, "max_epochs": 5, "ended": ended}}, last)
-        assert _finished("brats_unet_h5", last) == ended
+        assert _finished(last) == ended
 
 
 def test_failure_names_fold_and_cause(run: Run, cohort: Path, tmp_path: Path) -> None:

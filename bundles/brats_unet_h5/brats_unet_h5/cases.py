@@ -28,8 +28,8 @@ from bundlekit.brats.patients import patient_of
 from bundlekit.cases.case import Case, doubled_cases, refuse_findings
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.errors import BundleError, Finding
+from bundlekit.images.hdf5 import affine_in, open_h5
 
-from .hdf5 import affine_in, open_h5
 from .layout import Layout, LayoutError, channels_named, holds_only_masks, layout_of
 from .mask_meaning import LABELS, tell_et_label, tell_masks
 from .slices import SLICE, missing_slices

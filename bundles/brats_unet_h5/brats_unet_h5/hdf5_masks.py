@@ -14,8 +14,7 @@ import numpy as np
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 from bundlekit.images import writing
-
-from .hdf5 import affine_in, datasets_of, open_h5
+from bundlekit.images.hdf5 import affine_in, datasets_of, open_h5
 
 _log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import h5py
 
 from bundlekit.brats.naming import MODALITIES
+from bundlekit.images.hdf5 import attribute, datasets_of, described, names_in
 
-from .hdf5 import attribute, datasets_of, described, names_in
 from .mask_channels import mask_names
 
 _MODALITY_NAMES = {

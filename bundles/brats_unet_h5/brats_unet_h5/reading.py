@@ -14,9 +14,8 @@ from bundlekit.brats.naming import MODALITIES
 from bundlekit.brats.reading import class_indices
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError, Finding
+from bundlekit.images.hdf5 import affine_in, open_h5
 from bundlekit.images.nifti import check_voxels
-
-from .hdf5 import affine_in, open_h5
 
 Box = tuple[slice, slice, slice]
 _WHOLE: Box = (slice(None), slice(None), slice(None))
