@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
+
+if find_spec("bundlekit") is None:  # no ImportError: MONAI's configs go on after one, and hide what it says
+    raise SystemExit(f"{__name__} needs bundlekit: install the project, or take the zip of `python -m tools pack`.")
+
+from bundlekit.version import require
+
+require(__file__)
 
 from .minimum_lesion import ChooseMinimumLesion
 from .network import NETWORKS, build_network

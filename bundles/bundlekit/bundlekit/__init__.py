@@ -18,7 +18,7 @@ from bundlekit.run import prepare_run
 from bundlekit.training.resuming import ResumeRun
 from bundlekit.training.saving import RecordRun, SaveCheckpoints, require_new_run
 from bundlekit.training.stopping import StopInTime
-from bundlekit.version import __version__
+from bundlekit.version import __version__, require
 from bundlekit.weights.loading import LoadWeights
 from bundlekit.weights.settings import recorded_settings, require_as_recorded
 from bundlekit.weights.shipped import training_folder
@@ -50,6 +50,7 @@ __all__ = [
     "prepare_run",
     "recorded_settings",
     "recorded_split",
+    "require",
     "require_as_recorded",
     "require_cases",
     "require_new_run",

@@ -1,3 +1,36 @@
-"""Version of the package, which the caches of prepared cases are keyed by."""
+"""Version of the package, which the caches of prepared cases are keyed by; and what a bundle asks of it."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from bundlekit.errors import BundleError
 
 __version__ = "0.3.0"
+
+
+def require(package: str | os.PathLike) -> None:
+    """Refuse a bundle that came with another minor version of bundlekit than the one that this process has loaded.
+
+    A packed bundle has its own bundlekit beside its package. Python loads one of that name in a process, whichever is
+    asked for first, so that two packed bundles of different releases would mix. In a checkout no bundle has one of its
+    own: nothing is asked there.
+
+    Args:
+        package: `__file__` of the bundle's package.
+
+    Raises:
+        BundleError: with both folders, both versions and what to do.
+    """
+    root = Path(package).resolve().parents[1]
+    own = root / "bundlekit" / "version.py"
+    found = re.search(r'^__version__ = "(.+)"', own.read_text(), re.MULTILINE) if own.is_file() else None
+    if found is None or found[1].split(".")[:2] == __version__.split(".")[:2]:
+        return
+    loaded = Path(__file__).resolve().parents[1]
+    raise BundleError(
+        f"{root.name} ({root}) came with bundlekit {found[1]}, but this process has loaded bundlekit {__version__} of "
+        f"{loaded.name} ({loaded}). Run each in a process of its own, or take both from one release."
+    )
