@@ -14,6 +14,7 @@ from tools.convert import to_h5, to_nifti
 from tools.cv import cv
 from tools.demo import demo
 from tools.label import label
+from tools.pack import pack
 from tools.ship import ship
 from tools.weights import weights
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "virtual": {"brats": brats, "metastases": metastases, "tissue": tissue, "icbm152": icbm152, "ct": ct},
     "convert": {"h5": to_h5, "nifti": to_nifti},
     "ship": ship,
+    "pack": pack,
     "card": card,
     "bench": {
         "loader": loader,
