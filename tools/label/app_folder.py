@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tools.bundles import ROOT, names
+from tools.bundles import KIT, ROOT, names
 
 _APP = Path(__file__).resolve().parent / "app"
 
@@ -49,6 +49,7 @@ def make_app(folder: Path, bundles: Sequence[str] | None, weights: Mapping[str, 
         )
     for part in ("main.py", "lib"):
         _replace(_APP / part, folder / part)
+    _replace(KIT, folder / KIT.name)
     return served
 
 

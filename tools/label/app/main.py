@@ -25,6 +25,8 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.tasks.activelearning.epistemic import Epistemic
 
+from bundlekit.errors import bundle_error_in
+
 logger = logging.getLogger(__name__)
 
 
@@ -54,8 +56,9 @@ class BundlesApp(_stock.MyApp, MONAILabelApp):  # type: ignore[name-defined, mis
         return CaseDatastore(
             self.studies,
             self.conf.get("labels") or self.studies,
-            {name: bundles.package(path) for name, path in self.models.items()},
+            {name: bundles.scan_cases(path) for name, path in self.models.items()},
             {name: bundles.case_settings(path) for name, path in self.models.items()},
+            {name: bundles.modalities(path) for name, path in self.models.items()},
             self.class_names,
             extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
@@ -99,7 +102,7 @@ class BundlesApp(_stock.MyApp, MONAILabelApp):  # type: ignore[name-defined, mis
         Raises:
             HTTPException: 404 for a model or case that is not there, 400 for bad input, with what to do about it.
         """
-        with _Explained(self.models):
+        with _Explained():
             store, image = datastore or self.datastore(), request.get("image")
             model = request.get("model")
             known = isinstance(store, CaseDatastore) and model in self._infers
@@ -127,7 +130,7 @@ class BundlesApp(_stock.MyApp, MONAILabelApp):  # type: ignore[name-defined, mis
         Raises:
             HTTPException: 404 for a model that is not there, 400 for labels or settings that the bundle refuses.
         """
-        with _Explained(self.models):
+        with _Explained():
             return super().train(request)
 
     def scoring(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
@@ -136,15 +139,12 @@ class BundlesApp(_stock.MyApp, MONAILabelApp):  # type: ignore[name-defined, mis
         Raises:
             HTTPException: 404 for a method that is not there, 400 for cases that the bundle refuses.
         """
-        with _Explained(self.models):
+        with _Explained():
             return super().scoring(request, datastore)
 
 
 class _Explained:
     """Turns what goes wrong inside into an answer with a message; MONAI Label itself says "Internal Server Error"."""
-
-    def __init__(self, names: Any) -> None:
-        self.names = names
 
     def __enter__(self) -> None:
         return None
@@ -155,7 +155,7 @@ class _Explained:
         if isinstance(error, MONAILabelException):
             status = 404 if error.error == MONAILabelError.INVALID_INPUT else 500
             raise HTTPException(status, detail=error.msg) from error
-        message = bundles.explanation(error, self.names)
+        message = bundle_error_in(error)
         if message is None and type(error) is ValueError:
             message = str(error)
         if message is not None:

@@ -1,4 +1,4 @@
-"""The bundles of this app: their packages, their label names, and their words for what is wrong with an input."""
+"""The bundles of this app: what their configs say of their cases, and the names of their labels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable
+from pydoc import locate
 from types import ModuleType
 from typing import Any
 
@@ -21,9 +22,16 @@ def package(path: str) -> ModuleType:
     return importlib.import_module(os.path.basename(path))
 
 
-def module(name: str, part: str) -> ModuleType:
-    """A module that every bundle carries, e.g. `writing`; the bundle's package is loaded already."""
-    return importlib.import_module(f"{name}.{part}")
+def find_cases(path: str) -> Callable[..., list[dict[str, Any]]]:
+    """The search for cases that the bundle's inference config names."""
+    package(path)  # puts its folder on the path
+    found: Any = locate(_inference(path)["cases"]["_target_"])
+    return found
+
+
+def scan_cases(path: str) -> Callable[..., tuple[list[dict[str, Any]], list[Any]]]:
+    """As `find_cases`, but the findings are returned beside the cases."""
+    return sys.modules[find_cases(path).__module__].scan_cases
 
 
 def class_names(path: str) -> dict[str, int]:
@@ -46,24 +54,36 @@ def has_regions(path: str) -> bool:
 
 def case_settings(path: str) -> dict[str, Any]:
     """What the bundle's inference config gives to its search for cases, e.g. `et_label`; not where they lie."""
-    parser = ConfigParser()
-    parser.read_config(os.path.join(path, "configs", "inference.yaml"))
+    parser = _inference(path)
     parser["bundle_root"] = path
     names = [key for key in parser["cases"] if key not in ("_target_", "dataset_dir", "datalist", "labelled")]
     return {name: parser.get_parsed_content(f"cases::{name}") for name in names}
 
 
-def explanation(error: BaseException, bundles: Iterable[str]) -> str | None:
-    """What a bundle has to say to its user about bad input; None if the error is none of that kind."""
-    for name in bundles:
-        message = module(name, "errors").bundle_error_in(error)
-        if message is not None:
-            return message
-    return None
+def modalities(path: str) -> list[str]:
+    """Names of the images of a case, in the order of the network's channels."""
+    channels = _metadata(path)["network_data_format"]["inputs"]["image"]["channel_def"]
+    return [channels[index] for index in sorted(channels, key=int)]
+
+
+def handed_on(path: str) -> list[str]:
+    """Settings chosen after training that fine-tuned weights take over, as the bundle's `finetune.yaml` lists them."""
+    file = os.path.join(path, "configs", "finetune.yaml")
+    return list(ConfigParser.load_config_file(file).get("handed_on", [])) if os.path.isfile(file) else []
+
+
+def _inference(path: str) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(os.path.join(path, "configs", "inference.yaml"))
+    return parser
 
 
 def _channels(path: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The bundle's metadata, and in it what the network's channels are."""
-    with open(os.path.join(path, "configs", "metadata.json")) as file:
-        metadata = json.load(file)
+    metadata = _metadata(path)
     return metadata, next(iter(metadata["network_data_format"]["outputs"].values()))["channel_def"]
+
+
+def _metadata(path: str) -> dict[str, Any]:
+    with open(os.path.join(path, "configs", "metadata.json")) as file:
+        return json.load(file)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from types import ModuleType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+
+from bundlekit.errors import BundleError
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,9 @@ class CaseDatastore(LocalDatastore):
     Args:
         studies: folder of scans, searched to any depth; nothing is written to it unless `labels` lies in it.
         labels: folder that gets MONAI Label's `labels/` and `datastore_v2.json`.
-        packages: name -> package of each bundle; offers `scan_cases` and `BundleError`.
-        settings: name -> arguments of the bundle's `scan_cases`.
+        searches: name -> `scan_cases` of each bundle.
+        settings: name -> arguments of that search.
+        modalities: name -> the images that a case of the bundle has.
         class_names: name -> {name of a class: its index}.
         kwargs: further arguments of `LocalDatastore`.
     """
@@ -37,12 +39,14 @@ class CaseDatastore(LocalDatastore):
         self,
         studies: str,
         labels: str,
-        packages: Mapping[str, ModuleType],
+        searches: Mapping[str, Callable[..., tuple[list[dict[str, Any]], list[Any]]]],
         settings: Mapping[str, Mapping[str, Any]],
+        modalities: Mapping[str, Sequence[str]],
         class_names: Mapping[str, Mapping[str, int]],
         **kwargs: Any,
     ) -> None:
-        self.packages = packages
+        self.searches = searches
+        self.modalities = modalities
         self.settings = settings
         self.class_names = class_names
         self.cases: dict[str, dict[str, dict[str, Any]]] = {}  # bundle -> name of the case -> case
@@ -152,14 +156,14 @@ class CaseDatastore(LocalDatastore):
         own = os.path.realpath(self._datastore.label_path(None)) + os.sep
         shown: dict[str, str] = {}
         self.findings = []
-        for name, package in self.packages.items():
+        for name, scan_cases in self.searches.items():
             try:
-                cases, findings = package.scan_cases(folder, labelled=False, **self.settings[name])
-            except package.BundleError as error:  # no case at all; those of another bundle may be there
+                cases, findings = scan_cases(folder, labelled=False, **self.settings[name])
+            except BundleError as error:  # no case at all; those of another bundle may be there
                 cases, findings = [], error.findings
             self.cases[name] = {}
             for case in cases:
-                file = _shown(case["image"], getattr(package, "MODALITIES", ()))
+                file = _shown(case["image"], self.modalities[name])
                 if file and not os.path.realpath(file).startswith(own):
                     self.cases[name][case["case"]] = case
                     shown.setdefault(case["case"], file)
@@ -169,7 +173,7 @@ class CaseDatastore(LocalDatastore):
         self._ids = {os.path.relpath(file, folder): case for case, file in shown.items()}
 
 
-def _shown(files: list[str], modalities: tuple[str, ...]) -> str:
+def _shown(files: list[str], modalities: Sequence[str]) -> str:
     """The file of a case that a viewer shows: T1ce, in which tumours stand out, of four; else the first."""
     if "T1ce" in modalities and len(files) == len(modalities) and files[modalities.index("T1ce")]:
         return files[modalities.index("T1ce")]

@@ -13,7 +13,10 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_numpy
 from monailabel.tasks.infer.bundle import BundleInferTask
 
-from lib.bundles import case_settings, module, package
+from bundlekit.cases.served import load_served
+from bundlekit.images.writing import on_grid_of
+from bundlekit.weights.loading import load_network, read_checkpoint
+from lib.bundles import case_settings, find_cases
 
 
 class CaseInfer(BundleInferTask):
@@ -51,15 +54,15 @@ class CaseInfer(BundleInferTask):
 
     def _check_weights(self) -> None:
         """Refuse weights of another network now, in the bundle's words, and not at the first request."""
-        checkpoints, file = module(self.name, "checkpoints"), self.get_path()
-        saved = checkpoints.read_checkpoint(file)
-        checkpoints.load_network(self.network, saved.get("model", saved), file)
+        file = self.get_path()
+        saved = read_checkpoint(file)
+        load_network(self.network, saved.get("model", saved), file)
 
     def pre_transforms(self, data: Any = None) -> list[Callable]:
         """The bundle's own, of which the first decodes the case that a path belongs to."""
         load, *others = super().pre_transforms(data)
-        served, find_cases = module(self.name, "served"), package(self.bundle_path).find_cases
-        return [lambda data: served.load_served(load, find_cases, {**self.settings, **data}), *others]
+        search = find_cases(self.bundle_path)
+        return [lambda data: load_served(load, search, {**self.settings, **data}), *others]
 
     def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[Any, Any]:
         """Write the label map: NIfTI with the header of the case's first image, or what else was asked for."""
@@ -67,7 +70,7 @@ class CaseInfer(BundleInferTask):
         pred = data[self.output_label_key]
         mask = np.asarray(values, np.uint8)[convert_to_numpy(pred)[0].astype(np.uint8)]
         if data["source"].lower().endswith((".nii", ".nii.gz", ".mgz")):
-            image = module(self.name, "writing").on_grid_of(data["source"], mask)
+            image = on_grid_of(data["source"], mask)
         else:
             image = nib.Nifti1Image(mask, convert_to_numpy(pred.affine))
             image.set_qform(image.affine, code=1)

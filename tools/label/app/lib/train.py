@@ -6,10 +6,10 @@ import json
 import os
 from typing import Any
 
-from monai.bundle import ConfigParser
 from monailabel.tasks.train.bundle import BundleTrainTask
 
-from lib.bundles import package
+from bundlekit.weights.settings import AFTER_TRAINING
+from lib.bundles import handed_on, package
 from lib.datastore import CaseDatastore
 
 _OF_THE_SERVER = ("model", "device", "datalist", "bundle_root")  # in a request these are not settings of train.yaml
@@ -66,7 +66,7 @@ class CaseTrain(BundleTrainTask):
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[dict[str, Any]]) -> None:
         """The bundle's own loader, which refuses weights of another network; the base class's takes what fits."""
-        loader = {"_target_": f"{self.name}.LoadWeights", "path": model_pytorch, "network": "@network_def"}
+        loader = {"_target_": "bundlekit.LoadWeights", "path": model_pytorch, "network": "@network_def"}
         train_handlers[:] = [handler for handler in train_handlers if handler.get("_target_") != loader["_target_"]]
         if pretrained:
             train_handlers.insert(0, loader)
@@ -99,12 +99,11 @@ class CaseTrain(BundleTrainTask):
         if other:
             how = ", ".join(f"{key} {recorded[key]}" for key in other)
             raise ValueError(f"the weights were trained with {how}, by an overlay: fine-tune them on the command line.")
-        finetune = os.path.join(self.bundle_path, "configs", "finetune.yaml")
-        handed_on = ConfigParser.load_config_file(finetune).get("handed_on", []) if os.path.isfile(finetune) else []
-        chosen = {**recorded, **recorded.get("after_training", {})}
-        return {ids[key]: value for key, value in recorded.items() if key in ids} | {
-            "settings::after_training": {key: chosen[key] for key in handed_on if key in chosen}
-        }
+        chosen = {**recorded, **recorded.get(AFTER_TRAINING, {})}
+        kept = {name: chosen[name] for name in handed_on(self.bundle_path) if name in chosen}
+        return {ids[key]: value for key, value in recorded.items() if key in ids} | (
+            {f"settings::{AFTER_TRAINING}": kept} if kept else {}
+        )
 
     def _datalist(self) -> str:
         return os.path.join(self.bundle_path, "models", "saved_labels.json")
