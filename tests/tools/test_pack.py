@@ -1,0 +1,313 @@
+"""Packed bundles: what is in them, and that they run on their own with no package but those they name."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import venv
+import zipfile
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from monai.bundle import ConfigParser, verify_metadata
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from bundlekit.virtual import ct
+from tests.conftest import ROOT, Run, bundle_run
+from tools.bundles import KIT, names
+from tools.convert import to_h5
+from tools.pack import pack, requirements_of
+
+# small enough for seconds
+FEW = ["--num_workers", "0", "--epochs", "1", "--batch_size", "2"]
+TINY = {
+    "brats_resunet": ["--channels", "[4,8,16,32]", "--patch_size", "[32,32,32]"],
+    "brain_tissue_vnet": ["--init_filters", "4", "--patch_size", "[32,32,32]", "--spacing", "[5,5,5]"],
+    "brain_metastasis_attention_unet": ["--channels", "[4,8,16]", "--patch_size", "[32,32,32]"],
+    "brats_unet_h5": ["--channels", "[4,8,16]", "--uniform_shape", "[32,32,32]", "--patch_size", "[32,32,32]"],
+    "abdomen_ct_vnet": ["--channels", "[4,8,8]", "--patch_size", "[24,24,24]", "--spacing", "[10,10,10]"],
+}
+TINY["brain_tissue_vnet"] += ["--fit", "none"]
+# what the command line of MONAI and Ignite's progress bar import by themselves
+BY_LIBRARIES = {"fire", "tqdm"}
+CORE = {"torch", "monai", "numpy"}
+
+# runs each command of a list in a fork of one interpreter, as `python -m` does
+DRIVER = """
+import json, os, runpy, sys
+sys.path[0] = os.getcwd()
+import torch, ignite.engine, monai.bundle, monai.handlers
+for command in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        if command[0] == "-c":
+            exec(command[1])
+            sys.stdout.flush()
+            os._exit(0)
+        sys.argv[1:] = command[1:]
+        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
+        sys.stdout.flush()
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+        sys.exit(f"failed: {command}")
+"""
+CHECK = """
+from monai.bundle import ConfigWorkflow
+import bundlekit, NAME
+print("bundlekit at", bundlekit.__file__)
+configs = ("train.yaml", "inference.yaml", "train.json", "inference.json")
+for config, kind in zip(configs, ("train", "infer") * 2):
+    workflow = ConfigWorkflow(f"configs/{config}", workflow_type=kind, meta_file="configs/metadata.json",
+                              logging_file=False, output_dir=OUT, ckpt_dir=OUT)
+    workflow.initialize()
+    assert workflow.check_properties() == [], (config, workflow.check_properties())
+"""
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Name -> folder of each bundle, unpacked."""
+    folder = tmp_path_factory.mktemp("zips")
+    found = {}
+    for name in names():
+        (path,) = pack(name, str(folder))
+        with zipfile.ZipFile(path) as content:
+            content.extractall(folder / "unpacked")
+        found[name] = folder / "unpacked" / name
+    return found
+
+
+def test_the_same_bytes_twice_and_no_file_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (first,) = pack("brats_unet_h5", str(tmp_path / "a"))
+    monkeypatch.setattr(os, "umask", lambda mask: 0o077)
+    (second,) = pack("brats_unet_h5", str(tmp_path / "b"))
+    content = Path(first).read_bytes()
+    assert content == Path(second).read_bytes()
+    version = json.loads((ROOT / "bundles/brats_unet_h5/configs/metadata.json").read_text())["version"]
+    assert Path(first).name == f"brats_unet_h5_v{version}.zip"
+    assert f"SHA-256 {hashlib.sha256(content).hexdigest()}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", names())
+def test_it_holds_the_bundle_and_what_it_needs(name: str, packed: dict[str, Path]) -> None:
+    folder, source = packed[name], ROOT / "bundles" / name
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "."], cwd=source, text=True,
+                            capture_output=True, check=False).stdout.split()  # fmt: skip
+    kit = {f"bundlekit/{file.relative_to(KIT).as_posix()}" for file in KIT.rglob("*.py")}
+    twins = {path.removesuffix(".yaml") + ".json" for path in there if path.endswith(".yaml")}
+    made = {"SHA256SUMS", "requirements.txt", *twins}
+    if listed:  # in a checkout
+        assert there == {*listed, *kit, *made}
+    assert not [path for path in there if re.search(r"eval/|last\.pt|datalist\.json|__pycache__|\.pyc|(^|/)\.", path)]
+    sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    assert sums == {p: hashlib.sha256((folder / p).read_bytes()).hexdigest() for p in there - {"SHA256SUMS"}}
+    for twin in twins:
+        yaml, other = (ConfigParser.load_config_file(folder / f) for f in (twin.replace(".json", ".yaml"), twin))
+        assert yaml == other
+    assert (folder / "requirements.txt").read_text().split() == requirements_of(name)
+
+
+def modules_in(file: Path, name: str) -> Iterator[str]:
+    """What a module imports when it is imported, by full name."""
+    package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield module
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def libraries_of(folder: Path, name: str) -> set[str]:
+    """Packages that train, evaluate and inference of a bundle import, itself or through bundlekit."""
+    text = "\n".join((folder / "configs" / f"{c}.yaml").read_text() for c in ("train", "evaluate", "inference"))
+    text = re.sub("#.*", "", text)
+    wanted = re.findall(rf"_target_: ([\w.]+)|\$import ([\w.]+)|\b((?:bundlekit|{name})\.[\w.]+)", text)
+    left = [part for parts in wanted for part in parts if part]
+    left += [f"{module}.{part}" for module, part in re.findall(r"\$from ([\w.]+) import (\w+)", text)]
+    left += [f"{name}.{file.stem}" for file in (folder / name).glob("*.py")]
+    seen: set[str] = set()
+    found = set()
+    while left:
+        module = left.pop()
+        top = module.split(".")[0]
+        if top not in ("bundlekit", name):
+            found.add(top)
+            continue
+        for end in range(1, len(module.split(".")) + 1):  # the packages that it lies in are imported before it
+            part = ".".join(module.split(".")[:end])
+            path = folder / part.replace(".", "/")
+            file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+            if part not in seen and file.is_file():
+                seen.add(part)
+                left += modules_in(file, part)
+    return found
+
+
+@pytest.mark.parametrize("name", names())
+def test_metadata_names_what_is_imported_and_nothing_else(name: str, packed: dict[str, Path]) -> None:
+    distributions = metadata.packages_distributions()
+    imported = {
+        canonicalize_name(distributions[module][0])
+        for module in libraries_of(packed[name], name)
+        if module in distributions
+    }
+    content = json.loads((packed[name] / "configs" / "metadata.json").read_text())
+    assert set(content["required_packages_version"]) == (imported | BY_LIBRARIES) - CORE
+
+
+def closure(packages: Sequence[str]) -> set[str]:
+    """Distributions that an installation of these has, by name."""
+    left, found = [canonicalize_name(package) for package in packages], set()
+    while left:
+        name = left.pop()
+        if name in found:
+            continue
+        try:
+            needed = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # what this build of a package does without, such as CUDA
+            continue
+        found.add(name)
+        parts = [Requirement(text) for text in needed]
+        left += [canonicalize_name(p.name) for p in parts if not p.marker or p.marker.evaluate({"extra": ""})]
+    return found
+
+
+def environment_of(folder: Path, packages: Sequence[str]) -> Path:
+    """A Python in which only these packages, and what they depend on, can be imported: links into this environment."""
+    venv.create(folder, symlinks=True, with_pip=False)
+    site = next((folder / "lib").glob("python*")) / "site-packages"
+    for name in closure(packages):
+        distribution = metadata.distribution(name)
+        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__", "."}:
+            if not (site / top).exists():
+                (site / top).symlink_to(str(distribution.locate_file(top)))
+    return folder / "bin" / "python"
+
+
+@pytest.fixture
+def data(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """Virtual cases for each bundle; made when asked for."""
+
+    def abdomens() -> Path:
+        ct(str(tmp_path / "ct"), cases=3, seed=3, shape=(48, 40, 32))
+        return tmp_path / "ct"
+
+    def h5() -> Path:
+        to_h5(str(tmp_path / "h5"), **{"from": str(request.getfixturevalue("cohort"))})
+        return tmp_path / "h5"
+
+    return {
+        "brats_resunet": lambda: request.getfixturevalue("cohort"),
+        "brain_metastasis_attention_unet": lambda: request.getfixturevalue("metastases"),
+        "brain_tissue_vnet": lambda: request.getfixturevalue("heads"),
+        "brats_unet_h5": h5,
+        "abdomen_ct_vnet": abdomens,
+    }
+
+
+@pytest.mark.parametrize("name", names())
+def test_it_runs_alone(
+    name: str, packed: dict[str, Path], data: dict[str, Any], run: Run, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Properties, an epoch and inference from the zip's root; the mask is that of the checkout."""
+    folder, cases = packed[name], data[name]()
+    schema = shutil.copy(ROOT / "tests" / "metadata_schema.json", tmp_path)
+    verify_metadata(meta_file=str(folder / "configs" / "metadata.json"), filepath=schema)
+    python = environment_of(tmp_path / "venv", [line.split("==")[0] for line in requirements_of(name)])
+    out = tmp_path / "trained"
+    weights = folder / "models" if (folder / "models" / "model.pt").is_file() else out
+    one = sorted(cases.rglob("*.h5") if name == "brats_unet_h5" else cases.rglob("*.nii.gz"))[0]
+    shared = ["--dataset_dir", str(one), "--ckpt_dir", str(weights), "--num_workers", "0"]
+    train = ["monai.bundle", "run", "run", "--config_file", "configs/train.yaml", "--dataset_dir", str(cases)]
+    train += ["--ckpt_dir", str(out), "--output_dir", str(out), *TINY[name], *FEW]
+    infer = ["monai.bundle", "run", "run", "--config_file", "configs/inference.json", *shared]
+    infer += ["--output_dir", str(tmp_path / "alone")]
+    check = CHECK.replace("NAME", name).replace("OUT", repr(str(tmp_path / "checked")))
+    clean = {key: value for key, value in environment.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run([str(python), "-c", DRIVER, json.dumps([["-c", check], train, infer])],
+                          cwd=folder, env=clean, capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    assert f"bundlekit at {folder / 'bundlekit'}" in done.stdout
+    assert {"model.pt", "last.pt"} <= {file.name for file in out.iterdir()}
+
+    run(*bundle_run("run", "inference.yaml", bundle=ROOT / "bundles" / name), *shared,
+        "--output_dir", tmp_path / "checkout")  # fmt: skip
+    (mask,) = (tmp_path / "alone").glob("*_seg.nii.gz")
+    alone, checkout = nib.load(mask), nib.load(tmp_path / "checkout" / mask.name)
+    np.testing.assert_array_equal(np.asarray(alone.dataobj), np.asarray(checkout.dataobj))
+    np.testing.assert_array_equal(alone.affine, checkout.affine)
+
+
+def test_only_named_packages_can_be_imported(tmp_path: Path) -> None:
+    python = environment_of(tmp_path / "venv", ["numpy"])
+    for module, status in (("numpy", 0), ("nibabel", 1), ("bundlekit", 1), ("tools", 1)):
+        clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        command = [str(python), "-c", f"import {module}"]
+        done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, check=False)
+        assert done.returncode == status, module
+
+
+def other_release(folder: Path) -> None:
+    """Let a packed bundle's bundlekit be of the next minor version."""
+    file = folder / "bundlekit" / "version.py"
+    major, minor, patch = re.findall(r"\d+", file.read_text().partition("__version__ = ")[2])[:3]
+    file.write_text(file.read_text().replace(f'"{major}.{minor}.{patch}"', f'"{major}.{int(minor) + 1}.0"'))
+
+
+def alone(arguments: Sequence[str], cwd: Path, path: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
+    """Run this Python without the checkout: with what is in its site-packages, but for what a .pth file adds."""
+    site = next(p for p in sys.path if p.endswith("site-packages"))
+    clean = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, path), site])}
+    return subprocess.run([sys.executable, "-S", *arguments], cwd=cwd, env=clean, capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
+
+
+def test_zips_of_two_releases_refuse_each_other(packed: dict[str, Path], cohort: Path, tmp_path: Path) -> None:
+    first = packed["brain_tissue_vnet"]
+    second = Path(shutil.copytree(packed["brats_resunet"], tmp_path / "brats_resunet"))
+    both = ["-c", "import brain_tissue_vnet, brats_resunet"]
+    assert alone(both, cohort, [first, second]).returncode == 0, "of one release they go together"
+    other_release(second)
+    refusal = (
+        rf"brats_resunet \({re.escape(str(second))}\) came with bundlekit [\d.]+, but this process has loaded "
+        rf"bundlekit [\d.]+ of brain_tissue_vnet \({re.escape(str(first))}\). Run each in a process of its own"
+    )
+    done = alone(both, cohort, [first, second])
+    assert done.returncode == 1
+    assert re.search(f"BundleError: {refusal}", done.stderr)
+    config = str(second / "configs" / "inference.yaml")  # MONAI imports lazily, and wraps what goes wrong
+    command = ["-m", "monai.bundle", "run", "--config_file", config, "--dataset_dir", str(cohort)]
+    done = alone(command, first, [first, second])
+    assert done.returncode == 1
+    assert re.search(f"\nERROR: {refusal}", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_copied_folder_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
+    source = ROOT / "bundles" / "brats_resunet"
+    for part in ("configs", "brats_resunet"):
+        shutil.copytree(source / part, tmp_path / "copied" / part)
+    command = ["-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
+    done = alone(command, tmp_path / "copied")
+    assert done.returncode == 1
+    line = done.stderr.strip().splitlines()[-1]
+    assert line == "brats_resunet needs bundlekit: install the project, or take the zip of `python -m tools pack`."
+    assert "Traceback" not in done.stderr
