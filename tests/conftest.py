@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from bundlekit.virtual import brats, metastases, tissue
 from tests.forked_commands import ForkedCommands
+from tools.bundles import names
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles" / "brats_resunet"
@@ -27,6 +28,12 @@ TRAINING = ["--batch_size", "2", "--accumulation_steps", "1", "--learning_rate",
 COMMANDS = ForkedCommands()
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A warning from a bundle's own code is an error."""
+    for name in names():
+        config.addinivalue_line("filterwarnings", f"error:::{name}")
 
 
 @pytest.fixture(scope="session")
