@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +27,14 @@ import pytest
 import requests
 import SimpleITK as sitk  # noqa: N813 (its usual name)
 import torch
-from monai.bundle import ConfigParser
 
 from bundlekit.virtual import brats, ct, tissue
 from tests.conftest import ROOT
-from tools.bundles import names, package
+from tools.bundles import find_cases_of, names, parse
 from tools.convert import to_h5
+from tools.label.environment import environment
 from tools.label.server import free_port
+from tools.pack import pack
 
 DATA = Path(os.environ.get("BRAIN_DATA", ROOT.parent / "shared" / "data"))
 GLIOMA, HEAD, TORSO = "VirtualGlioma_00000", "sub-000", "FLARE22_Tr_0001"
@@ -64,7 +66,7 @@ class Served:
 CLEANED = {"minimum_core_ml": 0.01, "minimum_enhancing_ml": 0.5, "fill_core": True}  # what inference does to masks
 BUNDLES = {
     "brats_resunet": Served(
-        {"channels": [4, 8, 16, 32], "patch_size": [32, 32, 32], **CLEANED},
+        {"channels": [4, 8, 16, 32], "patch_size": [32, 32, 32], "after_training": CLEANED},
         GLIOMA, f"glioma/{GLIOMA}/{GLIOMA}_flair.nii.gz", BRATS_LABELS,
         "brats_glioma/BraTS2021_00006/*_[tf]*.nii.gz",
     ),
@@ -133,10 +135,7 @@ def write_weights(out: Path, name: str, settings: dict[str, Any], seed: int = 0)
     """A state dict as a training writes it, untrained, and its settings."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "settings.json").write_text(json.dumps(settings))
-    package(name)
-    parser = ConfigParser()
-    parser.read_config(str(ROOT / "bundles" / name / "configs" / "inference.yaml"))
-    parser["ckpt_dir"] = str(out)
+    parser = parse(name, "inference.yaml", ckpt_dir=str(out))
     torch.manual_seed(seed)
     torch.save(parser.get_parsed_content("network_def").state_dict(), out / "model.pt")
 
@@ -281,7 +280,7 @@ def test_real_case_equals_the_bundle_run(
     if not real:
         pytest.skip(f"no {DATA / BUNDLES[name].real} here")
     answer = read(server.infer(name, str(real[0])), tmp_path / "real.nii.gz")
-    case = package(name).find_cases(str(real[0]), labelled=False)[0]["case"]
+    case = find_cases_of(name)(str(real[0]), labelled=False)[0]["case"]
     assert_same(answer, by_bundle(name, case))
 
 
@@ -422,6 +421,51 @@ def tissue_label(file: Path, out: Path) -> Path:
     tissues = np.digitize(voxels, [1, *np.quantile(voxels[voxels > 0], [0.3, 0.6])]).astype(np.uint8)
     nib.save(nib.Nifti1Image(tissues, scan.affine), out)  # type: ignore[attr-defined]
     return out
+
+
+def test_the_stock_app_serves_a_zip(
+    folder: Path, tmp_path: Path, by_bundle: Callable[[str, str], nib.Nifti1Image]
+) -> None:
+    """MONAI Label's own app, a packed bundle unpacked into it (with smaller weights), and nothing of the checkout."""
+    name, file = "brain_tissue_vnet", folder / "studies" / BUNDLES["brain_tissue_vnet"].file
+    python = environment()
+    app = Path(shutil.copytree(python.parents[1] / "monailabel" / "sample-apps" / "monaibundle", tmp_path / "app"))
+    (path,) = pack(name, str(tmp_path))
+    with zipfile.ZipFile(path) as content:
+        content.extractall(app / "model")
+    models = app / "model" / name / "models"
+    shutil.rmtree(models)
+    shutil.copytree(folder / "weights" / name, models)
+    shutil.copytree(file.parent, tmp_path / "studies")
+    port = free_port()
+    command = [python, "-m", "monailabel.main", "start_server", "--app", app, "--studies", tmp_path / "studies"]
+    for key, value in {"models": name, "zoo_source": "local", "sam2": "false"}.items():
+        command += ["--conf", key, value]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    variables = {**kept, "PATH": f"{python.parent}{os.pathsep}{kept['PATH']}", "OMP_NUM_THREADS": "1"}
+    with (tmp_path / "log").open("w") as log:
+        server = subprocess.Popen(
+            list(map(str, command)), cwd=app, env=variables, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        address, deadline = f"http://127.0.0.1:{port}", time.time() + 180
+        while time.time() < deadline and server.poll() is None:
+            try:
+                info = requests.get(f"{address}/info/", timeout=10).json()
+                break
+            except requests.ConnectionError:
+                time.sleep(0.5)
+        assert set(info["models"][name]["labels"]) == {"csf", "grey matter", "white matter"}
+        query = {"image": file.name.partition(".")[0], "output": "image"}
+        answer = requests.post(f"{address}/infer/{name}", params=query, timeout=240)
+        assert answer.status_code == 200, (tmp_path / "log").read_text()[-3000:]
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    served = np.asarray(read(answer.content, tmp_path / "served.nii.gz").dataobj)
+    np.testing.assert_array_equal(served, np.asarray(by_bundle(name, HEAD).dataobj))
+    assert len(np.unique(served)) > 1, "an empty mask would equal any other"
 
 
 def test_batch_dice_and_uncertainty(server: Server) -> None:

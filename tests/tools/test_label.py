@@ -35,6 +35,8 @@ def test_app_folder_is_a_copy(tmp_path: Path, weights: Path) -> None:
         ROOT / "bundles" / NAME / "configs" / "inference.yaml"
     ).read_bytes()
     assert (copy / NAME / "__init__.py").is_file()
+    assert (tmp_path / "app" / "bundlekit" / "__init__.py").is_file()
+    assert not (copy / "bundlekit").exists(), "one copy for all"
     assert (tmp_path / "app" / "main.py").is_file()
 
 
