@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bundlekit.errors import BundleError
+from bundlekit.label_maps import LoadStructuresd, scan_label_maps
 from tools.bundles import reader_of, scan_cases_of
 
 
@@ -19,6 +20,7 @@ def check(
     dataset_dir: str | None = None,
     datalist: str | None = None,
     labelled: bool = True,
+    label_maps: bool = False,
     voxels: bool = True,
     num_workers: int = 2,
     **options: Any,
@@ -34,21 +36,24 @@ def check(
         dataset_dir: folder of cases.
         datalist: MONAI datalist JSON instead of a search.
         labelled: whether every case must have a segmentation; --nolabelled for data to be segmented.
+        label_maps: check label maps in FreeSurfer's numbering, for a training from label maps alone.
         voxels: also decode every file and check every voxel (0.3 s per case and core); --novoxels for headers.
         num_workers: threads that decode.
         options: further settings of the bundle's data, e.g. --et_label 4.
     """
     if not dataset_dir and not datalist:
         raise ValueError("no data set given: add --dataset_dir DIR with the folder that holds your cases.")
-    scan_cases = scan_cases_of(bundle)
+    scan_cases = scan_label_maps if label_maps else scan_cases_of(bundle)
     known = list(inspect.signature(scan_cases).parameters)
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ValueError(f"no setting --{', --'.join(unknown)} of {bundle}'s data; there are: {', '.join(known)}.")
-    cases, findings = scan_cases(dataset_dir, datalist=datalist, labelled=labelled, **options)
+    if not label_maps:
+        options["labelled"] = labelled
+    cases, findings = scan_cases(dataset_dir, datalist=datalist, **options)
     checked = len(cases)
     if voxels:
-        load = reader_of(bundle)(with_label=labelled)
+        load = LoadStructuresd() if label_maps else reader_of(bundle)(with_label=labelled)
         with ThreadPoolExecutor(num_workers) as pool:
             results = pool.map(lambda case: _findings(load, case), cases)
             bar = tqdm(results, total=checked, desc="check", unit="case", disable=not sys.stderr.isatty())

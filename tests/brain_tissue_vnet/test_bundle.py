@@ -11,7 +11,7 @@ import torch
 import yaml
 from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
 
-from brain_tissue_vnet import VNet
+from brain_tissue_vnet import TissueVNet
 from tests.conftest import ROOT
 
 BUNDLE = ROOT / "bundles" / "brain_tissue_vnet"
@@ -37,7 +37,7 @@ def test_network_input_and_output_are_as_described() -> None:
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_exports_compute_the_same(norm: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network = VNet(init_filters=2, norm=norm).eval()
+    network = TissueVNet(init_filters=2, norm=norm).eval()
     weights = tmp_path / "model.pt"
     torch.save(network.state_dict(), weights)
     x = torch.rand(1, 1, 32, 32, 32)

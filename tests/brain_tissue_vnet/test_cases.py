@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from brain_tissue_vnet.cases import find_cases, patient_of, scan_cases
+from brain_tissue_vnet.cases import find_cases, scan_cases
 from bundlekit.cases.case import Case
 from bundlekit.cases.datalist import write_datalist
 from bundlekit.cases.split import split_cases
@@ -54,7 +54,6 @@ def findings_of(*args: Any, **kwargs: Any) -> list[Finding]:
 def test_nothing_given() -> None:
     assert find_cases(None) == []
     assert find_cases("") == []
-    assert find_cases(None, None, label_maps=True) == []
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -188,23 +187,6 @@ def test_folder_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("HOME", str(tmp_path))
     write_all(tmp_path / "data", ["a_T1.nii.gz"], ["a_seg.nii.gz"])
     assert names(find_cases("~/data")) == ["a"]
-
-
-@pytest.mark.parametrize(
-    ("case", "patient"),
-    [
-        ("sub-01", "sub-01"),
-        ("sub-01_ses-2_run-1_desc-preproc", "sub-01"),
-        ("sub-A7_ses-1.long.sub-A7", "sub-A7"),
-        ("bert.long.base", "base"),
-        ("1001_3", "1001"),
-        ("1000", "1000"),
-        ("IBSR_01", "IBSR_01"),
-        ("subject_1", "subject_1"),
-    ],
-)
-def test_patient(case: str, patient: str) -> None:
-    assert patient_of(case) == patient
 
 
 # --- of several files -------------------------------------------------------------------------------------------------
@@ -557,42 +539,6 @@ def test_numbering_is_forced_for_all(tmp_path: Path) -> None:
         find_cases(tmp_path, numbering="fsl")
 
 
-# --- label maps alone -------------------------------------------------------------------------------------------------
-
-
-def test_label_maps(tmp_path: Path) -> None:
-    write_all(tmp_path, [], ["b.nii.gz", "x/training_seg_01.nii", "c.mgz", "sub-01_desc-aseg_dseg.nii.gz"])
-    write_all(tmp_path, ["bert/mri/norm.mgz"], ["bert/mri/aseg.mgz", "bert/mri/wmparc.mgz"])
-    cases = find_cases(tmp_path, label_maps=True)
-    assert names(cases) == ["b", "bert", "c", "sub-01_desc-aseg_dseg", "training_seg_01"]
-    for case in cases:
-        assert (case["image"], case["numbering"], case["label_values"]) == ([], "freesurfer", [0, 1, 2, 3])
-        assert Path(case["label"]).is_file()
-        assert "label_parts" not in case
-    assert cases[1]["label"] == str(tmp_path / "bert/mri/aseg.mgz")
-    assert cases[3]["patient"] == "sub-01"
-    assert names(find_cases(tmp_path / "b.nii.gz", label_maps=True)) == ["b"]
-    assert find_cases(tmp_path, label_maps=True, numbering="freesurfer", labelled=False) == cases
-    with pytest.raises(BundleError, match="'bids'"):
-        find_cases(tmp_path, label_maps=True, numbering="bids")
-
-
-def test_label_maps_of_one_name_or_damaged(tmp_path: Path) -> None:
-    write_all(tmp_path, [], ["x/a.nii.gz", "y/a.nii.gz"])
-    (tmp_path / "b.nii.gz").write_bytes(b"damaged")
-    write(tmp_path / "c.nii.gz", np.stack([labels()] * 2, -1))
-    found = [finding.found for finding in findings_of(tmp_path, label_maps=True)]
-    assert len(found) == 3
-    assert "case a more than once" in found[0]
-    assert "cannot be read" in found[1]
-    assert "4-D" in found[2]
-
-
-def test_no_label_map(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="label maps"):
-        find_cases(tmp_path, label_maps=True)
-
-
 # --- datalist ---------------------------------------------------------------------------------------------------------
 
 
@@ -616,15 +562,6 @@ def test_round_trip_through_a_datalist(tmp_path: Path, labelled: bool) -> None:
     again = find_cases(None, datalist=tmp_path / "list.json", labelled=labelled)
     assert [{**case, "subset": ""} for case in again] == cases
     assert split_cases(again) == {part: [{**case, "subset": part} for case in cases] for part, cases in split.items()}
-
-
-def test_round_trip_of_label_maps(tmp_path: Path) -> None:
-    write_all(tmp_path / "data", ["bert/mri/norm.mgz"], ["a.nii.gz", "bert/mri/aseg.mgz", "c.nii"])
-    cases = find_cases(tmp_path / "data", label_maps=True)
-    write_datalist(split_cases(cases), str(tmp_path / "list.json"))
-    again = find_cases(tmp_path / "data", datalist=tmp_path / "list.json", label_maps=True)
-    assert [{**case, "subset": ""} for case in again] == cases
-    assert len(findings_of(None, datalist=tmp_path / "list.json")) == 3
 
 
 def listed(path: Path, content: Any) -> Path:

@@ -12,8 +12,6 @@ from brain_tissue_vnet.preprocessing import (
     CLAHEd,
     N4d,
     NormaliseTissued,
-    foreground,
-    select_foreground,
 )
 from bundlekit.errors import BundleError
 
@@ -31,19 +29,6 @@ def ball(size: int = 40, radius: float = 14.0, air: float = 0.0, seed: int = 0) 
 
 def item(array: np.ndarray, affine: torch.Tensor = AFFINE) -> dict:
     return {"image": MetaTensor(torch.from_numpy(array)[None], affine=affine), "source": "scan.nii.gz"}
-
-
-@pytest.mark.parametrize("air", [0.0, 4.0])
-def test_foreground_is_the_head_with_and_without_noise_in_the_air(air: float) -> None:
-    truth = ball() > 0
-    found = foreground(ball(air=air))
-    assert np.mean(found == truth) > 0.999
-    assert select_foreground(torch.from_numpy(ball(air=air))[None]).dtype == torch.bool
-
-
-def test_foreground_keeps_negative_intensities_of_a_stripped_scan() -> None:
-    image = ball() - 120 * (ball() > 0)
-    np.testing.assert_array_equal(foreground(image), image != 0)
 
 
 @pytest.mark.parametrize(("millimetres", "refused"), [(3.9, False), (6.0, True)])

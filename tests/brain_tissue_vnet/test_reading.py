@@ -12,10 +12,10 @@ import torch
 from monai.data import MetaTensor
 
 from brain_tissue_vnet.cases import find_cases
-from brain_tissue_vnet.reading import LoadStructuresd, LoadTissued, read_structures, read_tissue
+from brain_tissue_vnet.reading import LoadTissued, read_tissue
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError
-from bundlekit.label_maps.numberings import IGNORE, STRUCTURES
+from bundlekit.label_maps.numberings import IGNORE
 from tests.brain_tissue_vnet.conftest import GRID, SHAPE, labels, t1, write, write_all, write_probabilities
 from tests.conftest import ROOT
 
@@ -228,35 +228,6 @@ def test_swapped_tissues_are_warned_of(
     assert [case["label"] in record.getMessage() for record in caplog.records] == [True] * warned
 
 
-# --- label maps alone -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("suffix", [".nii.gz", ".mgz"])
-def test_label_map(tmp_path: Path, suffix: str) -> None:
-    ids = (0, 2, 41, 3, 24, 507, 515)
-    write(tmp_path / f"map{suffix}", labels(ids))
-    (case,) = find_cases(tmp_path, label_maps=True)
-    got = LoadStructuresd()(case)
-    assert set(got) == {"structures", "case", "source", "label_file"}
-    structures = got["structures"]
-    assert isinstance(structures, MetaTensor)
-    assert structures.dtype == torch.uint8
-    assert structures.shape == (1, *SHAPE)
-    np.testing.assert_allclose(structures.affine, GRID)
-    for number in ids:
-        (index,) = np.unique(structures[0][labels(ids) == number])
-        assert number in STRUCTURES[index].ids
-    assert (got["case"], got["source"], got["label_file"]) == ("map", case["label"], case["label"])
-
-
-def test_label_map_of_unknown_numbers_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "map.nii.gz", labels((0, 2, 99)))
-    with pytest.raises(BundleError) as caught:
-        read_structures(str(path))
-    assert caught.value.findings[0].file == str(path)
-    assert "99 (40 voxels)" in caught.value.findings[0].found
-
-
 # --- real data --------------------------------------------------------------------------------------------------------
 
 
@@ -271,12 +242,3 @@ def test_manual_case_of_oasis(caplog: pytest.LogCaptureFixture) -> None:
     assert got["numbering"] == "neuromorphometrics"
     means = [float(image[label == value].mean()) for value in (1, 2, 3)]
     assert means[0] < means[1] < means[2]
-
-
-@pytest.mark.skipif(not (SHARED / "tissue_labelmaps").is_dir(), reason="no real data")
-def test_label_maps_of_synthseg() -> None:
-    cases = find_cases(SHARED / "tissue_labelmaps", label_maps=True)
-    assert len(cases) == 20
-    structures = LoadStructuresd()(cases[0])["structures"]
-    assert structures.shape == (1, 256, 256, 256)
-    assert len(torch.unique(structures)) > 25

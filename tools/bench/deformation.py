@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from pydoc import locate
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
-import yaml
 from monai.transforms import RandTorchIOd
 
+from bundlekit import RandDeformedPatchd
 from bundlekit.label_maps.numberings import to_structures
+from bundlekit.virtual import LabelPainter, StructureCountsd
 from bundlekit.virtual.tissue import make_head
-from tools.bundles import folder_of, parse
+from tools.bundles import parse
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -75,12 +75,12 @@ def painting(patch_size: Sequence[int] = (96, 96, 96), init_filters: int = 8, re
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = tuple(int(n) for n in patch_size)
     structures = to_structures(make_head(0, 0)["labels"], "virtual head")
-    item = {"structures": torch.from_numpy(structures)[None]}
-    counts = _part("StructureCountsd")()(item)["structure_counts"].numpy()
-    crop = _part("RandDeformedPatchd")(
+    item: dict[Any, Any] = {"structures": torch.from_numpy(structures)[None]}
+    counts = StructureCountsd()(item)["structure_counts"].numpy()
+    crop = RandDeformedPatchd(
         size, images=(), labels=("structures",), centre_key="structures", affine_probability=1, elastic_probability=1
     )
-    painter = _part("LabelPainter")()
+    painter = LabelPainter()
     parser = parse("brain_tissue_vnet", "train.yaml", init_filters=init_filters, device=str(device))
     network, loss = parser.get_parsed_content("network").train(), parser.get_parsed_content("loss")
     seconds = {"deform (loader)": float("inf"), "paint": float("inf"), "training step": float("inf")}
@@ -104,26 +104,8 @@ def painting(patch_size: Sequence[int] = (96, 96, 96), init_filters: int = 8, re
         print(f"{name:<20}{cost:8.3f} s{100 * cost / seconds['training step']:8.1f} % of a step")
 
 
-def _part(name: str) -> Any:
-    """The class of that name that train_from_labels.yaml builds something from, wherever it does."""
-    bundle, config = "brain_tissue_vnet", "train_from_labels.yaml"
-    targets = set(_targets(yaml.safe_load((folder_of(bundle) / "configs" / config).read_text())))
-    if f"{bundle}.{name}" not in targets:
-        raise ValueError(f"{config} of {bundle} has no {name}.")
-    return locate(f"{bundle}.{name}")
-
-
-def _targets(value: Any) -> Iterator[str]:
-    """All that a config builds something from."""
-    for key, item in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
-        if key == "_target_":
-            yield str(item)
-        else:
-            yield from _targets(item)
-
-
 def _own(size: tuple[int, ...]) -> Any:
-    return _part("RandDeformedPatchd")(
+    return RandDeformedPatchd(
         size, affine_probability=1, elastic_probability=1, control_points=_CONTROL_POINTS, amplitude=_AMPLITUDE
     )
 
@@ -147,7 +129,7 @@ def _draw(path: Path) -> None:
     lines[:, ::10], lines[:, :, ::10] = 1, 1
     size = tuple(int(n) for n in image.shape[1:])
     data = {"image": torch.cat([image, lines]), "label": torch.ones(1, *size, dtype=torch.uint8)}
-    elastic = _part("RandDeformedPatchd")(size, affine_probability=0, elastic_probability=1)
+    elastic: Any = RandDeformedPatchd(size, affine_probability=0, elastic_probability=1)
     torch.manual_seed(1)
     shown = {"as it is": data["image"]}
     shown |= {f"bundle, draw {k}": elastic.set_random_state(k)(dict(data))["image"] for k in (1, 2)}

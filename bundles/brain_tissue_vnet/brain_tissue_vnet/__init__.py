@@ -12,10 +12,10 @@ from bundlekit.version import require
 
 require(__file__)
 
+from bundlekit.images.intensities import limits_of, select_foreground
+
 from .cases import find_cases, scan_cases
-from .deformation import RandDeformedPatchd
-from .network import VNet
-from .painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd
+from .network import TissueVNet
 from .postprocessing import AddLossd, AirIsBackgroundd, DecideTissuesd, TissueMasksd, fill_background, tissue_output
 from .preprocessing import (
     CheckSkullStrippedd,
@@ -23,13 +23,10 @@ from .preprocessing import (
     N4d,
     NormaliseTissued,
     check_settings,
-    limits_of,
-    select_foreground,
 )
-from .reading import LoadStructuresd, LoadTissued
+from .reading import LoadTissued
 from .scores import ScoreCases
 
-LoadCased = LoadTissued
 SAVED_LABEL = {"numbering": "tissue"}
 
 __all__ = [
@@ -38,18 +35,12 @@ __all__ = [
     "CLAHEd",
     "CheckSkullStrippedd",
     "DecideTissuesd",
-    "LabelPainter",
-    "LoadStructuresd",
     "LoadTissued",
     "N4d",
     "NormaliseTissued",
-    "PaintBatch",
-    "PaintSeedd",
-    "RandDeformedPatchd",
     "ScoreCases",
-    "StructureCountsd",
     "TissueMasksd",
-    "VNet",
+    "TissueVNet",
     "bundle_root",
     "check_settings",
     "fill_background",

@@ -14,7 +14,7 @@ _STRIDE = 16  # four halvings
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
-class VNet(vnet.VNet):
+class TissueVNet(vnet.VNet):
     """MONAI's V-Net with its first width as an argument, for volumes of any size.
 
     The parts are MONAI's own: input transition to `init_filters`, four down transitions that double the width, four up

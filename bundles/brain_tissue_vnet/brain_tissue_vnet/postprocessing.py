@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from monai.transforms import Transform
 
+from bundlekit.images.intensities import ZERO_AIR
 from bundlekit.inference.windows import argmax_labels
 from bundlekit.label_maps.numberings import IGNORE, WM
 
-from .preprocessing import ZERO_AIR
 from .scores import TISSUES
 
 _CERTAIN = 20.0  # a logit whose softmax is 1

@@ -1,4 +1,4 @@
-"""Intensities: where the head is, bias field, CLAHE, normalisation. Geometry is left to MONAI's own transforms."""
+"""Intensities of a scan: bias field, CLAHE, normalisation. Geometry is left to MONAI's own transforms."""
 
 from __future__ import annotations
 
@@ -10,35 +10,12 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 from skimage.exposure import equalize_adapthist
-from skimage.filters import threshold_otsu
 
 from bundlekit.errors import BundleError, Finding
+from bundlekit.images.intensities import PERCENTILES, check_method, foreground, normalise, statistics
 
-NORMALISATIONS = ("zscore", "percentile")
-_PERCENTILES = (0.5, 99.5)
-_CLIP = 6.0  # standard deviations: bright vessels and fat do not stretch the rest
-ZERO_AIR = 0.1  # share of voxels that are exactly 0 from which 0 is taken to be air that was set to it
 # millilitres of tissue in a scan: brains with their sulci stay below 2000, heads start above 2300
 _LARGEST_BRAIN_ML = 2100.0
-
-
-def foreground(image: torch.Tensor | np.ndarray) -> np.ndarray:
-    """Voxels that are not air, bool, of the shape of `image` (HWD, 1HWD, or a sample of voxels).
-
-    Where at least a tenth of the voxels is exactly 0 (skull-stripped, or air set to 0), those that are not 0; otherwise
-    those above Otsu's threshold, taken from every eighth voxel.
-    """
-    array = np.asarray(image)
-    tissue = array != 0
-    if np.count_nonzero(tissue) <= (1 - ZERO_AIR) * tissue.size:
-        return tissue
-    every_second = array[tuple(slice(None, None, 2) for _ in array.shape)] if array.ndim > 2 else array
-    return array > threshold_otsu(every_second)
-
-
-def select_foreground(image: torch.Tensor) -> torch.Tensor:
-    """`foreground` in the form that `CropForegroundd` takes as `select_fn`."""
-    return torch.from_numpy(foreground(image))
 
 
 class CheckSkullStrippedd(Transform):
@@ -149,7 +126,7 @@ class CLAHEd(Transform):
         image = data[self.key]
         array = _array(image)[0]
         mask = foreground(array)
-        low, high = np.percentile(array[mask], _PERCENTILES) if mask.any() else (0.0, 1.0)
+        low, high = np.percentile(array[mask], PERCENTILES) if mask.any() else (0.0, 1.0)
         scaled = np.clip((array - low) / max(high - low, 1e-6), 0, 1)
         equal = equalize_adapthist(scaled, kernel_size=self.kernel_size, clip_limit=self.clip_limit, nbins=self.bins)
         equal[array == 0] = 0
@@ -158,6 +135,10 @@ class CLAHEd(Transform):
 
 class NormaliseTissued(Transform):
     """Linear normalisation by what is not air; the air is mapped along, so that it stays darker than the brain.
+
+    MONAI's `NormalizeIntensityd(nonzero=True)` leaves air that is 0 at 0, which is the mean of the brain then, and
+    counts air that is noise as head. Its `ScaleIntensityRangePercentilesd` takes the percentiles over the air, too, and
+    some scans have more of it than others.
 
     Args:
         method: "zscore": mean 0, standard deviation 1, clipped to -6 to 6; "percentile": 0.5 and 99.5 % percentiles to
@@ -182,22 +163,6 @@ class NormaliseTissued(Transform):
         return {**data, self.key: _like(image, normalise(array, offset, scale, self.method))}
 
 
-def check_method(method: str) -> None:
-    """Refuse an unknown normalisation.
-
-    Raises:
-        ValueError: if it is none of `NORMALISATIONS`.
-    """
-    if method not in NORMALISATIONS:
-        raise ValueError(f"normalise must be one of {', '.join(NORMALISATIONS)}, got {method!r}.")
-
-
-def limits_of(method: str) -> tuple[float, float]:
-    """Smallest and largest normalised intensity."""
-    check_method(method)
-    return (-_CLIP, _CLIP) if method == "zscore" else (0.0, 1.0)
-
-
 def check_settings(fit: str, clahe: float = 0.0, n4: bool = False, painted: bool = False) -> None:
     """Refuse values that a config does not use, before anything is trained with them in name only.
 
@@ -214,19 +179,6 @@ def check_settings(fit: str, clahe: float = 0.0, n4: bool = False, painted: bool
         raise BundleError("fit, clahe and n4 work on whole scans; a training from label maps has none.")
     if fit not in ("resize", "none"):
         raise BundleError(f"fit is {fit!r}; expected resize or none (to pad, add configs/pad.yaml).")
-
-
-def statistics(values: np.ndarray, method: str) -> tuple[float, float]:
-    """Offset and scale of a normalisation from a sample of the foreground's intensities."""
-    if method == "zscore":
-        return float(values.mean()), max(float(values.std()), 1e-6)
-    low, high = np.percentile(values, _PERCENTILES)
-    return float(low), max(float(high - low), 1e-6)
-
-
-def normalise(image: Any, offset: Any, scale: Any, method: str) -> Any:
-    """(image - offset) / scale, clipped as the method says; arrays or tensors."""
-    return ((image - offset) / scale).clip(*limits_of(method))
 
 
 def _array(image: torch.Tensor) -> np.ndarray:

@@ -14,8 +14,8 @@ from monai.transforms import Transform
 from bundlekit.cases.case import Case
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.nifti import check_voxels, read_affine, read_array
-from bundlekit.label_maps.numberings import CSF_OR_GM, GM, IGNORE, WM, detect, to_structures, to_tissue
+from bundlekit.images.nifti import check_voxels, read_affine, read_volume
+from bundlekit.label_maps.numberings import CSF_OR_GM, GM, IGNORE, WM, detect, to_tissue
 
 from .cases import find_cases
 
@@ -39,21 +39,6 @@ def read_tissue(case: Case) -> tuple[np.ndarray, np.ndarray]:
     """
     classes, affine, _ = _read_tissue(case)
     return classes, affine
-
-
-def read_structures(file: str) -> tuple[np.ndarray, np.ndarray]:
-    """A label map in FreeSurfer's numbering as indices into `numberings.STRUCTURES`, with its affine.
-
-    Args:
-        file: NIfTI or MGH file.
-
-    Returns:
-        HWD uint8 and the 4x4 affine (mm).
-
-    Raises:
-        BundleError: for numbers that FreeSurfer does not have.
-    """
-    return to_structures(_read_volume(file), file), read_affine(file)
 
 
 class LoadTissued(Transform):
@@ -82,16 +67,14 @@ class LoadTissued(Transform):
         self.with_label = with_label
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Decode `data`, a case of `cases.find_cases` (label maps as `LoadStructuresd` does), or the case of a path."""
+        """Decode `data`, a case of `cases.find_cases`, or the case of a path."""
         if is_served(data):
             return load_served(self, find_cases, data)
-        if not data["image"]:
-            return LoadStructuresd()(data)
         findings: list[Finding] = []
         (file,) = data["image"]
         image, label, numbering = None, None, data["numbering"]
         try:
-            image = _read_volume(file)
+            image = read_volume(file)
             findings += check_voxels(file, image)
         except BundleError as error:
             findings += error.findings
@@ -119,33 +102,12 @@ class LoadTissued(Transform):
         return result
 
 
-class LoadStructuresd(Transform):
-    """Decode and check one case that is a label map alone (`cases.find_cases(..., label_maps=True)`).
-
-    The output holds `structures` (1xHWD uint8 `MetaTensor`, indices into `numberings.STRUCTURES`), `case`, and the file
-    as `source` and `label_file`.
-
-    Raises:
-        BundleError: for a file that is not whole, and for numbers that FreeSurfer does not have.
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Decode `data`, one case as `cases.find_cases` gives it."""
-        structures, affine = read_structures(data["label"])
-        return {
-            "structures": MetaTensor(torch.from_numpy(structures)[None], affine=torch.from_numpy(affine)),
-            "case": data["case"],
-            "source": data["label"],
-            "label_file": data["label"],
-        }
-
-
 def _read_tissue(case: Case) -> tuple[np.ndarray, np.ndarray, str]:
     """As `read_tissue`, and the numbering that was used."""
     file = case["label"]
     if case.get("label_parts"):
         return _most_probable(case["label_parts"]), read_affine(file), ""
-    labels = _read_volume(file)
+    labels = read_volume(file)
     numbering = case["numbering"] or detect(labels, file)
     affine = read_affine(file)
     spacing_mm = np.linalg.norm(affine[:3, :3], axis=0)
@@ -156,7 +118,7 @@ def _most_probable(files: Sequence[str]) -> np.ndarray:
     """The class of the highest probability, of background (what is left to 1), CSF, GM and WM."""
     parts: list[np.ndarray] = []
     for file in files:
-        part = _native(_read_volume(file), np.float32)
+        part = _native(read_volume(file), np.float32)
         low, high = float(part.min()), float(part.max())
         if not (low >= -_TOLERANCE and high <= 1 + _TOLERANCE):  # NaN, too
             raise BundleError(
@@ -168,21 +130,6 @@ def _most_probable(files: Sequence[str]) -> np.ndarray:
             raise BundleError(Finding(file, found, expected, "resample the maps of a case to one grid"))
         parts.append(part)
     return np.stack([1 - sum(parts), *parts]).argmax(axis=0).astype(np.uint8)
-
-
-def _read_volume(file: str) -> np.ndarray:
-    """Voxels of a 3-D file, or of a 4-D one that has one frame.
-
-    Raises:
-        BundleError: if the file is not whole or has more frames.
-    """
-    array = read_array(file)
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        shape = "x".join(map(str, array.shape))
-        raise BundleError(Finding(file, f"an image of shape {shape}", "a 3-D volume", "give one frame of it"))
-    return array
 
 
 def _native(array: np.ndarray, dtype: type) -> np.ndarray:

@@ -13,6 +13,7 @@ from bundlekit.inference.windows import ForegroundInferer, argmax_labels
 from bundlekit.losses import WeightedDiceFocalLoss
 from bundlekit.patches.cache import default_cache_dir
 from bundlekit.patches.dataset import EpochSeed, PatchDataset
+from bundlekit.patches.deformation import RandDeformedPatchd
 from bundlekit.progress import Progress, installed
 from bundlekit.run import prepare_run
 from bundlekit.training.resuming import ResumeRun
@@ -34,6 +35,7 @@ __all__ = [
     "LoadWeights",
     "PatchDataset",
     "Progress",
+    "RandDeformedPatchd",
     "RecordRun",
     "ResumeRun",
     "SaveCheckpoints",

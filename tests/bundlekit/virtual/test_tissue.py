@@ -9,6 +9,7 @@ import numpy as np
 
 from brain_tissue_vnet.cases import find_cases
 from brain_tissue_vnet.reading import read_tissue
+from bundlekit.label_maps import find_label_maps
 from bundlekit.virtual import icbm152
 from bundlekit.virtual.tissue import make_head
 
@@ -17,7 +18,7 @@ def test_healthy_heads_are_a_bids_data_set(heads: Path) -> None:
     pairs = find_cases(str(heads))
     assert [case["case"] for case in pairs] == [f"sub-{i:03d}" for i in range(5)]
     assert {case["numbering"] for case in pairs} == {"freesurfer"}
-    maps = find_cases(str(heads / "derivatives" / "labels"), label_maps=True)
+    maps = find_label_maps(heads / "derivatives" / "labels")
     assert len(maps) == 5
     for case in pairs:
         t1, labels = (np.asarray(nib.load(file).dataobj) for file in (case["image"][0], case["label"]))

@@ -38,6 +38,21 @@ def read_array(path: str) -> np.ndarray:
         ) from error
 
 
+def read_volume(path: str) -> np.ndarray:
+    """Voxels of a 3-D file, or of a 4-D one that has one frame, as `read_array` gives them.
+
+    Raises:
+        BundleError: if the file is not whole or has more frames.
+    """
+    array = read_array(path)
+    if array.ndim == 4 and array.shape[3] == 1:
+        array = array[..., 0]
+    if array.ndim != 3:
+        shape = "x".join(map(str, array.shape))
+        raise BundleError(Finding(path, f"an image of shape {shape}", "a 3-D volume", "give one frame of it"))
+    return array
+
+
 def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
     """`nibabel.load` for NIfTI and FreeSurfer's MGH alone: header and affine now, voxels when they are asked for.
 

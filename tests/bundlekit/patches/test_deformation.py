@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.transforms import RandTorchIOd
 
-from brain_tissue_vnet.deformation import Deformation, RandDeformedPatchd
+from bundlekit.patches.deformation import Deformation, RandDeformedPatchd
 
 SHAPE = (20, 24, 28)
 EYE = np.eye(3)

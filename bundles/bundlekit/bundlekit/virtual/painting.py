@@ -3,46 +3,35 @@
 The idea is that of SynthSeg (Billot et al., Medical Image Analysis 86, 2023, doi:10.1016/j.media.2023.102789): every
 structure of a label map gets a random intensity, then the image is degraded as scanners do. What is drawn, and how, is
 this project's own.
+
+TorchIO's `RandomLabelsToImage` gives every structure a mean and a deviation and leaves the rest to other transforms, on
+the processor. cornucopia's `SynthFromLabelTransform` degrades too, on any device, but knows no T1 among its contrasts
+and no rim that skull stripping leaves. Neither normalises a patch by the statistics of the whole head that it is a part
+of, as inference does, and neither gives a label that ends where the skull stripping has cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.data import MetaTensor
-from monai.transforms import Randomizable, Transform
-from scipy import ndimage
 
-from bundlekit.label_maps.numberings import CSF, DEEP_GREY, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE, WM
+from bundlekit.images.intensities import check_method, foreground, normalise, statistics
+from bundlekit.label_maps.numberings import DEEP_GREY, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE
+from bundlekit.virtual.contrast import draw_t1_means
 
-from .preprocessing import check_method, foreground, normalise, statistics
-
-# T1 intensity of a structure as its place between grey (0) and white matter (1), where that is not simply its tissue's;
-# ranges, since iron grows with age and nuclei and white matter share voxels
-_T1_PLACE = {
-    "thalamus": (0.35, 1.05), "caudate": (0.0, 0.45), "putamen": (0.15, 0.85), "pallidum": (0.75, 1.25),
-    "accumbens": (0.0, 0.35), "hippocampus": (-0.15, 0.25), "amygdala": (-0.15, 0.25), "brain stem": (0.55, 0.95),
-    "ventral DC": (0.55, 0.95), "optic chiasm": (0.5, 0.9),
-}  # fmt: skip
-_T1_RANGE = {  # relative to white matter, for what is neither grey nor white
-    "choroid plexus": (0.35, 0.7),
-    "vessel": (0.2, 1.3),
-    "white matter lesion": (0.6, 0.95),
-}
-# soft tissue, skin and fat, skull, marrow and dura
-_T1_OUTSIDE = {507: (0.3, 0.8), 511: (0.8, 1.8), 515: (0.05, 0.35), 516: (0.4, 1.5)}
 _SAMPLE = 4096  # voxels drawn to foresee an image's statistics
 _BLURRED = 0.5  # what partial volume leaves of the deviation within a structure
 _PARTIAL = 0.89  # and of that between the structures of a brain, measured on painted label maps
-_RIMS = 6  # skull stripping leaves up to 5 voxels around the brain
+RIMS = 6  # skull stripping leaves up to 5 voxels around the brain
 _UNEVEN, _UNEVEN_DEEP = 0.06, 0.2  # at most, of a structure's intensity; in a T1 each part of deep grey has its own
-_SULCAL = 0.3  # up to how far from ventricle to grey matter: sulci are thin, with pia and vessels in them
 _PATCHINESS = 8  # voxels between the control points of what is uneven within structures
+_INSIDE = [k not in EXTRA_CEREBRAL for k in range(len(STRUCTURES))]
+# the brain proper, without the fluid around it
+BRAIN = [inside and structure.name != "sulcal CSF" for inside, structure in zip(_INSIDE, STRUCTURES, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -75,8 +64,9 @@ class LabelPainter:
     Args:
         t1_probability: of a T1-like contrast, 0 to 1; otherwise every structure has any intensity.
         strip_probability: of a skull-stripped image, 0 to 1; otherwise the whole head is seen.
-        method: normalisation, as in `preprocessing.NormaliseTissued`. Its statistics are those of the whole head or
-            brain, from the structures' volumes, so that a patch looks as it does in a whole normalised image.
+        method: normalisation, "zscore" or "percentile", as of `intensities.statistics`. Its statistics are those of the
+            whole head or brain, from the structures' volumes, so that a patch looks as it does in a whole normalised
+            image.
         low_resolution_probability: of thick slices (up to 5 voxels) or large voxels (up to 2.5).
 
     Raises:
@@ -114,7 +104,7 @@ class LabelPainter:
         rng = np.random.default_rng(seed)
         t1 = rng.random() < self.t1_probability
         stripped = rng.random() < self.strip_probability
-        means = _t1_means(rng) if t1 else rng.uniform(0, 1, len(STRUCTURES))
+        means = draw_t1_means(rng) if t1 else rng.uniform(0, 1, len(STRUCTURES))
         deviations = rng.uniform(0.01, 0.06, len(STRUCTURES)) * (1 if t1 else 1.5)
         outside = np.asarray(EXTRA_CEREBRAL)
         if not t1 and rng.random() < 0.7:  # air is dark in any contrast, but for odd scalings
@@ -129,7 +119,7 @@ class LabelPainter:
             else:
                 slices = [float(rng.uniform(1, 2.5))] * 3
         clean_air = bool(rng.random() < 0.4)
-        rim, rests = int(rng.integers(_RIMS)), bool(rng.random() < 0.2)
+        rim, rests = int(rng.integers(RIMS)), bool(rng.random() < 0.2)
         seen = np.array(counts[rim if stripped else -1], float)
         if stripped and not rests:
             seen[outside] = 0
@@ -203,95 +193,9 @@ class LabelPainter:
         return normalise(image, paint.offset, paint.scale, self.method)[None], label[None]
 
 
-class PaintBatch:
-    """MONAI `prepare_batch`: structures come from the loader, image and label are painted on the training device.
-
-    Args:
-        painter: see `LabelPainter`.
-    """
-
-    def __init__(self, painter: LabelPainter) -> None:
-        self.painter = painter
-
-    def __call__(
-        self, batch: Mapping[str, Any], device: torch.device | str | None = None, non_blocking: bool = False, **_: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images B1HWD float32 and labels B1HWD uint8.
-
-        Args:
-            batch: `structures` (B1HWD), `structure_counts` (BRK) and `paint_seed` (B).
-            device: to paint on.
-            non_blocking: for the transfer.
-        """
-        structures = batch["structures"]
-        structures = structures.as_tensor() if isinstance(structures, MetaTensor) else structures
-        structures = structures.to(device, non_blocking=non_blocking)
-        painted = [
-            self.painter.paint(item, self.painter.draw(counts.numpy(), int(seed)))
-            for item, counts, seed in zip(
-                structures, batch["structure_counts"].cpu(), batch["paint_seed"].tolist(), strict=True
-            )
-        ]
-        return torch.stack([image for image, _ in painted]), torch.stack([label for _, label in painted])
-
-
-class StructureCountsd(Transform):
-    """Add `structure_counts`: voxels of each structure in what is seen of the whole map, RK int64.
-
-    Row r: what skull stripping leaves with r voxels around the brain, everything in them counted; last row: the map.
-    """
-
-    def __init__(self) -> None:
-        self.rims = _RIMS  # part of the key under which prepared maps are cached
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Count `structures`, 1HWD."""
-        structures = np.asarray(data["structures"])[0]
-        near = np.asarray(_BRAIN)[structures].astype(np.uint8)
-        counts = []
-        for rim in range(self.rims):
-            if rim:
-                near = ndimage.maximum_filter(near, 3, mode="constant")
-            counts.append(np.bincount(structures[near > 0], minlength=len(STRUCTURES)))
-        counts.append(np.bincount(structures.ravel(), minlength=len(STRUCTURES)))
-        return {**data, "structure_counts": torch.from_numpy(np.stack(counts))}
-
-
-class PaintSeedd(Randomizable, Transform):
-    """Add `paint_seed`, from the random state of the patch: its image is reproducible on the same kind of device."""
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Draw the seed."""
-        return {**data, "paint_seed": int(self.R.randint(2**31 - 1))}
-
-
-def _t1_means(rng: np.random.Generator) -> np.ndarray:
-    """T1 intensities of all structures, white matter about 1."""
-    grey, fluid = rng.uniform(0.55, 0.88), rng.uniform(0.1, 0.42)
-    means = np.empty(len(STRUCTURES))
-    for k, structure in enumerate(STRUCTURES):
-        outside = next((_T1_OUTSIDE[i] for i in structure.ids if i in _T1_OUTSIDE), (0.1, 1.3))
-        if structure.name in _T1_PLACE:
-            means[k] = grey + rng.uniform(*_T1_PLACE[structure.name]) * (1 - grey)
-        elif structure.name in _T1_RANGE:
-            means[k] = rng.uniform(*_T1_RANGE[structure.name])
-        elif k in EXTRA_CEREBRAL:
-            means[k] = rng.uniform(*outside)
-        elif structure.name == "sulcal CSF":
-            means[k] = fluid + rng.uniform(0, _SULCAL) * (grey - fluid)
-        elif structure.tissue == CSF:
-            means[k] = fluid
-        else:
-            means[k] = 1.0 if structure.tissue == WM else grey
-    inside = np.ones(len(means), bool)
-    inside[list(EXTRA_CEREBRAL)] = False
-    means[inside] *= np.exp(rng.normal(0, 0.04, int(inside.sum())))
-    return means
-
-
 def _kept(index: torch.Tensor, paint: Paint) -> torch.Tensor:
     """What skull stripping leaves: the brain, and within `rim` voxels the fluid around it (with `rests`, anything)."""
-    brain = _table(_BRAIN, torch.bool, index.device)[index]
+    brain = _table(BRAIN, torch.bool, index.device)[index]
     near = brain.float()[None, None]
     if paint.rim:
         for axis in range(3):  # a cube's dilation is three lines'
@@ -305,7 +209,10 @@ def _kept(index: torch.Tensor, paint: Paint) -> torch.Tensor:
 
 
 def _blur(image: torch.Tensor, sigma: tuple[float, ...]) -> torch.Tensor:
-    """Gaussian of a standard deviation (voxels) along each axis, up to 3 of them away; the border is repeated."""
+    """Gaussian of a standard deviation (voxels) along each axis, up to 3 of them away; the border is repeated.
+
+    MONAI's `gaussian_1d` and `separable_filtering` round otherwise: a seed would give another image than it did.
+    """
     out = image[None, None]
     for axis, s in enumerate(sigma):
         if s < 0.2:
@@ -341,8 +248,3 @@ def _gamma(values: Any, gamma: float) -> Any:
 
 def _table(values: Any, kind: torch.dtype, device: torch.device) -> torch.Tensor:
     return torch.as_tensor(np.asarray(values)).to(device, kind)
-
-
-_INSIDE = [k not in EXTRA_CEREBRAL for k in range(len(STRUCTURES))]
-# the brain proper, without the fluid around it
-_BRAIN = [inside and structure.name != "sulcal CSF" for inside, structure in zip(_INSIDE, STRUCTURES, strict=True)]

@@ -10,8 +10,7 @@ import torch
 from monai.transforms import Compose
 from scipy import ndimage
 
-from brain_tissue_vnet.painting import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd, _kept
-from brain_tissue_vnet.preprocessing import NormaliseTissued
+from bundlekit.images.intensities import foreground, normalise, statistics
 from bundlekit.label_maps.numberings import (
     CSF,
     DEEP_GREY,
@@ -22,6 +21,8 @@ from bundlekit.label_maps.numberings import (
     TISSUE_OF_STRUCTURE,
     WM,
 )
+from bundlekit.virtual import LabelPainter, PaintBatch, PaintSeedd, StructureCountsd
+from bundlekit.virtual.painting import _kept
 
 NAMES = [structure.name for structure in STRUCTURES]
 K = len(STRUCTURES)
@@ -55,6 +56,29 @@ def test_same_seed_same_image_and_others_differ() -> None:
     first, again, other = painted(1)[0], painted(1)[0], painted(2)[0]
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     assert float((first - other).abs().mean()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("seed", "method", "line", "mean", "deviation", "voxels"),
+    [
+        (
+            0, "zscore", [-2.2455, -0.7238, 0.74849, 1.26706, 3.55139, 1.04365, 0.69757, 0.09213], -1.701545, 1.064857,
+            [46744, 4968, 6664, 5572, 52],
+        ),
+        (
+            3, "percentile", [0.0, 0.0, 0.71177, 0.5543, 0.0, 0.86677, 0.79413, 0.0], 0.116455, 0.250588,
+            [51432, 280, 6664, 5572, 52],
+        ),
+    ],
+)  # fmt: skip
+def test_a_seed_gives_the_image_that_it_always_gave(
+    seed: int, method: str, line: list[float], mean: float, deviation: float, voxels: list[int]
+) -> None:
+    """A training that goes on sees what it would have seen; recorded once, on a CPU."""
+    image, label = painted(seed, method=method)
+    np.testing.assert_allclose(image[0, 20, 20, ::5].numpy(), line, atol=2e-5)
+    assert (float(image.mean()), float(image.std())) == pytest.approx((mean, deviation), abs=1e-5)
+    assert label.unique(return_counts=True)[1].tolist() == voxels
 
 
 def test_label_is_the_tissue_of_the_structure() -> None:
@@ -166,7 +190,7 @@ def test_a_whole_head_is_normalised_as_preprocessing_does(clean_air: bool) -> No
         image, _ = painter.paint(structures, replace(paint, bias=np.zeros((4, 4, 4)), blur=0.0))
         raw = image * paint.scale + paint.offset  # what a scanner would have given
         raw = torch.where(image == image.min(), 0, raw) if clean_air else raw
-        again = NormaliseTissued()({"image": raw})["image"]
+        again = normalise(raw, *statistics(raw.numpy()[foreground(raw)], "zscore"), "zscore")
         errors.append(float(image[structures == white].mean() - again[structures == white].mean()))
     assert len(errors) > 10
     assert abs(np.median(errors)) < 0.2, "the drawn jitter has a standard deviation of 0.2"

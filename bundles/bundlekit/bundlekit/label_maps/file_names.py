@@ -1,0 +1,45 @@
+"""What the name of a file says about a head: which volumes a folder holds, whose they are, FreeSurfer's folders."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+VOLUME = re.compile(r"\.(nii(\.gz)?|mgz)$", re.IGNORECASE)
+"""The end of a file name that is a volume's."""
+
+SYNTHSEG = re.compile(r"^(.+)_synthseg$")
+"""The stem of one of SynthSeg's results, and in it that of the scan."""
+
+FREESURFER_LABELS = {"aseg": 0, "aparc+aseg": 1, "wmparc": 2, "aseg.presurf": 3}
+"""Stems of label maps in a FreeSurfer subject's `mri`, and their rank: the lowest is preferred."""
+
+_PATIENT = re.compile(r"^(sub-[A-Za-z0-9]+)(?:[_.].*)?$|^.+\.long\.(.+)$|^(\d{4})_\d$")  # BIDS, FreeSurfer, OASIS
+
+
+def stem_of(path: Path) -> str:
+    """Name of a volume without its ending."""
+    return VOLUME.sub("", path.name)
+
+
+def patient_of(scan: str) -> str:
+    """Name that all scans of one patient share, e.g. "sub-01" for "sub-01_ses-1"."""
+    match = _PATIENT.match(scan)
+    return next(filter(None, match.groups())) if match else scan
+
+
+def in_freesurfer(path: Path) -> bool:
+    """Whether a file lies in the `mri` folder of a FreeSurfer subject."""
+    return path.parent.name == "mri" and path.name.endswith(".mgz")
+
+
+def volumes_below(root: Path) -> list[Path]:
+    """NIfTI and MGH files below a folder, through links, in sorted order; hidden files and folders are left out."""
+    files: list[Path] = []
+    for folder, folders, names in os.walk(root, followlinks=True):
+        below = Path(folder).name == "mri" and any(n in names for n in ("T1.mgz", "norm.mgz", "brain.mgz", "aseg.mgz"))
+        # below a FreeSurfer subject's mri lie only what its own steps read
+        folders[:] = [] if below else sorted(f for f in folders if not f.startswith("."))
+        files += [Path(folder, n) for n in sorted(names) if not n.startswith(".") and VOLUME.search(n)]
+    return files

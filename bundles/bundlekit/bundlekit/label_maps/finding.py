@@ -1,0 +1,141 @@
+"""Find and check label maps in FreeSurfer's numbering, each a case of its own: no image is needed beside them.
+
+A case is a plain dict, so that it can be hashed, cached and written as JSON:
+
+    case       name of the label map, e.g. "training_seg_01"; of a FreeSurfer subject, the subject's
+    patient    name that all scans of one patient share, so that evaluation knows who has trained
+    image      []
+    label      the file
+    numbering  "freesurfer"
+    subset     "training" or "validation" where a datalist says so, else ""
+
+Files end on .nii, .nii.gz or .mgz, and every one counts. In the `mri` folder of a FreeSurfer subject, which holds
+images too, one is taken: aseg.mgz, else aparc+aseg.mgz, wmparc.mgz or aseg.presurf.mgz.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bundlekit.cases.case import Case, doubled_cases
+from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.headers import check_headers
+from bundlekit.errors import BundleError, Finding
+from bundlekit.label_maps.file_names import FREESURFER_LABELS, in_freesurfer, patient_of, stem_of, volumes_below
+
+_NUMBERING = "freesurfer"
+_OF_A_SCAN = re.compile(r"^(.+?)_(?:synthseg|seg_ana|seg|label)$")  # SynthSeg, IBSR18's structures, plain names
+
+
+def find_label_maps(
+    dataset_dir: str | os.PathLike | None, datalist: str | os.PathLike | None = None, numbering: str | None = None
+) -> list[Case]:
+    """Label maps of a folder in sorted order, after a check of all their headers; no number in them is read.
+
+    Args:
+        dataset_dir: folder searched to any depth, or one file. None (and no `datalist`): no case, so that a pipeline
+            can be built and inspected without data.
+        datalist: JSON in MONAI's form, used instead of a search: `{"training": [{"label": file}], "validation":
+            [...]}`, paths relative to `dataset_dir` (to the JSON's own folder if that is not given). An entry may have
+            `case` and `patient`.
+        numbering: None or "freesurfer"; here for configs that have that setting, so that another is not ignored.
+
+    Raises:
+        BundleError: all that is wrong with all of them at once: no label map, missing or doubled files, unreadable
+            headers, files that are not 3-D; and for another numbering.
+    """
+    cases, findings = scan_label_maps(dataset_dir, datalist, numbering)
+    if findings:
+        raise BundleError(
+            f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(str(f) for f in findings)
+        )
+    return cases
+
+
+def scan_label_maps(
+    dataset_dir: str | os.PathLike | None, datalist: str | os.PathLike | None = None, numbering: str | None = None
+) -> tuple[list[Case], list[Finding]]:
+    """As `find_label_maps`, but with what is wrong beside the sound cases instead of an error.
+
+    Raises:
+        BundleError: if there is no label map at all, or an argument is wrong.
+    """
+    if numbering not in (None, _NUMBERING):
+        raise BundleError(f"numbering is {numbering!r}; label maps without images are read as {_NUMBERING!r} alone.")
+    if not dataset_dir and not datalist:
+        return [], []
+    where = str(datalist or dataset_dir)
+    if datalist:
+        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir)
+    else:
+        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser()), []
+    if not cases and not findings:
+        expected = "label maps, .nii, .nii.gz or .mgz"
+        raise BundleError(Finding(where, "no case", expected, "check the folder given as --dataset_dir"))
+    cases.sort(key=lambda case: case["case"])
+    findings += doubled_cases(cases, where)
+    wrong = check_headers(cases)
+    findings += [finding for found in wrong for finding in found]
+    return [case for case, found in zip(cases, wrong, strict=True) if not found], findings
+
+
+def _from_folder(root: Path) -> list[Case]:
+    if not root.exists():
+        raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
+    return [_case(path) for path in _preferred([root] if root.is_file() else volumes_below(root))]
+
+
+def _preferred(paths: Iterable[Path]) -> list[Path]:
+    """All files, but of a FreeSurfer subject's folder the label map of the lowest rank."""
+    others: list[Path] = []
+    subjects: dict[Path, Path] = {}
+    for path in paths:
+        if not in_freesurfer(path):
+            others.append(path)
+        elif stem_of(path) in FREESURFER_LABELS:
+            best = subjects.setdefault(path.parent, path)
+            if FREESURFER_LABELS[stem_of(path)] < FREESURFER_LABELS[stem_of(best)]:
+                subjects[path.parent] = path
+    return others + list(subjects.values())
+
+
+def _from_datalist(path: Path, dataset_dir: Any) -> tuple[list[Case], list[Finding]]:
+    base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
+    cases, findings = [], []
+    for where, subset, entry in read_datalist(path, labelled=True):
+        try:
+            cases.append({**_listed_case(entry, base, where), "subset": subset})
+        except BundleError as error:
+            findings += error.findings
+    return cases, findings
+
+
+def _listed_case(entry: Mapping[str, Any], base: Path, where: str) -> Case:
+    if entry.get("image"):
+        expected = "no image, since the label maps alone are wanted"
+        raise BundleError(Finding(where, f"image: {entry['image']!r}", expected, "mend the entry"))
+    if not entry.get("label"):
+        raise BundleError(Finding(where, "no label", "a label map", "add it to the entry"))
+    if entry.get("numbering") not in (None, "", _NUMBERING):
+        raise BundleError(Finding(where, f"numbering {entry['numbering']!r}", repr(_NUMBERING), "mend the entry"))
+    case = _case(base / entry["label"])
+    name = str(entry.get("case") or case["case"])
+    patient = str(entry.get("patient") or (patient_of(name) if entry.get("case") else case["patient"]))
+    return {**case, "case": name, "patient": patient}
+
+
+def _case(path: Path) -> Case:
+    name = path.parent.parent.name if in_freesurfer(path) else stem_of(path)
+    match = None if in_freesurfer(path) else _OF_A_SCAN.match(name)
+    return {
+        "case": name,
+        "patient": patient_of(match[1] if match else name),
+        "image": [],
+        "label": str(path),
+        "numbering": _NUMBERING,
+        "subset": "",
+    }
