@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from bundlekit.virtual import brats, icbm152
-from bundlekit.virtual.brats import whole_number
+from bundlekit.virtual.cohorts import whole_number
 from tools.bundles import ROOT
 from tools.picture import overlay
 

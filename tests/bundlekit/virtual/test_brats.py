@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
-from scipy.spatial.transform import Rotation
 
 from bundlekit.virtual import brats, make_case, metastases
 from bundlekit.virtual.anatomy import _FIRST_MM, Head, _templates, grid
-from bundlekit.virtual.brats import affine_of, head_of, make_cohort
+from bundlekit.virtual.cohorts import heads_of, make_cohort
 from bundlekit.virtual.fields import Push, SmoothField
-from bundlekit.virtual.label_maps import template_of
+from bundlekit.virtual.templates import template_of
 from bundlekit.virtual.tumour import LOW_GRADE_SHARE, NODULE_SHARE, VOLUME_ML, Tumour
 
 SHAPE = (64, 64, 48)
@@ -219,25 +218,6 @@ def test_out_must_be_a_folder(tmp_path):
         brats("", cases=1, shape=SHAPE)
 
 
-@pytest.fixture(scope="module")
-def label_map(tmp_path_factory):
-    """The ICBM152 tissues as a label map with sides, turned, moved and scaled: what a person's may be."""
-    axes, spacing = grid((80, 80, 52))
-    seen = Head(np.random.default_rng(8)).sample(axes, max(spacing)).numpy()
-    right = seen.side_mm > 0
-    labels = np.select([~seen.brain, seen.csf > 0.5, seen.gm > seen.wm], [0, 24, 3], 2).astype(np.int16)
-    labels[right & (labels == 2)], labels[right & (labels == 3)] = 41, 42
-    deep = np.flatnonzero(((labels == 2) | (labels == 41)) & (seen.depth_mm > 25))
-    for left, number in ((10, 49), (11, 50)):
-        own = deep[:: 3 if left == 10 else 4]
-        labels.ravel()[own] = np.where(right.ravel()[own], number, left)
-    affine = affine_of(spacing)
-    turn = nib.affines.from_matvec(Rotation.from_euler("xyz", [4, -8, 12], degrees=True).as_matrix(), [20, -10, 5])
-    file = tmp_path_factory.mktemp("maps") / "person.nii.gz"
-    nib.save(nib.Nifti1Image(labels, turn @ affine), file)
-    return str(file)
-
-
 def test_a_label_map_gives_the_head_of_that_person(label_map):
     template = template_of(label_map, _templates(0.0), _FIRST_MM)
     own = _templates(0.0)
@@ -258,9 +238,16 @@ def _named(index, head):
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_cases_keep_their_order_and_their_heads(jobs):
-    heads = [head_of(number, ["a", "b", "c"]) for number in (0, 1, 1, 2, 3)]
-    assert make_cohort(_named, heads, jobs, "cases") == ["0 a", "1 b", "2 b", "3 c", "4 a"]
-    assert head_of(3, None) is None
+    assert make_cohort(_named, ["a", "b", "b", "c", "a"], jobs, "cases") == ["0 a", "1 b", "2 b", "3 c", "4 a"]
+
+
+def test_heads_are_those_of_the_label_maps_in_their_order(tmp_path):
+    files = [str(tmp_path / f"{name}.nii.gz") for name in "abc"]
+    for file in reversed(files):
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), file)
+    a, b, c = files
+    assert heads_of(str(tmp_path), (0, 1, 1, 2, 3)) == [a, b, b, c, a]
+    assert heads_of(None, (3, 4)) == [None, None]
 
 
 @pytest.mark.parametrize("make", [brats, metastases])

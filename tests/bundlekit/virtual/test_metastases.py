@@ -13,20 +13,9 @@ from scipy import ndimage
 
 from bundlekit.virtual.anatomy import Anatomy, Head
 from bundlekit.virtual.fields import as_axes
-from bundlekit.virtual.metastases import (
-    DIAMETER_MM,
-    ET,
-    MOST_LESIONS,
-    NETC,
-    PUSH_FROM_MM,
-    SCANS,
-    SECOND_VISIT_SHARE,
-    SNFH,
-    Metastases,
-    case_name,
-    make_case,
-    metastases,
-)
+from bundlekit.virtual.lesions import ET, MOST_LESIONS, NETC, SNFH, Metastases
+from bundlekit.virtual.metastases import SECOND_VISIT_SHARE, case_name, make_case, metastases
+from bundlekit.virtual.metastasis import DIAMETER_MM, PUSH_FROM_MM, SCANS
 
 SHAPE = (64, 64, 48)
 CASES = 4  # of seed 0: patients 1, 2, 2 again, 3

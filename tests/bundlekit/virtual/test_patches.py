@@ -14,7 +14,6 @@ from bundlekit.virtual.brats import patient
 from bundlekit.virtual.fields import SmoothField, as_axes
 from bundlekit.virtual.patches import Glioma
 from bundlekit.virtual.tumour import _travel, interpolate
-from tests.bundlekit.virtual.test_brats import label_map  # noqa: F401  a fixture
 from tests.conftest import SMALL, bundle_run
 
 SEED = 4
@@ -72,7 +71,7 @@ def test_tumour_probability(glioma):
     assert centres[0.0] < 0.5
 
 
-def test_the_same_seed_gives_the_same_patches(label_map, tmp_path):  # noqa: F811
+def test_the_same_seed_gives_the_same_patches(label_map, tmp_path):
     paint = PaintGliomas([{"label": label_map}], (24, 24, 24), patches_per_case=2, cache_dir=str(tmp_path))
     batch = {"head": [label_map, label_map], "patient": torch.tensor([1, 2])}
     images, labels = paint(batch, "cpu")
@@ -153,7 +152,7 @@ def test_interpolation_is_linear_and_repeats_the_border():
     torch.testing.assert_close(interpolate(2 * x - y + 3 * z, source, axes), 2 * a - b + 3 * c, check_dtype=False)
 
 
-def test_a_network_trains_on_them_and_resumes(run, label_map, tmp_path):  # noqa: F811
+def test_a_network_trains_on_them_and_resumes(run, label_map, tmp_path):
     """The recipe of the Res-UNet, as its first lines give it, with a time limit that leaves a whole epoch."""
     maps, out = tmp_path / "maps", tmp_path / "out"
     maps.mkdir()

@@ -1,17 +1,22 @@
-"""Virtual patients: made-up cases in the format of a public data set, for demonstrations, tests and pre-training."""
+"""Virtual patients and painted images, for demonstrations, tests and training without scans."""
 
 from bundlekit.virtual.brats import brats, make_case
 from bundlekit.virtual.ct import ct
 from bundlekit.virtual.metastases import metastases
-from bundlekit.virtual.patches import DrawPatient, PaintGliomas, find_heads
+from bundlekit.virtual.painted_batches import PaintBatch, PaintSeedd, StructureCountsd
+from bundlekit.virtual.painting import LabelPainter
+from bundlekit.virtual.patches import DrawPatient, PaintGliomas
 from bundlekit.virtual.tissue import icbm152, tissue
 
 __all__ = [
     "DrawPatient",
+    "LabelPainter",
+    "PaintBatch",
     "PaintGliomas",
+    "PaintSeedd",
+    "StructureCountsd",
     "brats",
     "ct",
-    "find_heads",
     "icbm152",
     "make_case",
     "metastases",

@@ -15,11 +15,10 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from nilearn import datasets
 from scipy import ndimage
 
 from bundlekit.virtual.fields import FIELD_MM, Axes, Push, SmoothField, as_axes
-from bundlekit.virtual.label_maps import template_of
+from bundlekit.virtual.templates import template_of
 
 _CENTRE_MM = np.array([118.5, 128.5, 69.0])  # middle of the brain in BraTS images, mm on their 1 mm grid
 _MNI_CENTRE_MM = np.array([0.0, -17.0, 5.0])  # middle of the ICBM152 brain
@@ -178,7 +177,7 @@ def maps_of(label_map: str | None = None) -> torch.Tensor:
     """Tissue maps of the ICBM152 template, or of one person: (1, 4, X, Y, Z) float32 on a grid of 1 mm.
 
     Raises:
-        ValueError: as `label_maps.template_of`.
+        ValueError: as `templates.template_of`.
     """
     return _templates(0.0, label_map)
 
@@ -193,6 +192,8 @@ def _templates(sigma_mm: float, label_map: str | None = None) -> torch.Tensor:
         return torch.from_numpy(maps)
     if label_map is not None:
         return template_of(label_map, _templates(0.0), _FIRST_MM)
+    from nilearn import datasets  # slow to import; painted images do not need it
+
     loaders = (datasets.load_mni152_gm_template, datasets.load_mni152_wm_template, datasets.load_mni152_template)
     gm, wm, t1 = (load(resolution=1).get_fdata(dtype=np.float32) for load in loaders)
     brain = ndimage.binary_fill_holes(t1 > 0.02)

@@ -11,16 +11,13 @@ Everything is a function of position in mm, so that a case on a coarser grid is 
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from bundlekit.virtual.brats import folder_of, size_of, whole_number
+from bundlekit.virtual.cohorts import folder_of, size_of, whole_number, write_volume
 from bundlekit.virtual.fields import Positions
 from bundlekit.virtual.torso import ORGANS, Torso
 
@@ -57,8 +54,8 @@ def ct(
         case = make_ct(seed, index, size, spacing_mm)
         name = f"FLARE22_Tr_{index + 1:04d}"
         image = root / "imagesTr" / f"{name}_0000.nii.gz"
-        _write(root / "labelsTr" / f"{name}.nii.gz", case["label"], case["affine"])
-        _write(image, case["image"], case["affine"])
+        write_volume(root / "labelsTr" / f"{name}.nii.gz", case["label"], case["affine"])
+        write_volume(image, case["image"], case["affine"])
         files.append(str(image))
     return files
 
@@ -122,17 +119,6 @@ def spacing_of(spacing: Sequence[float] | None, size: tuple[int, int, int]) -> t
             f"spacing is {spacing!r}; expected three lengths in mm, each below 50; give for example 1.6,1.6,2.5."
         )
     return values[0], values[1], values[2]
-
-
-def _write(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    image = nib.Nifti1Image(array, affine)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))  # no name, no time: same bytes
-    part.replace(path)
 
 
 __all__ = ["FIELD_MM", "ORGANS", "SHAPE", "ct", "make_ct", "scan", "spacing_of"]

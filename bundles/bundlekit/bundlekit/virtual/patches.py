@@ -6,9 +6,7 @@ patches of 1 mm alone, so that only what a network looks at is computed.
 
 from __future__ import annotations
 
-import importlib
 import logging
-import os
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -22,29 +20,14 @@ from bundlekit.errors import BundleError, Finding
 from bundlekit.patches.cache import CaseCache, default_cache_dir
 from bundlekit.virtual.acquisition import Scans, low_grade
 from bundlekit.virtual.anatomy import MAPS_VERSION, grid, maps_of
-from bundlekit.virtual.brats import box_of, patient
+from bundlekit.virtual.brats import patient
+from bundlekit.virtual.cohorts import box_of
 from bundlekit.virtual.fields import as_axes
 from bundlekit.virtual.tumour import ENHANCING
 
 _log = logging.getLogger(__name__)
 _COARSE = (80, 80, 52)  # voxels of about 3 mm that cover the field of view
 _CLASSES = 3  # NCR 1, ED 2, ET 3 (4 in the files of BraTS)
-
-
-def find_heads(dataset_dir: str | os.PathLike | None, datalist: str | None = None) -> list[dict[str, Any]]:
-    """Label maps in FreeSurfer's numbering, one case each, as `find_cases` of `brain_tissue_vnet` gives them.
-
-    Args:
-        dataset_dir: folder searched to any depth; None (and no `datalist`): no case.
-        datalist: JSON in MONAI's form instead of a search.
-
-    Raises:
-        BundleError: all that is wrong with them at once.
-    """
-    cases: list[dict[str, Any]] = importlib.import_module("brain_tissue_vnet").find_cases(
-        dataset_dir, datalist, label_maps=True
-    )
-    return cases
 
 
 class DrawPatient(Randomizable, Transform):
@@ -134,12 +117,12 @@ class PaintGliomas:
     Label maps are prepared first, all of them: about 10 s each, once; 70 MB each in the cache.
 
     Args:
-        heads: cases with the `label` maps that batches may name, as from `find_heads`.
+        heads: cases with the `label` maps that batches may name, as from `bundlekit.label_maps.find_label_maps`.
         patch_size: HWD, voxels of 1 mm.
         patches_per_case: of every patient in a batch.
         tumour_probability: see `Glioma.patch`.
         flip_probability: of mirroring a patch along each axis, 0 to 1.
-        cache_dir: folder for prepared label maps; None: the bundle's in the user's cache folder.
+        cache_dir: folder for prepared label maps; None: `bundlekit` in the user's cache folder.
 
     Raises:
         BundleError: all label maps that cannot be used at once, or if the cache cannot.
@@ -192,7 +175,7 @@ class PaintGliomas:
 
 def _prepared(files: Sequence[str], cache_dir: str | None) -> dict[str, torch.Tensor]:
     """Maps of each head in half precision, memory-mapped."""
-    folder = cache_dir or default_cache_dir("brats_resunet")
+    folder = cache_dir or default_cache_dir("bundlekit")
     cases = [{"case": file, "image": [], "label": file, "version": MAPS_VERSION} for file in files]
     try:
         cache = CaseCache(cases, _HalfMaps(), folder)

@@ -3,24 +3,21 @@
 Files are `sub-000/anat/sub-000_T1w.nii.gz` (skull-stripped int16, background 0) and, below `derivatives/labels`,
 `sub-000/anat/sub-000_desc-aseg_dseg.nii.gz` (uint8 in FreeSurfer's numbering: 2 white matter, 3 grey matter, 24 CSF).
 The folder is a data set of pairs, `derivatives/labels` one of label maps alone. See `anatomy.py` for the source of the
-heads and its licence notice, and `brats.py` for the grids.
+heads and its licence notice, and `cohorts.py` for the grids.
 """
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
-from nilearn import datasets
 from tqdm import tqdm
 
 from bundlekit.virtual.acquisition import acquire, as_int16, draw_exposure
 from bundlekit.virtual.anatomy import Head, grid
-from bundlekit.virtual.brats import SHAPE, affine_of, size_of, whole_number
+from bundlekit.virtual.cohorts import SHAPE, affine_of, size_of, whole_number, write_volume
 from bundlekit.virtual.fields import SmoothField
 
 _NUMBERS = {"csf": 24, "gm": 3, "wm": 2}
@@ -48,7 +45,7 @@ def tissue(out: str, cases: int = 4, seed: int = 0, shape: Sequence[int] = SHAPE
         t1 = Path(out, name, "anat", f"{name}_T1w.nii.gz")
         labels = Path(out, "derivatives", "labels", name, "anat", f"{name}_desc-aseg_dseg.nii.gz")
         for path, array in ((labels, head["labels"]), (t1, head["t1"])):
-            _write(path, array, head["affine"])
+            write_volume(path, array, head["affine"])
         files.append(str(t1))
     return files
 
@@ -62,6 +59,8 @@ def icbm152(out: str) -> str:
     Args:
         out: Folder to write to; made if missing.
     """
+    from nilearn import datasets  # slow to import; painted images do not need it
+
     t1 = datasets.load_mni152_template(resolution=1)
     gm, wm = (
         np.clip(load(resolution=1).get_fdata(dtype=np.float32), 0, 1)
@@ -71,9 +70,9 @@ def icbm152(out: str) -> str:
     maps = {"GM": gm * brain, "WM": wm * brain, "CSF": np.clip(1 - gm - wm, 0, 1) * brain}
     start = Path(out, "sub-icbm152", "anat", "sub-icbm152")
     for name, array in maps.items():
-        _write(start.with_name(f"{start.name}_label-{name}_probseg.nii.gz"), array, t1.affine)
+        write_volume(start.with_name(f"{start.name}_label-{name}_probseg.nii.gz"), array, t1.affine)
     file = start.with_name(f"{start.name}_T1w.nii.gz")
-    _write(file, (t1.get_fdata(dtype=np.float32) * 1000).astype(np.int16), t1.affine)
+    write_volume(file, (t1.get_fdata(dtype=np.float32) * 1000).astype(np.int16), t1.affine)
     return str(file)
 
 
@@ -93,14 +92,3 @@ def make_head(seed: int, index: int, shape: Sequence[int] = SHAPE) -> dict[str, 
     numbers = np.asarray(list(_NUMBERS.values()), np.uint8)
     labels.ravel()[inside.numpy()] = numbers[torch.stack([csf, gm, wm]).argmax(0).numpy()]
     return {"t1": t1, "labels": labels, "affine": affine_of(spacing)}
-
-
-def _write(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    image = nib.Nifti1Image(array, affine)
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    image.header.set_xyzt_units("mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(gzip.compress(image.to_bytes(), compresslevel=1, mtime=0))
-    part.replace(path)

@@ -7,7 +7,6 @@ of 1 mm, so that all that is known of places in that template (midline, height o
 from __future__ import annotations
 
 from functools import cache
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -27,18 +26,6 @@ _CLOSING_MM = 6.0  # sulci narrower than twice this belong to the stripped brain
 _RIM_MM = 1.5  # ... and so does this much fluid around it
 
 
-def find_label_maps(folder: str) -> list[str]:
-    """NIfTI files below `folder`, sorted.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    files = sorted(str(path) for path in Path(folder).rglob("*.nii*") if not path.name.startswith("."))
-    if not files:
-        raise ValueError(f"no label map: expected *.nii.gz in {folder}; give a folder of FreeSurfer label maps.")
-    return files
-
-
 def template_of(file: str, like: torch.Tensor, first_mm: tuple[float, float, float]) -> torch.Tensor:
     """Maps of one person in place of a template's: (1, 4, X, Y, Z), float32.
 
@@ -52,7 +39,7 @@ def template_of(file: str, like: torch.Tensor, first_mm: tuple[float, float, flo
     """
     image = nib.as_closest_canonical(nib.load(file))
     numbers = np.asarray(image.dataobj).astype(np.int16)
-    tissue, brain, t1 = _tables(numberings)
+    tissue, brain, t1 = _tables()
     counts = np.bincount(numbers.ravel().view(np.uint16), minlength=len(tissue))
     unknown = [int(number) for number in np.flatnonzero(counts) if number >= len(tissue) or tissue[number] == 255]
     if unknown:
@@ -73,11 +60,11 @@ def template_of(file: str, like: torch.Tensor, first_mm: tuple[float, float, flo
 
 
 @cache
-def _tables(numberings: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """By number: tissue (255: no such number), whether it is brain or its fluid, T1 signal."""
     size = 1 << 15
     tissue, brain, t1 = np.full(size, 255, np.uint8), np.zeros(size, bool), np.zeros(size, np.float32)
-    for structure in numberings.STRUCTURES:  # type: ignore[attr-defined]
+    for structure in numberings.STRUCTURES:
         ids = list(structure.ids)
         kind = structure.tissue if structure.tissue < 4 else 3  # brain stem, lesions: white matter
         tissue[ids] = kind if structure.brain else 0
