@@ -15,6 +15,7 @@ from tools.cv import cv
 from tools.demo import demo
 from tools.label import label
 from tools.pack import pack
+from tools.picture import picture
 from tools.ship import ship
 from tools.weights import weights
 
@@ -23,6 +24,7 @@ COMMANDS = {
     "check": check,
     "cv": cv,
     "weights": weights,
+    "picture": picture,
     "label": label,
     "virtual": {"brats": brats, "metastases": metastases, "tissue": tissue, "icbm152": icbm152, "ct": ct},
     "convert": {"h5": to_h5, "nifti": to_nifti},
