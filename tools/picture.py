@@ -81,7 +81,9 @@ def overlay(
     """
     referenced = any(truth for _, _, truth, _ in rows)
     columns = max(len(images) for _, images, _, _ in rows) + 1 + referenced
-    height = 2.4 * len(rows) + 0.5  # inches, with the titles above and the legend below
+    per_line = 3 * columns
+    legend = 0.1 + 0.2 * max(-(-len(labels) // per_line), 1)  # inches
+    height = 2.4 * len(rows) + 0.2 + legend  # with the titles above
     figure, axes = plt.subplots(len(rows), columns, figsize=(2.1 * columns, height), squeeze=False)
     figure.patch.set_facecolor("black")
     for line, (title, images, truth_file, pred_file) in zip(axes, rows, strict=True):
@@ -107,9 +109,16 @@ def overlay(
         axis.set_axis_off()
     patches = [Patch(color=_colour(i), label=name) for i, name in enumerate(labels.values())]
     figure.legend(
-        handles=patches, loc="lower center", ncols=max(len(patches), 1), fontsize=8, labelcolor="white", frameon=False
+        handles=patches,
+        loc="lower center",
+        ncols=max(min(len(patches), per_line), 1),
+        fontsize=8,
+        labelcolor="white",
+        frameon=False,
     )
-    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.2 / height, bottom=0.3 / height, wspace=0.02, hspace=0.12)
+    figure.subplots_adjust(
+        left=0.01, right=0.99, top=1 - 0.2 / height, bottom=legend / height, wspace=0.02, hspace=0.12
+    )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, facecolor="black")
     plt.close(figure)
