@@ -18,6 +18,8 @@ ALLOWED = {
     "files": ("errors",),
     "memory": (),
     "progress": (),
+    "losses": (),
+    "class_weights": ("errors", "cases"),
     "command_line": ("errors",),
     "version": ("errors",),
     "run": ("errors", "memory", "command_line"),
