@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 
-from tests.conftest import ROOT
-from tools.bundles import package
+from tools.bundles import parse
 
 NCR, ED, ET = 1, 2, 3
 NIFTI, METS, HDF5 = "brats_resunet", "brain_metastasis_attention_unet", "brats_unet_h5"
@@ -38,12 +36,9 @@ def case() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("bundle", [NIFTI, METS, HDF5])
 @pytest.mark.parametrize("recorded", [True, False])
 def test_recorded_settings_clean_and_none_leave_all(bundle: str, recorded: bool, tmp_path: Path) -> None:
-    package(bundle)
     settings = {"minimum_core_ml": 0.003, "minimum_enhancing_ml": 0.1, "fill_core": True} if recorded else {}
     (tmp_path / "settings.json").write_text(json.dumps(settings))
-    parser = ConfigParser()
-    parser.read_config(str(ROOT / "bundles" / bundle / "configs" / "inference.yaml"))
-    parser["ckpt_dir"] = str(tmp_path)
+    parser = parse(bundle, "inference.yaml", ckpt_dir=str(tmp_path))
     steps = parser.get_parsed_content("postprocessing").transforms
     first = next(i for i, step in enumerate(steps) if type(step).__name__ == "FillCored")
     assert any(type(step).__name__ == "Invertd" for step in steps[:first]), "volumes are of the native grid"

@@ -24,7 +24,7 @@ ALLOWED = {
     "version": ("errors",),
     "run": ("errors", "memory", "command_line"),
     "images": ("errors", "files"),
-    "label_maps": ("errors", "images"),
+    "label_maps": (*GROUND, "images", "cases"),
     "cases": (*GROUND, "images"),
     "weights": (*GROUND,),
     "patches": (*GROUND, "images", "cases"),

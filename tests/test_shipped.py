@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import pytest
 import torch
-from monai.bundle import ConfigParser
 
+from bundlekit.weights.shipped import check_shipped, shipped_hash
 from tests.conftest import ROOT
-from tools.bundles import names, package
+from tools.bundles import names, parse
 
 AT_INFERENCE = {"minimum_core_ml": 0.05, "fill_core": True, "minimum_enhancing_ml": 1.0}
 WIDTHS = [16, 32, 64, 128, 256]
@@ -43,13 +42,10 @@ def test_none_is_left_out() -> None:
 def test_the_file_is_whole_and_fits_its_settings(bundle: str) -> None:
     models = ROOT / "bundles" / bundle / "models"
     weights = models / "model.pt"
-    package(bundle)
-    shipped = importlib.import_module(f"{bundle}.shipped")
-    assert shipped.shipped_hash(weights)
-    shipped.check_shipped(weights)
+    assert shipped_hash(weights)
+    check_shipped(weights)
     recorded = json.loads((models / "settings.json").read_text())
     assert TOLD[bundle].items() <= (recorded | recorded["after_training"]).items()
-    parser = ConfigParser()
-    parser.read_config(str(ROOT / "bundles" / bundle / "configs" / "inference.yaml"))
+    parser = parse(bundle, "inference.yaml")
     parser.get_parsed_content("network_def").load_state_dict(torch.load(weights, weights_only=True))
     assert weights.stat().st_size < 50 * 2**20

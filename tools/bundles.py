@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -79,11 +78,3 @@ def parse(bundle: str, *configs: str, **overrides: Any) -> ConfigParser:
     for key, value in overrides.items():
         parser[key] = value
     return parser
-
-
-def package(bundle: str) -> Any:
-    """The Python package of a bundle."""
-    folder = folder_of(bundle)
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    return importlib.import_module(bundle)
