@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ def resizing(dataset_dir: str, uniform_shape: Sequence[int] = (128, 128, 128)) -
     load = LoadCased()
     totals: dict[str, list[float]] = {size: [] for size in SIZES}
     spurious = 0
-    cases = find_cases(dataset_dir)
+    cases: list[Any] = find_cases(dataset_dir)
     for case in cases:
         data = load(case)
         spacing = np.linalg.norm(np.asarray(data["image"].affine)[:3, :3], axis=0)

@@ -114,7 +114,8 @@ def test_a_new_process_finds_what_this_one_has_kept(shared_cases: list[dict[str,
             CastToTyped, Compose, CropForegroundd, NormalizeIntensityd, RandFlipd, RandScaleIntensityd
         )
         import bundlekit.brats.reading
-        from brats_resunet import LoadCased, PatchDataset, TumourCentredCropd, TumourVoxelsd
+        from bundlekit import PatchDataset
+        from bundlekit.brats import LoadCased, TumourCentredCropd, TumourVoxelsd
 
         def fail(path):
             raise AssertionError("decoded " + path)
