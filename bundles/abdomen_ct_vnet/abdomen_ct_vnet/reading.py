@@ -14,7 +14,7 @@ from nibabel.affines import apply_affine
 from bundlekit.cases.case import Case
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.nifti import check_voxels, read_affine, read_array
+from bundlekit.images.nifti import check_voxels, read_affine, read_volume
 
 from .cases import find_cases
 from .numberings import numbering_of, to_classes
@@ -51,7 +51,8 @@ def read_label(case: Case) -> tuple[np.ndarray, np.ndarray]:
     file = case["label"]
     if case.get("label_parts"):
         return _merged(case), read_affine(file)
-    return to_classes(_volume(file), numbering_of(case["numbering"], file), case["classes"], file), read_affine(file)
+    numbering = numbering_of(case["numbering"], file)
+    return to_classes(read_volume(file), numbering, case["classes"], file), read_affine(file)
 
 
 class LoadCTd(Transform):
@@ -85,7 +86,7 @@ class LoadCTd(Transform):
         (file,) = case["image"]
         image, label = None, None
         try:
-            image = _volume(file)
+            image = read_volume(file)
             findings += check_voxels(file, image) or check_hu(file, image)
         except BundleError as error:
             findings += error.findings
@@ -173,7 +174,7 @@ def _merged(case: Case) -> np.ndarray:
     index = {organ: i for i, organs in enumerate(case["classes"].values(), 1) for organ in organs}
     merged: np.ndarray | None = None
     for organ, file in zip(case["part_organs"], case["label_parts"], strict=True):
-        part = _volume(file)
+        part = read_volume(file)
         if merged is None:
             merged = np.zeros(part.shape, np.uint8)
         values = np.unique(part)
@@ -185,18 +186,3 @@ def _merged(case: Case) -> np.ndarray:
         merged[part > 0] = index[organ]
     assert merged is not None
     return merged
-
-
-def _volume(file: str) -> np.ndarray:
-    """Voxels of a 3-D file, or of a 4-D one that has one frame.
-
-    Raises:
-        BundleError: if the file is not whole or has more frames.
-    """
-    array = read_array(file)
-    if array.ndim == 4 and array.shape[3] == 1:
-        array = array[..., 0]
-    if array.ndim != 3:
-        shape = "x".join(map(str, array.shape))
-        raise BundleError(Finding(file, f"an image of shape {shape}", "a 3-D volume", "give one frame of it"))
-    return array

@@ -26,7 +26,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundlekit.cases.case import Case, doubled_cases
+from bundlekit.cases.case import Case, doubled_cases, refuse_findings
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
 from bundlekit.label_maps.numberings import check_numbering
@@ -59,12 +59,7 @@ def find_cases(
         BundleError: all that is wrong with all cases at once: no cases, missing or doubled files, unreadable headers,
             images that are not 3-D, grids that differ within a case.
     """
-    cases, findings = scan_cases(dataset_dir, datalist, labelled, numbering)
-    if findings:
-        raise BundleError(
-            f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(str(f) for f in findings)
-        )
-    return cases
+    return refuse_findings(*scan_cases(dataset_dir, datalist, labelled, numbering))
 
 
 def scan_cases(

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bundlekit.cases.case import Case, doubled_cases
+from bundlekit.cases.case import Case, doubled_cases, refuse_findings
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
@@ -48,12 +48,7 @@ def find_label_maps(
         BundleError: all that is wrong with all of them at once: no label map, missing or doubled files, unreadable
             headers, files that are not 3-D; and for another numbering.
     """
-    cases, findings = scan_label_maps(dataset_dir, datalist, numbering)
-    if findings:
-        raise BundleError(
-            f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(str(f) for f in findings)
-        )
-    return cases
+    return refuse_findings(*scan_label_maps(dataset_dir, datalist, numbering))
 
 
 def scan_label_maps(
