@@ -43,7 +43,7 @@ def class_weights_of(
                     "--class_weights",
                     f"{len(weights)} value(s)",
                     f"{len(names)}: {', '.join(names)}",
-                    "give one for each, or --class_weights null to derive them from the training labels",
+                    "give one for each, or --class_weights '$None' to derive them from the training labels",
                 )
             )
         return [float(w) for w in weights]
