@@ -15,52 +15,43 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
-_COLOURS = [
-    "#e63946", "#2a9d8f", "#ffd166", "#8338ec", "#3a86ff", "#fb8500", "#80ed99", "#06d6a0", "#bc6c25", "#c77dff",
-    "#f15bb5", "#90e0ef", "#e76f51",
-]  # fmt: skip
+from bundlekit.images.drawing import COLOURS, draw
 
 
 def picture(
     scan: str, mask: str, out: str, reference: str | None = None, names: Sequence[str] | str | None = None
 ) -> None:
-    """Draw a mask over its scan: the axial slice with most labelled voxels, the patient's right on the left.
+    """Draw a mask over its scan, in three planes through the mask; the patient's right is on the left.
 
     Example: python -m tools picture --scan T1.nii.gz --mask T1_seg.nii.gz --out T1.png --names CSF,GM,WM
 
     Args:
-        scan: 3-D NIfTI file, e.g. the FLAIR of a glioma.
+        scan: NIfTI file, e.g. the FLAIR of a glioma; of a 4-D file its first channel.
         mask: label map on the scan's grid.
         out: PNG to write; its folder is made.
-        reference: another label map on that grid, drawn beside the mask; it then chooses the slice.
+        reference: another label map on that grid, drawn above the mask; it then chooses the planes.
         names: of the labels, in the order of their values, with commas between them; None: the values.
 
     Raises:
-        ValueError: if a file is not 3-D or not on the scan's grid, a label map is not of whole numbers, or `names` are
-            not as many as there are labels.
-        OSError: if a file cannot be read or written.
+        ValueError: if a file cannot be read, a label map is on another grid or not of whole numbers, or `names` are not
+            as many as there are labels.
+        OSError: if a file is missing or cannot be written.
     """
-    volume = nib.Nifti1Image.from_filename(scan)
-    files = [mask] if reference is None else [mask, reference]
-    found: set[int] = set()
-    for file in [scan, *files]:
+    labels: set[int] = set()
+    affine = nib.Nifti1Image.from_filename(scan).affine
+    for file in [mask] if reference is None else [mask, reference]:
         image = nib.Nifti1Image.from_filename(file)
-        if image.ndim != 3 or image.shape != volume.shape or not np.allclose(image.affine, volume.affine, atol=1e-3):
-            raise ValueError(f"{file}: shape {image.shape}; expected a 3-D file on the grid of {scan}, {volume.shape}.")
-    for file in files:
-        values = np.unique(np.asanyarray(nib.Nifti1Image.from_filename(file).dataobj))
+        if not np.allclose(image.affine, affine, atol=1e-3):
+            raise ValueError(f"{file}: lies elsewhere than {scan} by its affine; expected a label map on that grid.")
+        values = np.unique(np.asanyarray(image.dataobj))
         if len(values) > 256 or not np.equal(values, np.round(values)).all():
-            raise ValueError(
-                f"{file}: holds {len(values)} different values; expected the whole numbers of a label map."
-            )
-        found |= {int(value) for value in values if value}
-    labels = sorted(found)
+            raise ValueError(f"{file}: holds {len(values)} different values; expected whole numbers of a label map.")
+        labels |= {int(value) for value in values if value}
     given = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
-    called = [str(label) for label in labels] if given is None else [str(name) for name in given]
+    called = [str(label) for label in sorted(labels)] if given is None else [str(name) for name in given]
     if len(called) != len(labels):
-        raise ValueError(f"--names has {len(called)} name(s); the labels are {labels}.")
-    title = Path(scan).name.removesuffix(".gz").removesuffix(".nii")
-    overlay(out, [(title, {"scan": scan}, reference, mask)], dict(zip(labels, called, strict=True)))
+        raise ValueError(f"--names has {len(called)} name(s); the labels are {sorted(labels)}.")
+    draw(scan, mask, out, reference, dict(zip(sorted(labels), called, strict=True)), title=Path(scan).name)
     print(out)
 
 
@@ -81,16 +72,13 @@ def overlay(
     """
     referenced = any(truth for _, _, truth, _ in rows)
     columns = max(len(images) for _, images, _, _ in rows) + 1 + referenced
-    per_line = 3 * columns
-    legend = 0.1 + 0.2 * max(-(-len(labels) // per_line), 1)  # inches
-    height = 2.4 * len(rows) + 0.2 + legend  # with the titles above
+    height = 2.4 * len(rows) + 0.5  # inches, with the titles above and the legend below
     figure, axes = plt.subplots(len(rows), columns, figsize=(2.1 * columns, height), squeeze=False)
     figure.patch.set_facecolor("black")
     for line, (title, images, truth_file, pred_file) in zip(axes, rows, strict=True):
         pred = _axial(pred_file)
         truth = _axial(truth_file) if truth_file else None
-        areas = (pred if truth is None else truth).astype(bool).sum((0, 1))
-        slice_ = int(areas.argmax()) if areas.any() else len(areas) // 2
+        slice_ = int((pred if truth is None else truth).astype(bool).sum((0, 1)).argmax())
         volumes = {name: _axial(file) for name, file in images.items()}
         brain = np.any([v[..., slice_] != 0 for v in volumes.values()], axis=0)
         box = _box(brain)
@@ -107,25 +95,14 @@ def overlay(
         line[0].text(0.02, 0.03, title, color="white", fontsize=6, transform=line[0].transAxes)
     for axis in axes.flat:
         axis.set_axis_off()
-    patches = [Patch(color=_colour(i), label=name) for i, name in enumerate(labels.values())]
+    patches = [Patch(color=COLOURS[i], label=name) for i, name in enumerate(labels.values())]
     figure.legend(
-        handles=patches,
-        loc="lower center",
-        ncols=max(min(len(patches), per_line), 1),
-        fontsize=8,
-        labelcolor="white",
-        frameon=False,
+        handles=patches, loc="lower center", ncols=len(patches), fontsize=8, labelcolor="white", frameon=False
     )
-    figure.subplots_adjust(
-        left=0.01, right=0.99, top=1 - 0.2 / height, bottom=legend / height, wspace=0.02, hspace=0.12
-    )
+    figure.subplots_adjust(left=0.01, right=0.99, top=1 - 0.2 / height, bottom=0.3 / height, wspace=0.02, hspace=0.12)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, facecolor="black")
     plt.close(figure)
-
-
-def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]
 
 
 def _axial(file: str) -> np.ndarray:
@@ -146,13 +123,13 @@ def _panel(axis: plt.Axes, image: np.ndarray, mask: np.ndarray | None, values: l
     inside = image[image != 0]
     low, high = np.percentile(inside, [1, 99.5]) if inside.size else (0, 1)
     axis.imshow(image.T, cmap="gray", vmin=min(low * 0.6, low), vmax=high, origin="lower", interpolation="bilinear")
-    if mask is not None and values:
+    if mask is not None:
         classes = np.ma.array(np.zeros(mask.shape), mask=True)
         for index, value in enumerate(values):
             classes[mask == value] = index
         axis.imshow(
             classes.T,
-            cmap=ListedColormap([_colour(i) for i in range(len(values))]),
+            cmap=ListedColormap(COLOURS[: len(values)]),
             vmin=-0.5,
             vmax=len(values) - 0.5,
             origin="lower",
