@@ -143,7 +143,7 @@ def test_classes_at_native_resolution_from_chunks(h5_cohort: Path, tmp_path: Pat
     evaluator.run()
     assert 0 <= evaluator.state.metrics["mean_dice"] <= 1
     assert evaluator.inferer.roi_size == [16, 16, 16], "native, though no overlay says so"
-    tuning = {**common, "pretrained": str(tmp_path / "model.pt")}
+    tuning = {**common, "pretrained": str(tmp_path / "model.pt"), "ckpt_dir": str(tmp_path / "tuned")}
     with pytest.raises(RuntimeError) as caught:
         in_process("initialize", "train.yaml", "finetune.yaml", **tuning)
     assert "a network trained with fit native" in str(bundle_error_in(caught.value))
