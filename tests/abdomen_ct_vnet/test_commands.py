@@ -199,7 +199,7 @@ def test_a_small_scan_is_padded_with_air(normalise: str, abdomens: Path) -> None
         ("train::preprocessing", "train.yaml"), ("validate::preprocessing", "train.yaml"),
         ("preprocessing", "inference.yaml"),
     ):  # fmt: skip
-        steps = in_process(part, file, **settings).transforms
+        steps = in_process(part, file, **settings).flatten().transforms
         fixed = [step for step in steps if not isinstance(step, RandomizableTrait)]
         volumes.append(Compose(fixed[: 1 + max(i for i, s in enumerate(fixed) if isinstance(s, NormaliseCTd))]))
     case = in_process("cases", "train.yaml", **settings)[0]

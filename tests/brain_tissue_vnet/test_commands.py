@@ -164,8 +164,9 @@ def test_torchios_augmentation_trains_too(run: Run, heads: Path, tmp_path: Path)
     log = train(run, heads, tmp_path, 1, *more, configs=("train.yaml", "torchio.yaml", "n4.yaml"))
     assert len(values_of(log, "train_loss")) == 1
     assert json.loads((tmp_path / "settings.json").read_text())["n4"] is True
-    where = ["--dataset_dir", heads, "--num_workers", "0", "--output_dir", tmp_path / "again", "--epochs", "1"]
+    where = ["--dataset_dir", heads, "--num_workers", "0", "--output_dir", tmp_path / "again"]
     run(*command("inferring", "inference.yaml"), *where, "--ckpt_dir", tmp_path)
+    where += ["--epochs", "1"]
     where += ["--pretrained", tmp_path / "model.pt", "--ckpt_dir", tmp_path / "tuned"]
     done = run(*command("training", "train.yaml", "finetune.yaml"), *where, status=1)
     assert "a network trained with n4 True" in done.stderr

@@ -263,5 +263,5 @@ def test_other_numbers_are_refused(tmp_path):
     nib.save(nib.Nifti1Image(np.full((40, 40, 40), 999, np.int16), np.eye(4)), tmp_path / "a.nii.gz")
     with pytest.raises(ValueError, match=r"a\.nii\.gz: the numbers \[999\] are not FreeSurfer's"):
         brats(str(tmp_path / "out"), 1, 0, (40, 40, 40), str(tmp_path))
-    with pytest.raises(ValueError, match="no label map"):
+    with pytest.raises(ValueError, match=r"label maps, \.nii"):
         brats(str(tmp_path / "out"), 1, 0, (40, 40, 40), str(tmp_path / "out"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from abdomen_ct_vnet import LoadCased, find_cases
+from abdomen_ct_vnet import LoadCTd, find_cases
 from bundlekit.virtual.ct import ORGANS, ct, make_ct, spacing_of
 
 
@@ -86,7 +86,7 @@ def test_the_folder_is_a_flare22_data_set(tmp_path: Path) -> None:
     cases = find_cases(tmp_path, organs="flare22")
     assert [case["image"][0] for case in cases] == files
     for case in cases:
-        LoadCased()(case)
+        LoadCTd()(case)
     image = nib.load(files[0])
     assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
     np.testing.assert_allclose(image.header.get_zooms(), (9, 9, 8))
