@@ -1,20 +1,16 @@
 """The virtual BraTS-METS cohort: its format, its repeatability and what its lesions look like."""
 
 import dataclasses
-import hashlib
 import itertools
-from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from scipy import ndimage
 
 from bundlekit.virtual.anatomy import Anatomy, Head
 from bundlekit.virtual.fields import as_axes
 from bundlekit.virtual.lesions import ET, MOST_LESIONS, NETC, SNFH, Metastases
-from bundlekit.virtual.metastases import SECOND_VISIT_SHARE, case_name, make_case, metastases
+from bundlekit.virtual.metastases import SECOND_VISIT_SHARE, case_name, make_case
 from bundlekit.virtual.metastasis import DIAMETER_MM, PUSH_FROM_MM, SCANS
 
 SHAPE = (64, 64, 48)
@@ -28,11 +24,6 @@ def cohort():
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return metastases(str(tmp_path_factory.mktemp("cohort")), cases=3, seed=0, shape=SHAPE)
-
-
-@pytest.fixture(scope="module")
 def head():
     return Head(np.random.default_rng(0))
 
@@ -40,10 +31,6 @@ def head():
 @pytest.fixture(scope="module")
 def patients(head):
     return [Metastases(np.random.default_rng([0, index]), head) for index in range(18)]
-
-
-def digests(folder):
-    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(Path(folder).iterdir())}
 
 
 def block(lesion, spacing_mm, count):
@@ -63,47 +50,6 @@ def white_matter(axes):
 
 def all_lesions(patients):
     return [(patient, lesion) for patient in patients for lesion in patient.visits[0]]
-
-
-def test_same_seed_same_bytes_and_case_independent_of_how_many(folders, tmp_path):
-    alone = metastases(str(tmp_path), cases=1, seed=0, shape=SHAPE)
-    assert digests(alone[0]) == digests(folders[0])
-
-
-def test_the_number_of_threads_does_not_matter(cohort):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2 if threads == 1 else 1)
-    try:
-        again = make_case(0, 0, SHAPE)
-    finally:
-        torch.set_num_threads(threads)
-    for name, array in cohort[0].items():
-        np.testing.assert_array_equal(again[name], array)
-
-
-def test_cases_and_seeds_differ(cohort):
-    other = make_case(1, 0, SHAPE)
-    for name in (*SCANS, "seg", "tissue"):
-        assert not np.array_equal(cohort[0][name], cohort[1][name])
-        assert not np.array_equal(cohort[0][name], other[name])
-
-
-def test_files_look_like_brats_mets(folders, cohort):
-    names = ["BraTS-MET-00001-000", "BraTS-MET-00002-000", "BraTS-MET-00002-001"]
-    assert [Path(folder).name for folder in folders] == names
-    for folder, case in zip(folders, cohort, strict=False):
-        name = Path(folder).name
-        assert set(digests(folder)) == {f"{name}-{part}.nii.gz" for part in ("t1n", "t1c", "t2w", "t2f", "seg")}
-        for part in (*SCANS, "seg"):
-            image = nib.load(f"{folder}/{name}-{part}.nii.gz")
-            assert image.shape == SHAPE
-            assert image.get_data_dtype() == (np.uint8 if part == "seg" else np.int16)
-            assert nib.aff2axcodes(image.affine) == ("L", "P", "S")
-            assert (int(image.header["qform_code"]), int(image.header["sform_code"])) == (1, 1)
-            np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-4)
-            np.testing.assert_allclose(image.header.get_zooms(), (3.75, 3.75, 155 / 48), rtol=1e-6)
-            np.testing.assert_array_equal(np.asanyarray(image.dataobj), case[part])
-    assert not list(Path(folders[0]).parent.glob(".virtual_*"))
 
 
 def test_patients_are_counted_from_one_and_visits_follow_each_other():
@@ -291,39 +237,3 @@ def test_lesions_grow_shrink_vanish_and_appear(patients):
     assert max(changes) > 1.3
     assert gone > 0
     assert new > 0
-
-
-def test_an_existing_case_is_replaced(folders, tmp_path):
-    folder = tmp_path / "BraTS-MET-00001-000"
-    folder.mkdir()
-    (folder / "BraTS-MET-00001-000-t1n.nii.gz").write_bytes(b"half a file")
-    metastases(str(tmp_path), cases=1, seed=0, shape=SHAPE)
-    assert digests(folder) == digests(folders[0])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        ({"cases": 0}, "cases"),
-        ({"cases": 1.5}, "cases"),
-        ({"seed": -1}, "seed"),
-        ({"shape": (64, 64, 31)}, "shape"),
-        ({"shape": (64, 64)}, "shape"),
-        ({"shape": 64}, "shape"),
-    ],
-)
-def test_bad_numbers(arguments, word, tmp_path):
-    with pytest.raises(ValueError, match=f"{word} is .*; expected .*; give"):
-        metastases(str(tmp_path / "new"), **arguments)
-    assert not (tmp_path / "new").exists()
-
-
-def test_out_must_be_a_folder(tmp_path):
-    file = tmp_path / "notes.txt"
-    file.write_text("mine")
-    for out in (file, file / "below"):
-        with pytest.raises(ValueError, match=r"notes.txt.* is not a folder; expected a folder.*; give"):
-            metastases(str(out), cases=1, shape=SHAPE)
-    assert file.read_text() == "mine"
-    with pytest.raises(ValueError, match="out is empty; expected a folder"):
-        metastases("", cases=1, shape=SHAPE)
