@@ -14,23 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine
-from monai.data import MetaTensor
 from scipy import ndimage
 
 from brain_metastasis_attention_unet.scores import CLASSES, METRIC_DEFINITIONS, NOTES, ScoreMetastases, case_scores
 from bundlekit.brats.lesions import SIZES, lesion_scores
 from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
 from bundlekit.errors import BundleError
+from tests.bundlekit.conftest import Scored, with_box
 
 ONE_MM = (1.0, 1.0, 1.0)
-
-
-def with_box(shape: Sequence[int], start: Sequence[int], size: int | Sequence[int], value: int) -> np.ndarray:
-    volume = np.zeros(shape, np.uint8)
-    sizes = [size] * 3 if isinstance(size, int) else size
-    volume[tuple(slice(a, a + n) for a, n in zip(start, sizes, strict=True))] = value
-    return volume
 
 
 # --- regions ------------------------------------------------------------------------------------------------------
@@ -196,39 +188,8 @@ def test_agrees_with_the_definitions_whatever_the_air_around(seed: int) -> None:
 # --- ScoreMetastases ------------------------------------------------------------------------------------------------
 
 SHAPE = (12, 7, 8)
-AFFINE = np.array([[-2.0, 0, 0, 10], [0, -1, 0, 20], [0, 0, 3, -5], [0, 0, 0, 1]])  # 2 x 1 x 3 mm, flipped axes
-
-
-def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Stand-in for the bundle's reader: the path names the case."""
-    assert list(label_values) == [0, 1, 2, 3]
-    if "missing" in path:
-        raise FileNotFoundError(path)
-    return with_box(SHAPE, (1, 1, 1), 3, 0 if "healthy" in path else 3), AFFINE
-
-
-def item(case: str, file: str = "") -> dict[str, Any]:
-    return {"case": case, "label_file": file or f"/data/{case}.nii.gz", "label_values": [0, 1, 2, 3]}
-
-
-def output(start: int) -> dict[str, Any]:
-    return {"pred": MetaTensor(torch.as_tensor(with_box(SHAPE, (start, 1, 1), 3, 3))[None])}
-
-
-def run(handler: ScoreMetastases, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> Engine:
-    """A fake evaluator: every pair is a batch that arrives decollated."""
-
-    def step(engine: Engine, pair: Any) -> list[Any]:
-        engine.state.batch = [pair[0]]  # type: ignore[assignment]
-        return [pair[1]]
-
-    engine = Engine(step)
-    engine.logger.setLevel(logging.CRITICAL)
-    handler.attach(engine)
-    engine.run(pairs)
-    return engine
-
-
+SCORED = Scored(SHAPE, (0, 1, 2, 3))
+read_label, item, output, run = SCORED.read_label, SCORED.item, SCORED.output, SCORED.run
 # found exactly, spurious in a healthy brain, shifted by one of three voxels, missed with a spurious one elsewhere
 PAIRS = [
     (item("b"), output(1)),

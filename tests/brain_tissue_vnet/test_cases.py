@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,11 @@ from brain_tissue_vnet.cases import find_cases, scan_cases
 from bundlekit.cases.case import Case
 from bundlekit.cases.datalist import write_datalist
 from bundlekit.cases.split import split_cases
-from bundlekit.errors import BundleError, Finding
+from bundlekit.errors import BundleError
 from tests.brain_tissue_vnet.conftest import GRID, SHAPE, labels, t1, write, write_all, write_probabilities
+from tests.bundlekit.conftest import findings_by, names
 
-
-def names(cases: Sequence[Case]) -> list[str]:
-    return [case["case"] for case in cases]
+findings_of = partial(findings_by, scan_cases, find_cases)
 
 
 def pairs(root: Path, cases: Sequence[Case]) -> dict[str, tuple[str, str, str]]:
@@ -36,21 +36,6 @@ def pairs(root: Path, cases: Sequence[Case]) -> dict[str, tuple[str, str, str]]:
     }
 
 
-def findings_of(*args: Any, **kwargs: Any) -> list[Finding]:
-    """Findings of a data set that `find_cases` must refuse with all of them in its message."""
-    _, findings = scan_cases(*args, **kwargs)
-    with pytest.raises(BundleError) as caught:
-        find_cases(*args, **kwargs)
-    for finding in findings:
-        assert str(finding) in str(caught.value)
-        assert finding.file
-        assert finding.found
-        assert finding.expected
-        assert finding.fix
-    assert str(caught.value).startswith(f"{len(findings)} problem(s)")
-    return findings
-
-
 def test_nothing_given() -> None:
     assert find_cases(None) == []
     assert find_cases("") == []
@@ -58,72 +43,36 @@ def test_nothing_given() -> None:
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
-# T1s, labels, (T1, label, numbering) of the case that must be found
-LAYOUTS: dict[str, tuple[list[str], list[str], dict[str, tuple[str, str, str]]]] = {
-    "bids": (
-        ["sub-01/anat/sub-01_T1w.nii.gz"],
-        ["sub-01/anat/sub-01_dseg.nii.gz"],
-        {"sub-01": ("sub-01/anat/sub-01_T1w.nii.gz", "sub-01/anat/sub-01_dseg.nii.gz", "bids")},
-    ),
-    "ibsr": (
-        ["IBSR_01/IBSR_01_ana.nii.gz"],
-        ["IBSR_01/IBSR_01_segTRI_ana.nii.gz"],
-        {"IBSR_01": ("IBSR_01/IBSR_01_ana.nii.gz", "IBSR_01/IBSR_01_segTRI_ana.nii.gz", "tissue")},
-    ),
-    "ibsr of the course": (
-        ["IBSR_07/IBSR_07.nii.gz"],
-        ["IBSR_07/IBSR_07_seg.nii.gz"],
-        {"IBSR_07": ("IBSR_07/IBSR_07.nii.gz", "IBSR_07/IBSR_07_seg.nii.gz", "tissue")},
-    ),
-    "ibsr structures": (
-        ["IBSR_02_ana.nii"],
-        ["IBSR_02_seg_ana.nii"],
-        {"IBSR_02": ("IBSR_02_ana.nii", "IBSR_02_seg_ana.nii", "freesurfer")},
-    ),
-    "mrbrains13": (
-        ["TrainingData/4/T1.nii", "TrainingData/4/T1_1mm.nii", "TrainingData/4/T2_FLAIR.nii"],
-        ["TrainingData/4/LabelsForTesting.nii"],
-        {"4": ("TrainingData/4/T1.nii", "TrainingData/4/LabelsForTesting.nii", "tissue")},
-    ),
-    "mrbrains18": (
-        ["14/pre/T1.nii.gz", "14/pre/FLAIR.nii.gz", "14/orig/T1.nii.gz", "14/orig/3DT1.nii.gz"],
-        ["14/segm.nii.gz"],
-        {"14": ("14/pre/T1.nii.gz", "14/segm.nii.gz", "mrbrains")},
-    ),
-    "miccai": (
-        ["1000_SS.nii.gz"],
-        ["1000_glm.nii.gz"],
-        {"1000": ("1000_SS.nii.gz", "1000_glm.nii.gz", "neuromorphometrics")},
-    ),
-    "miccai in two folders": (
-        ["training-images/1001_3.nii.gz"],
-        ["training-labels/1001_3_glm.nii.gz"],
-        {"1001_3": ("training-images/1001_3.nii.gz", "training-labels/1001_3_glm.nii.gz", "neuromorphometrics")},
-    ),
-    "freesurfer": (
-        ["bert/mri/T1.mgz", "bert/mri/nu.mgz", "bert/mri/orig/001.mgz"],
-        ["bert/mri/aseg.mgz", "bert/mri/ribbon.mgz"],
-        {"bert": ("bert/mri/T1.mgz", "bert/mri/aseg.mgz", "freesurfer")},
-    ),
-    "synthseg": (
-        ["scan 1.nii.gz"],
-        ["scan 1_synthseg.nii.gz"],
-        {"scan 1": ("scan 1.nii.gz", "scan 1_synthseg.nii.gz", "freesurfer")},
-    ),
-    "plain": (["a_T1.nii.gz"], ["a_seg.nii.gz"], {"a": ("a_T1.nii.gz", "a_seg.nii.gz", "")}),
-    "plain, small letters": (["x/a_t1.nii"], ["x/a_label.nii"], {"a": ("x/a_t1.nii", "x/a_label.nii", "")}),
-    "mgz": (["a_T1.mgz"], ["a_seg.mgz"], {"a": ("a_T1.mgz", "a_seg.mgz", "")}),
-}
+# case, numbering, T1s, labels; the first of each is what must be found
+LAYOUTS: dict[str, tuple[str, str, list[str], list[str]]] = {
+    "bids": ("sub-01", "bids", ["sub-01/anat/sub-01_T1w.nii.gz"], ["sub-01/anat/sub-01_dseg.nii.gz"]),
+    "ibsr": ("IBSR_01", "tissue", ["IBSR_01/IBSR_01_ana.nii.gz"], ["IBSR_01/IBSR_01_segTRI_ana.nii.gz"]),
+    "ibsr of the course": ("IBSR_07", "tissue", ["IBSR_07/IBSR_07.nii.gz"], ["IBSR_07/IBSR_07_seg.nii.gz"]),
+    "ibsr structures": ("IBSR_02", "freesurfer", ["IBSR_02_ana.nii"], ["IBSR_02_seg_ana.nii"]),
+    "mrbrains13": ("4", "tissue", ["TrainingData/4/T1.nii", "TrainingData/4/T1_1mm.nii", "TrainingData/4/T2_FLAIR.nii"],
+        ["TrainingData/4/LabelsForTesting.nii"]),
+    "mrbrains18": ("14", "mrbrains",
+        ["14/pre/T1.nii.gz", "14/pre/FLAIR.nii.gz", "14/orig/T1.nii.gz", "14/orig/3DT1.nii.gz"], ["14/segm.nii.gz"]),
+    "miccai": ("1000", "neuromorphometrics", ["1000_SS.nii.gz"], ["1000_glm.nii.gz"]),
+    "miccai in two folders": ("1001_3", "neuromorphometrics", ["training-images/1001_3.nii.gz"],
+        ["training-labels/1001_3_glm.nii.gz"]),
+    "freesurfer": ("bert", "freesurfer", ["bert/mri/T1.mgz", "bert/mri/nu.mgz", "bert/mri/orig/001.mgz"],
+        ["bert/mri/aseg.mgz", "bert/mri/ribbon.mgz"]),
+    "synthseg": ("scan 1", "freesurfer", ["scan 1.nii.gz"], ["scan 1_synthseg.nii.gz"]),
+    "plain": ("a", "", ["a_T1.nii.gz"], ["a_seg.nii.gz"]),
+    "plain, small letters": ("a", "", ["x/a_t1.nii"], ["x/a_label.nii"]),
+    "mgz": ("a", "", ["a_T1.mgz"], ["a_seg.mgz"]),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout(tmp_path: Path, layout: str) -> None:
-    images, label_maps, expected = LAYOUTS[layout]
+    name, numbering, images, label_maps = LAYOUTS[layout]
     write_all(tmp_path, images, label_maps)
     (tmp_path / "._a_T1.nii.gz").write_bytes(b"macOS")
     write_all(tmp_path / ".Trash", images, label_maps)
     (case,) = find_cases(tmp_path)
-    assert pairs(tmp_path, [case]) == expected
+    assert pairs(tmp_path, [case]) == {name: (images[0], label_maps[0], numbering)}
     assert set(case) == {"case", "patient", "image", "label", "numbering", "label_values", "subset"}
     assert (case["label_values"], case["subset"]) == ([0, 1, 2, 3], "")
     assert find_cases(str(tmp_path), labelled=False) == [case]  # the label is taken, not needed
@@ -131,10 +80,9 @@ def test_layout(tmp_path: Path, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_without_labels(tmp_path: Path, layout: str) -> None:
-    images, _, expected = LAYOUTS[layout]
+    name, _, images, _ = LAYOUTS[layout]
     write_all(tmp_path, images)
-    (name,) = expected
-    assert pairs(tmp_path, find_cases(tmp_path, labelled=False)) == {name: (expected[name][0], "", "")}
+    assert pairs(tmp_path, find_cases(tmp_path, labelled=False)) == {name: (images[0], "", "")}
     (finding,) = findings_of(tmp_path)
     assert finding.file == str(tmp_path / images[0])
     assert finding.found == "a T1 without a segmentation"
@@ -151,7 +99,7 @@ def test_of_a_brats_case_the_t1_alone(tmp_path: Path, names_of_brats: list[str])
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layout_without_t1(tmp_path: Path, layout: str) -> None:
-    _, label_maps, _ = LAYOUTS[layout]
+    *_, label_maps = LAYOUTS[layout]
     write_all(tmp_path, [], label_maps)
     (finding,) = findings_of(tmp_path)
     assert finding.file == str(tmp_path / label_maps[0])
@@ -163,9 +111,9 @@ def test_layout_without_t1(tmp_path: Path, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("part", [0, 1])
 def test_one_file_of_a_case(tmp_path: Path, layout: str, part: int) -> None:
-    images, label_maps, expected = LAYOUTS[layout]
+    name, _, images, label_maps = LAYOUTS[layout]
     write_all(tmp_path, images, label_maps)
-    ((name, files),) = expected.items()
+    files = (images[0], label_maps[0])
     file = tmp_path / files[part]
     write_all(file.parent, ["other_T1.nii.gz"], ["other_seg.nii.gz"])
     if layout == "miccai in two folders":  # one file's own folder is all that is looked at
@@ -266,18 +214,10 @@ def test_any_file_without_label(tmp_path: Path) -> None:
         tmp_path,
         ["x/scan.nii.gz", "y.mgz", "z-1.nii"],
         [
-            "brain_mask.nii.gz",
-            "x_mask.nii",
-            "y_label.nii",
-            "y_seg.nii",
-            "x_dseg.nii",
-            "x_glm.nii",
-            "aseg.mgz",
-            "x_synthseg.nii",
-            "x_probseg.nii",
-            "mask.nii",
+            "brain_mask.nii.gz", "x_mask.nii", "y_label.nii", "y_seg.nii", "x_dseg.nii", "x_glm.nii", "aseg.mgz",
+            "x_synthseg.nii", "x_probseg.nii", "mask.nii",
         ],
-    )
+    )  # fmt: skip
     write(tmp_path / "one_frame.nii.gz", t1()[..., None])
     write(tmp_path / "bold.nii.gz", np.stack([t1(), t1(1)], -1))
     assert names(find_cases(tmp_path, labelled=False)) == ["one_frame", "scan", "y", "z-1"]
@@ -421,20 +361,14 @@ def test_entities_pair(tmp_path: Path) -> None:
     write_all(
         tmp_path,
         [
-            "sub-01_ses-1_T1w.nii.gz",
-            "sub-01_ses-2_run-1_T1w.nii.gz",
-            "sub-01_ses-2_run-2_T1w.nii.gz",
-            "sub-1_T1w.nii.gz",
-            "sub-010_T1w.nii.gz",
+            "sub-01_ses-1_T1w.nii.gz", "sub-01_ses-2_run-1_T1w.nii.gz", "sub-01_ses-2_run-2_T1w.nii.gz",
+            "sub-1_T1w.nii.gz", "sub-010_T1w.nii.gz",
         ],
         [
-            "sub-01_ses-1_dseg.nii.gz",
-            "sub-01_ses-2_run-1_dseg.nii.gz",
-            "sub-01_ses-2_run-2_dseg.nii.gz",
-            "sub-1_dseg.nii.gz",
-            "sub-010_dseg.nii.gz",
+            "sub-01_ses-1_dseg.nii.gz", "sub-01_ses-2_run-1_dseg.nii.gz", "sub-01_ses-2_run-2_dseg.nii.gz",
+            "sub-1_dseg.nii.gz", "sub-010_dseg.nii.gz",
         ],
-    )
+    )  # fmt: skip
     found = pairs(tmp_path, find_cases(tmp_path))
     assert len(found) == 5
     for name, files in found.items():
@@ -543,7 +477,7 @@ def test_numbering_is_forced_for_all(tmp_path: Path) -> None:
 
 
 def everything(root: Path) -> None:
-    for images, label_maps, _ in LAYOUTS.values():
+    for *_, images, label_maps in LAYOUTS.values():
         if label_maps[0] != "a_seg.mgz" and not label_maps[0].startswith("x/"):
             write_all(root, images, label_maps)
     write_all(root, ["sub-02_T1w.nii.gz"])

@@ -7,6 +7,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from bundlekit.brats.patients import patient_of
 from bundlekit.cases.case import Case, require_cases
 from bundlekit.cases.datalist import write_datalist
 from bundlekit.cases.split import select_cases, split_cases
-from bundlekit.errors import BundleError, Finding
+from bundlekit.errors import BundleError
 from bundlekit.images.nifti import open_nifti
 from tests.bundlekit.conftest import (
     LPS,
     NAMES_2018,
     NAMES_2023,
     SHAPE,
+    findings_by,
+    names,
     scan,
     segmentation,
     write_case,
@@ -33,24 +36,7 @@ from tests.bundlekit.conftest import (
     write_nifti,
 )
 
-
-def names(cases: Sequence[Case]) -> list[str]:
-    return [case["case"] for case in cases]
-
-
-def findings_of(*args: Any, **kwargs: Any) -> list[Finding]:
-    """Findings of a data set that `find_cases` must refuse with all of them in its message."""
-    _, findings = scan_cases(*args, **kwargs)
-    with pytest.raises(BundleError) as caught:
-        find_cases(*args, **kwargs)
-    for finding in findings:
-        assert str(finding) in str(caught.value)
-        assert finding.file
-        assert finding.found
-        assert finding.expected
-        assert finding.fix
-    assert str(caught.value).startswith(f"{len(findings)} problem(s)")
-    return findings
+findings_of = partial(findings_by, scan_cases, find_cases)
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from scipy.spatial.transform import Rotation
 
 from bundlekit.brats.cases import find_cases
 from bundlekit.brats.reading import LoadCased, read_label
@@ -25,6 +24,7 @@ from tests.bundlekit.conftest import (
     LPS,
     NAMES_2018,
     NAMES_2023,
+    OBLIQUE,
     SHAPE,
     scan,
     segmentation,
@@ -32,10 +32,6 @@ from tests.bundlekit.conftest import (
     write_decathlon,
     write_nifti,
 )
-
-OBLIQUE = np.eye(4)
-OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [10, -25, 40], degrees=True).as_matrix() @ np.diag([-0.9, 1.1, 2.5])
-OBLIQUE[:3, 3] = [88.5, -120.25, 7]
 
 
 def write_raw(

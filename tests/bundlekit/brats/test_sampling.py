@@ -271,8 +271,7 @@ def test_image_and_label_are_cropped_alike(shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stored", "returned"),
-    [(torch.float16, torch.float32), (torch.float32, torch.float32), (torch.uint8, torch.uint8)],
+    ("stored", "returned"), [(torch.float16, torch.float32), (torch.float32, torch.float32), (torch.uint8, torch.uint8)]
 )
 def test_patch_is_a_contiguous_copy(stored: torch.dtype, returned: torch.dtype) -> None:
     image = torch.arange(64).reshape(1, 4, 4, 4).to(stored)

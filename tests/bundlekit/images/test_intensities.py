@@ -7,15 +7,7 @@ import pytest
 import torch
 
 from bundlekit.images.intensities import check_method, foreground, limits_of, normalise, select_foreground, statistics
-
-
-def ball(size: int = 40, radius: float = 14.0, air: float = 0.0, seed: int = 0) -> np.ndarray:
-    """A head: noise around 100 in a ball, noise around `air` outside (exactly 0 if that is 0)."""
-    rng = np.random.default_rng(seed)
-    axes = np.ogrid[:size, :size, :size]
-    inside = sum((a - (size - 1) / 2) ** 2 for a in axes) <= radius**2
-    outside = np.abs(rng.normal(0, air, (size,) * 3)) + 0.01 if air else np.zeros((size,) * 3)
-    return np.where(inside, rng.normal(100, 10, (size,) * 3), outside).astype(np.float32)
+from tests.bundlekit.conftest import ball
 
 
 @pytest.mark.parametrize("air", [0.0, 4.0])

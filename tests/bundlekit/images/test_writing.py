@@ -17,7 +17,6 @@ import pytest
 import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor, decollate_batch, list_data_collate
-from scipy.spatial.transform import Rotation
 
 from bundlekit.brats.cases import find_cases
 from bundlekit.brats.reading import LoadCased
@@ -28,6 +27,7 @@ from tests.bundlekit.conftest import (
     LPS,
     NAMES_2018,
     NAMES_2023,
+    OBLIQUE,
     SHAPE,
     leftovers,
     scan,
@@ -37,9 +37,6 @@ from tests.bundlekit.conftest import (
     write_nifti,
 )
 
-OBLIQUE = np.eye(4)
-OBLIQUE[:3, :3] = Rotation.from_euler("xyz", [10, -25, 40], degrees=True).as_matrix() @ np.diag([-0.9, 1.1, 2.5])
-OBLIQUE[:3, 3] = [88.5, -120.25, 7]
 SHEARED = OBLIQUE @ np.array([[1, 0.2, 0, 0], [0, 1, 0.1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
 
