@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,22 +13,21 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 
-from bundlekit.virtual import brats, metastases, tissue
+from bundlekit.virtual import brats, ct, metastases, tissue
+from tests.bundles import BUNDLES, options
 from tests.forked_commands import ForkedCommands
-from tools.bundles import names
+from tools.bundles import names, parse
+from tools.convert import to_h5
 
 ROOT = Path(__file__).resolve().parents[1]
-BUNDLE = ROOT / "bundles" / "brats_resunet"
-
-# small enough for seconds: narrow network, small patches, no loader processes
-SMALL = ["--channels", "[4,8,16,32]", "--patch_size", "[32,32,32]", "--num_workers", "0"]
-TRAINING = ["--batch_size", "2", "--accumulation_steps", "1", "--learning_rate", "0.01"]
 
 COMMANDS = ForkedCommands()
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,32 +37,72 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def cohort(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Five virtual gliomas of 48x48x36 voxels, shared by all test processes; read-only by convention."""
-    return _made_once(brats, "cohort", tmp_path_factory, worker_id)
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MadeOnce:
+    """Have a folder made by whichever test process asks first; for all of them, and read-only by convention."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        with FileLock(base / f"{name}.lock"):
+            if not (base / name).is_dir():
+                make(base / f"{name}.part")
+                (base / f"{name}.part").rename(base / name)
+        return base / name
+
+    return folder
 
 
 @pytest.fixture(scope="session")
-def heads(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Five virtual healthy heads of 48x48x36 voxels of 5 x 5 x 4.3 mm, as `cohort`."""
-    return _made_once(tissue, "heads", tmp_path_factory, worker_id)
+def cohort(made_once: MadeOnce) -> Path:
+    """Five virtual gliomas of 48x48x36 voxels."""
+    return made_once("cohort", lambda to: brats(str(to), cases=5, seed=3, shape=(48, 48, 36)))
+
+
+@pytest.fixture(scope="session")
+def heads(made_once: MadeOnce) -> Path:
+    """Five virtual healthy heads of 48x48x36 voxels of 5 x 5 x 4.3 mm."""
+    return made_once("heads", lambda to: tissue(str(to), cases=5, seed=3, shape=(48, 48, 36)))
 
 
 @pytest.fixture(scope="session", name="metastases")
-def metastasis_cohort(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Five virtual cases of metastases of 48x48x36 voxels, as `cohort`."""
-    return _made_once(metastases, "metastases", tmp_path_factory, worker_id)
+def metastasis_cohort(made_once: MadeOnce) -> Path:
+    """Five virtual cases of metastases of 48x48x36 voxels."""
+    return made_once("metastases", lambda to: metastases(str(to), cases=5, seed=3, shape=(48, 48, 36)))
 
 
-def _made_once(make: Callable[..., object], name: str, factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    base = factory.getbasetemp()
-    base = base if worker_id == "master" else base.parent
-    folder = base / name
-    with FileLock(str(folder) + ".lock"):
-        if not folder.is_dir():
-            make(str(base / f"{name}.part"), cases=5, seed=3, shape=(48, 48, 36))
-            (base / f"{name}.part").rename(folder)
-    return folder
+@pytest.fixture(scope="session")
+def h5_cohort(made_once: MadeOnce, cohort: Path) -> Path:
+    """The five virtual gliomas in HDF5."""
+    return made_once("h5_cohort", lambda to: to_h5(str(to), **{"from": str(cohort)}))
+
+
+@pytest.fixture(scope="session")
+def abdomens(made_once: MadeOnce) -> Path:
+    """Five virtual CTs of 48x40x32 voxels."""
+    return made_once("abdomens", lambda to: ct(str(to), cases=5, seed=3, shape=(48, 40, 32)))
+
+
+@pytest.fixture(scope="session")
+def data_of(request: pytest.FixtureRequest) -> Callable[[str], Path]:
+    """Virtual cases for a bundle."""
+    return lambda bundle: request.getfixturevalue(BUNDLES[bundle].data)
+
+
+@pytest.fixture(scope="session")
+def trained(made_once: MadeOnce, data_of: Callable[[str], Path]) -> Callable[[str], Path]:
+    """What the training of a bundle leaves in its folder, what it prints in `log.txt`; run from an empty folder."""
+
+    def train(bundle: str, to: Path) -> None:
+        to.mkdir()
+        away = to.with_suffix(".away")
+        away.mkdir()
+        command = [*bundle_run("training", "train.yaml", bundle=bundle), *training(bundle, data_of(bundle), to)]
+        done = COMMANDS.run(command[1:], str(away), environment_with(to.with_suffix(".cache")), timeout=300)
+        assert done.returncode == 0, printed(done)[-6000:]
+        assert not list(away.iterdir()), "nothing is written to the working directory"
+        (to / "log.txt").write_text(printed(done))
+
+    return lambda bundle: made_once(f"trained_{bundle}", lambda to: train(bundle, to))
 
 
 @pytest.fixture
@@ -74,17 +114,19 @@ def cases(cohort: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     """Environment of a command: its own cache folder, one thread."""
-    return {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    return environment_with(tmp_path / "cache")
 
 
 @pytest.fixture
 def run(environment: dict[str, str]) -> Run:
     """Run `python ...` to its end, by default from the repository's root; check the exit status where one is given."""
 
-    def call(*arguments: str | Path, status: int | None = 0, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    def call(
+        *arguments: str | Path, status: int | None = 0, cwd: Path = ROOT, kill_at: Path | str = ""
+    ) -> subprocess.CompletedProcess[str]:
         command = [str(argument) for argument in arguments]
         if command[:2] in (["-m", "monai.bundle"], ["-m", "tools"]):
-            done = COMMANDS.run(command[1:], str(cwd), environment, timeout=300)
+            done = COMMANDS.run(command[1:], str(cwd), environment, timeout=300, kill_at=str(kill_at))
         else:
             done = subprocess.run(
                 [sys.executable, *command],
@@ -118,8 +160,43 @@ def assert_equal(got: Any, expected: Any) -> None:
         assert got == expected
 
 
-def bundle_run(run_id: str, *configs: str, bundle: Path = BUNDLE) -> list[str]:
+def bundle_run(run_id: str, *configs: str, bundle: str = "brats_resunet") -> list[str]:
     """Arguments of `python` for a run of a bundle's configs."""
-    files = [str(bundle / "configs" / name) for name in configs]
+    files = [str(ROOT / "bundles" / bundle / "configs" / name) for name in configs]
     one = files[0] if len(files) == 1 else str(files)
     return ["-m", "monai.bundle", "run", run_id, "--config_file", one]
+
+
+def training(bundle: str, data: Path, out: Path, **more: Any) -> list[str]:
+    """Arguments of a training that takes seconds."""
+    row = BUNDLES[bundle]
+    where = {"dataset_dir": data, "ckpt_dir": out, "output_dir": out, "num_workers": 0}
+    return options(**{**where, **row.small, **row.training, **more})
+
+
+def config(bundle: str, name: str) -> dict[str, Any]:
+    """A config file as it is written."""
+    return yaml.safe_load((ROOT / "bundles" / bundle / "configs" / f"{name}.yaml").read_text())
+
+
+def built(bundle: str, part: str, *configs: str, **settings: Any) -> Any:
+    """A part of a bundle's configs, without a new interpreter."""
+    return parse(bundle, *configs, **settings).get_parsed_content(part)
+
+
+def environment_with(cache: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_CACHE_HOME": str(cache), "OMP_NUM_THREADS": "1"}
+
+
+def printed(done: subprocess.CompletedProcess[str]) -> str:
+    return done.stdout + done.stderr  # MONAI logs metrics to one, all else to the other
+
+
+def losses(log: str, name: str = "train_loss") -> list[float]:
+    return [float(value) for value in re.findall(rf"Metrics -- .*?{name}: ([0-9.]+)", log)]
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The one message that a refused run ends with."""
+    assert "Traceback" not in done.stderr
+    return done.stderr.partition("\nERROR: ")[2]

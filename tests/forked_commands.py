@@ -27,9 +27,9 @@ class ForkedCommands:
         self._process: subprocess.Popen[str] | None = None
 
     def run(
-        self, arguments: list[str], cwd: str, environment: dict[str, str], timeout: float
+        self, arguments: list[str], cwd: str, environment: dict[str, str], timeout: float, kill_at: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run to the end; as `subprocess.run` with captured text."""
+        """Run to the end, or until the file `kill_at` is there; as `subprocess.run` with captured text."""
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.forked_commands"],
@@ -44,7 +44,8 @@ class ForkedCommands:
         assert self._process.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
             out, err = Path(folder, "out"), Path(folder, "err")
-            order = {"arguments": arguments, "cwd": cwd, "environment": environment, "timeout": timeout}
+            order = {"arguments": arguments, "cwd": cwd, "environment": environment, "timeout": timeout,
+                     "kill_at": kill_at}  # fmt: skip
             self._process.stdin.write(json.dumps({**order, "out": str(out), "err": str(err)}) + "\n")
             self._process.stdin.flush()
             status = int(self._process.stdout.readline())
@@ -65,6 +66,9 @@ def _serve() -> None:
             done, code = os.waitpid(child, os.WNOHANG)
             if done:
                 status = os.waitstatus_to_exitcode(code)
+            elif order["kill_at"] and os.path.exists(order["kill_at"]):
+                os.killpg(child, signal.SIGKILL)
+                order["kill_at"] = ""
             elif time.monotonic() > deadline:
                 os.killpg(child, signal.SIGKILL)
                 os.waitpid(child, 0)
@@ -84,6 +88,10 @@ def _become(order: dict) -> None:
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["environment"])
+    for rank in range(1, int(os.environ.get("WORLD_SIZE", "1"))):  # as torchrun starts several; the first is waited for
+        if not os.fork():
+            os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+            break
     module, *sys.argv[1:] = order["arguments"]
     sys.path[0] = order["cwd"]
     status = 0

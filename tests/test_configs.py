@@ -19,67 +19,24 @@ from monai.transforms import Compose, RandGaussianNoised, RandScaleIntensityd, R
 
 from bundlekit.patches.dataset import PatchDataset
 from bundlekit.weights.settings import record_setting
-from tests.conftest import ROOT
+from tests.bundles import BUNDLES
+from tests.conftest import ROOT, config
 from tools.bundles import names, parse
 
 CONFIGS = ROOT / "bundles"
 
-TRAINING = ([], ["multi_gpu"], ["resume"], ["cross_validation"], ["cross_validation", "resume"])
-INFERENCE = ([], ["evaluate"], ["evaluate", "cross_validation"])
-OWN = {
-    "brats_resunet": (
-        [
-            ["compact", "pretrain_virtual"],
-            ["finetune", "resume"],
-            ["pretrain_label_maps"],
-            ["compact", "pretrain_label_maps", "resume"],
-            ["pretrain_label_maps", "multi_gpu"],
-        ],
-        [],
-    ),
-    "brain_tissue_vnet": (
-        [
-            ["torchio", "pad", "n4"],
-            ["pad", "n4", "resume"],
-            ["pad", "n4", "finetune"],
-            ["train_from_labels"],
-            ["train_from_labels", "resume"],
-            ["train_from_labels", "pretrain_label_maps", "finetune"],
-            ["finetune"],
-        ],
-        [],
-    ),
-    "brain_metastasis_attention_unet": (
-        [["pretrain_virtual"], ["finetune", "resume"]],
-        [["evaluate", "choose_minimum_lesion"]],
-    ),
-    "brats_unet_h5": (
-        [
-            ["pretrain_virtual"],
-            ["finetune", "resume"],
-            ["native", "finetune"],
-            ["native", "chunks", "multi_gpu"],
-        ],
-        [],
-    ),
-    "abdomen_ct_vnet": ([["organs13"]], []),
-}
-NARROW = {"brain_tissue_vnet": {"init_filters": 2}, "abdomen_ct_vnet": {"channels": [2, 2, 2]}}
+TRAINING = ("", "multi_gpu", "resume", "cross_validation", "cross_validation+resume")
+INFERENCE = ("", "evaluate", "evaluate+cross_validation")
 NEEDS_NETWORKS = {"inference_ensemble"}  # of a cross-validation, see tests/tools/test_cv.py
-
-
-def config(bundle: str, name: str) -> dict[str, Any]:
-    """A config file as it is written."""
-    return yaml.safe_load((CONFIGS / bundle / "configs" / f"{name}.yaml").read_text())
 
 
 def overlays() -> list[tuple[str, str, list[str]]]:
     return [
-        (bundle, kind, [first, *more])
+        (bundle, kind, [first, *filter(None, more.split("+"))])
         for bundle in names()
         for kind, first, lists in (
-            ("train", "train", (*TRAINING, *OWN[bundle][0])),
-            ("infer", "inference", (*INFERENCE, *OWN[bundle][1])),
+            ("train", "train", (*TRAINING, *BUNDLES[bundle].train_overlays)),
+            ("infer", "inference", (*INFERENCE, *BUNDLES[bundle].inference_overlays)),
         )
         for more in lists
     ]
@@ -99,7 +56,7 @@ def test_properties_are_complete(
         logging_file=False,
         output_dir=str(tmp_path),
         ckpt_dir=str(tmp_path),
-        **NARROW.get(bundle, {}),
+        **BUNDLES[bundle].narrow,
         # weights of the bundle's own have another preprocessing
         **({"pretrained": str(tmp_path / "model.pt")} if {"pad", "native"} & set(files) else {}),
     )

@@ -8,24 +8,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from filelock import FileLock
-
-from bundlekit.virtual import ct
 
 GRID = np.array([[-2, 0, 0, 90], [0, -2, 0, 80], [0, 0, 3, -60], [0, 0, 0, 1]], float)  # LPS voxels of 2 x 2 x 3 mm
-
-
-@pytest.fixture(scope="session")
-def abdomens(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """Five virtual CTs of 48x40x32 voxels, shared by all test processes; read-only by convention."""
-    base = tmp_path_factory.getbasetemp()
-    base = base if worker_id == "master" else base.parent
-    folder = base / "abdomens"
-    with FileLock(str(folder) + ".lock"):
-        if not folder.is_dir():
-            ct(str(base / "abdomens.part"), cases=5, seed=3, shape=(48, 40, 32))
-            (base / "abdomens.part").rename(folder)
-    return folder
 
 
 @pytest.fixture

@@ -158,10 +158,7 @@ def scan(shape: tuple[int, int, int] = (14, 12, 10), oblique: bool = False) -> M
 def test_the_same_as_monais_inverse(oblique: bool) -> None:
     image = scan(oblique=oblique)
     geometry = Compose(
-        [
-            Orientationd("image", axcodes="RAS", labels=None),
-            Spacingd("image", pixdim=(2.5, 2.0, 2.0), mode="bilinear"),
-        ]
+        [Orientationd("image", axcodes="RAS", labels=None), Spacingd("image", pixdim=(2.5, 2.0, 2.0), mode="bilinear")]
     )
     data = geometry({"image": image})
     logits = torch.randn(3, *data["image"].shape[1:], generator=torch.Generator().manual_seed(1))

@@ -8,10 +8,6 @@ from typing import Any
 
 import h5py
 import numpy as np
-import pytest
-from filelock import FileLock
-
-from tools.convert import to_h5
 
 SHAPE = (12, 10, 8)
 ORDER = ["T1", "T1ce", "T2", "FLAIR"]
@@ -70,17 +66,4 @@ def write_slices(folder: Path, number: int = 1, mask: np.ndarray | None = None, 
     for k in range(SHAPE[2]):
         parts = {"image": np.moveaxis(volume[..., k], 0, -1), "mask": np.moveaxis(mask[..., k], 0, -1)}
         write_file(folder / f"volume_{number}_slice_{k}.h5", parts)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def h5_cohort(cohort: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """The five virtual gliomas in HDF5, shared by all test processes; read-only by convention."""
-    base = tmp_path_factory.getbasetemp()
-    base = base if worker_id == "master" else base.parent
-    folder = base / "h5_cohort"
-    with FileLock(str(folder) + ".lock"):
-        if not folder.is_dir():
-            to_h5(str(base / "h5_cohort.part"), **{"from": str(cohort)})
-            (base / "h5_cohort.part").rename(folder)
     return folder

@@ -8,13 +8,14 @@ import pytest
 
 from bundlekit.command_line import refuse_unknown_settings
 from bundlekit.errors import BundleError
-from tests.conftest import BUNDLE, Run, bundle_run
+from tests.conftest import ROOT, Run, bundle_run
 
 MONAI = "/somewhere/monai/bundle/__main__.py"
-TRAIN = str(BUNDLE / "configs" / "train.yaml")
-RESUME = str(BUNDLE / "configs" / "resume.yaml")
-INFER = str(BUNDLE / "configs" / "inference.yaml")
-EVALUATE = str(BUNDLE / "configs" / "evaluate.yaml")
+CONFIGS = ROOT / "bundles" / "brats_resunet" / "configs"
+TRAIN = str(CONFIGS / "train.yaml")
+RESUME = str(CONFIGS / "resume.yaml")
+INFER = str(CONFIGS / "inference.yaml")
+EVALUATE = str(CONFIGS / "evaluate.yaml")
 
 
 def check(*more: str, config: str = TRAIN) -> None:

@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import SMALL, TRAINING, Run, bundle_run
+from tests.bundles import BUNDLES, options
+from tests.conftest import Run, bundle_run
 from tools.cv import _finished, _same_cases
+
+ROW = BUNDLES["brats_resunet"]
+SMALL = options(**{**ROW.small, **ROW.training, "epochs": 2, "patches_per_case": 1, "num_workers": 0})
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -21,9 +25,9 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 def test_three_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) -> None:
     out = tmp_path / "cv"
     command = ["-m", "tools", "cv", "brats_resunet", "--dataset_dir", cohort, "--out", out, "--num_folds", "3"]
-    command += ["--epochs", "2", *SMALL, *TRAINING, "--save_probabilities", "True"]
+    command += [*SMALL, "--save_probabilities", "True"]
     # the first fold by hand, as a run that was stopped in between
-    one = ["--dataset_dir", cohort, "--cv_dir", out, "--num_folds", "3", "--epochs", "2", *SMALL, *TRAINING]
+    one = ["--dataset_dir", cohort, "--cv_dir", out, "--num_folds", "3", *SMALL]
     run(*bundle_run("training", "train.yaml", "cross_validation.yaml"), *one, "--fold", "1")
 
     printed = run(*command, "--time_limit", "0.001").stdout

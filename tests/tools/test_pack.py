@@ -15,7 +15,6 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -24,22 +23,10 @@ from monai.bundle import ConfigParser, verify_metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from bundlekit.virtual import ct
-from tests.conftest import ROOT, Run, bundle_run
+from tests.conftest import ROOT, Run, bundle_run, training
 from tools.bundles import KIT, names
-from tools.convert import to_h5
 from tools.pack import pack, requirements_of
 
-# small enough for seconds
-FEW = ["--num_workers", "0", "--epochs", "1", "--batch_size", "2"]
-TINY = {
-    "brats_resunet": ["--channels", "[4,8,16,32]", "--patch_size", "[32,32,32]"],
-    "brain_tissue_vnet": ["--init_filters", "4", "--patch_size", "[32,32,32]", "--spacing", "[5,5,5]"],
-    "brain_metastasis_attention_unet": ["--channels", "[4,8,16]", "--patch_size", "[32,32,32]"],
-    "brats_unet_h5": ["--channels", "[4,8,16]", "--uniform_shape", "[32,32,32]"],
-    "abdomen_ct_vnet": ["--channels", "[4,8,8]", "--patch_size", "[24,24,24]", "--spacing", "[10,10,10]"],
-}
-TINY["brain_tissue_vnet"] += ["--fit", "none"]
 # what the command line of MONAI and Ignite's progress bar import by themselves
 BY_LIBRARIES = {"fire", "tqdm"}
 CORE = {"torch", "monai", "numpy"}
@@ -202,33 +189,12 @@ def environment_of(folder: Path, packages: Sequence[str]) -> Path:
     return folder / "bin" / "python"
 
 
-@pytest.fixture
-def data(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
-    """Virtual cases for each bundle; made when asked for."""
-
-    def abdomens() -> Path:
-        ct(str(tmp_path / "ct"), cases=3, seed=3, shape=(48, 40, 32))
-        return tmp_path / "ct"
-
-    def h5() -> Path:
-        to_h5(str(tmp_path / "h5"), **{"from": str(request.getfixturevalue("cohort"))})
-        return tmp_path / "h5"
-
-    return {
-        "brats_resunet": lambda: request.getfixturevalue("cohort"),
-        "brain_metastasis_attention_unet": lambda: request.getfixturevalue("metastases"),
-        "brain_tissue_vnet": lambda: request.getfixturevalue("heads"),
-        "brats_unet_h5": h5,
-        "abdomen_ct_vnet": abdomens,
-    }
-
-
 @pytest.mark.parametrize("name", names())
 def test_it_runs_alone(
-    name: str, packed: dict[str, Path], data: dict[str, Any], run: Run, environment: dict[str, str], tmp_path: Path
+    name: str, packed: dict[str, Path], data_of, run: Run, environment: dict[str, str], tmp_path: Path
 ) -> None:
     """Properties, an epoch and inference from the zip's root; the mask is that of the checkout."""
-    folder, cases = packed[name], data[name]()
+    folder, cases = packed[name], data_of(name)
     schema = shutil.copy(ROOT / "tests" / "metadata_schema.json", tmp_path)
     verify_metadata(meta_file=str(folder / "configs" / "metadata.json"), filepath=schema)
     python = environment_of(tmp_path / "venv", [line.split("==")[0] for line in requirements_of(name)])
@@ -237,8 +203,8 @@ def test_it_runs_alone(
     patterns = {"brats_unet_h5": "*.h5", "brain_tissue_vnet": "*_T1w.nii.gz"}
     one = sorted(cases.rglob(patterns.get(name, "*.nii.gz")))[0]
     shared = ["--dataset_dir", str(one), "--ckpt_dir", str(weights), "--num_workers", "0"]
-    train = ["monai.bundle", "run", "run", "--config_file", "configs/train.yaml", "--dataset_dir", str(cases)]
-    train += ["--ckpt_dir", str(out), "--output_dir", str(out), *TINY[name], *FEW]
+    train = ["monai.bundle", "run", "run", "--config_file", "configs/train.yaml"]
+    train += training(name, cases, out, epochs=1, patches_per_case=1)
     infer = ["monai.bundle", "run", "run", "--config_file", "configs/inference.json", *shared]
     infer += ["--output_dir", str(tmp_path / "alone")]
     check = CHECK.replace("NAME", name).replace("OUT", repr(str(tmp_path / "checked")))
@@ -249,7 +215,7 @@ def test_it_runs_alone(
     assert f"bundlekit at {folder / 'bundlekit'}" in done.stdout
     assert {"model.pt", "last.pt"} <= {file.name for file in out.iterdir()}
 
-    run(*bundle_run("run", "inference.yaml", bundle=ROOT / "bundles" / name), *shared,
+    run(*bundle_run("run", "inference.yaml", bundle=name), *shared,
         "--output_dir", tmp_path / "checkout")  # fmt: skip
     (mask,) = (tmp_path / "alone").glob("*_seg.nii.gz")
     alone, checkout = nib.load(mask), nib.load(tmp_path / "checkout" / mask.name)

@@ -22,12 +22,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.transforms import (
-    Affined,
-    Compose,
-    Lambdad,
-    Transform,
-)
+from monai.transforms import Affined, Compose, Lambdad, Transform
 from torch.utils.data import DataLoader
 
 from bundlekit.brats.sampling import TumourVoxelsd
@@ -181,10 +176,7 @@ class Namesake:
         (lambda: Lambdad("image", lambda x: x + 1), lambda: Lambdad("image", lambda x: x - 1)),
         (lambda: Lambdad("image", lambda x, y=1: x + y), lambda: Lambdad("image", lambda x, y=2: x + y)),
         (lambda: Lambdad("image", scaler(1)), lambda: Lambdad("image", scaler(2))),
-        (
-            lambda: Lambdad("image", partial(scaled, factor=1)),
-            lambda: Lambdad("image", partial(scaled, factor=2)),
-        ),
+        (lambda: Lambdad("image", partial(scaled, factor=1)), lambda: Lambdad("image", partial(scaled, factor=2))),
     ],
 )
 def test_another_argument_of_a_transform_is_another_key(

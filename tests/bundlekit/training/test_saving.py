@@ -74,11 +74,7 @@ def test_disk_that_fails_keeps_the_files_of_the_epoch_before(
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    target = {
-        "write": "torch.save",
-        "fsync": "bundlekit.files.os.fsync",
-        "replace": "bundlekit.files.os.replace",
-    }
+    target = {"write": "torch.save", "fsync": "bundlekit.files.os.fsync", "replace": "bundlekit.files.os.replace"}
     monkeypatch.setattr(target[where], full)
     with pytest.raises(BundleError, match="No space left on device") as caught:
         save(tmp_path, narrow(seed=2), 2)

@@ -14,9 +14,11 @@ from bundlekit.virtual.brats import patient
 from bundlekit.virtual.fields import SmoothField, as_axes
 from bundlekit.virtual.patches import Glioma
 from bundlekit.virtual.tumour import _travel, interpolate
-from tests.conftest import SMALL, bundle_run
+from tests.bundles import BUNDLES, options
+from tests.conftest import bundle_run
 
 SEED = 4
+SMALL = options(**BUNDLES["brats_resunet"].small, num_workers=0)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,119 @@
+"""One row for each bundle: what the tests that hold for every bundle have to know of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Row:
+    """Settings by their names in train.yaml; all together train in seconds."""
+
+    data: str  # fixture of its virtual cases
+    small: dict[str, Any]  # recorded beside the weights, so that inference need not be told
+    training: dict[str, Any]  # those that inference does not need
+    narrow: dict[str, Any]  # the narrowest network
+    falls: float = 0.0  # of the loss, at least, in these epochs
+    networks: tuple[dict[str, Any], ...] = ({},)  # those that a user chooses between, all to be exported
+    resumed: tuple[str, ...] = ()  # overlays with which a killed run is resumed, where it is not train.yaml alone
+    # how much two processes may differ from one in their losses, their weights, their kernels alone
+    like_one: dict[str, float] = field(default_factory=lambda: {"loss": 2e-3})
+    train_overlays: tuple[str, ...] = ()  # that only this bundle has, joined by "+" as they are used together
+    inference_overlays: tuple[str, ...] = ()
+    # of the weights that come with it: settings that the card tells, scores on a virtual case (see test_shipped.py)
+    shipped: dict[str, Any] = field(default_factory=dict)
+    golden: dict[str, float] = field(default_factory=dict)
+    golden_within: float = 0.01
+    golden_settings: dict[str, Any] = field(default_factory=dict)
+
+
+CLEANING = {"minimum_core_ml": 0.05, "fill_core": True, "minimum_enhancing_ml": 1.0}
+WIDTHS = [16, 32, 64, 128, 256]
+
+BUNDLES = {
+    "brats_resunet": Row(
+        data="cohort",
+        small={"channels": [4, 8, 16, 32], "patch_size": [32, 32, 32]},
+        training={"epochs": 4, "batch_size": 2, "accumulation_steps": 1, "learning_rate": 0.01, "patches_per_case": 2},
+        narrow={"channels": [4, 8, 16, 32, 64]},
+        like_one={"loss": 2e-4, "weights": 2e-2},
+        train_overlays=(
+            "compact+pretrain_virtual",
+            "finetune+resume",
+            "pretrain_label_maps",
+            "compact+pretrain_label_maps+resume",
+            "pretrain_label_maps+multi_gpu",
+        ),
+        shipped={"channels": WIDTHS, "patch_size": [64, 64, 64], **CLEANING},
+        golden={"dice_WT": 0.960, "dice_TC": 0.918, "dice_ET": 0.699},
+        golden_settings={"overlap": 0.25},
+    ),
+    "brain_tissue_vnet": Row(
+        data="heads",
+        small={
+            **{"init_filters": 4, "patch_size": [32, 32, 32], "spacing": [5, 5, 5], "fit": "none"},
+            **{"clahe": 0.02, "normalise": "percentile"},
+        },
+        training={"epochs": 6, "batch_size": 2, "accumulation_steps": 1, "learning_rate": 0.01, "patches_per_case": 2},
+        narrow={"init_filters": 2},
+        networks=({"norm": "batch"}, {"norm": "instance"}),
+        falls=0.03,
+        resumed=("train_from_labels.yaml",),
+        like_one={"loss": 0.1},  # on CPU, batch norms see each process's own patches
+        train_overlays=(
+            "torchio+pad+n4",
+            "pad+n4+resume",
+            "pad+n4+finetune",
+            "train_from_labels",
+            "train_from_labels+resume",
+            "train_from_labels+pretrain_label_maps+finetune",
+            "finetune",
+        ),
+        shipped={"init_filters": 8, "norm": "instance", "whole_head": True, "white_matter_weight": 0.3},
+        golden={"dice_CSF": 0.508, "dice_GM": 0.749, "dice_WM": 0.874},
+    ),
+    "brain_metastasis_attention_unet": Row(
+        data="metastases",
+        small={"channels": [4, 8, 16], "patch_size": [32, 32, 32], "network": "unet"},  # attention_unet has batch norms
+        training={"epochs": 3, "batch_size": 2, "accumulation_steps": 1, "learning_rate": 0.005, "loss::batch": False},
+        narrow={"channels": [2, 4, 8]},
+        networks=({"network": "attention_unet"}, {"network": "unet"}, {"network": "resunet"}),
+        like_one={"loss": 2e-3, "kernels": 2e-3},  # biases before a norm have no gradient but rounding
+        train_overlays=("pretrain_virtual", "finetune+resume"),
+        inference_overlays=("evaluate+choose_minimum_lesion",),
+        shipped={
+            **{"network": "attention_unet", "channels": WIDTHS, "patch_size": [64, 64, 64], "minimum_lesion_ml": 0.02},
+            **{"minimum_core_ml": 0.02, "fill_core": True, "minimum_enhancing_ml": 0.01},
+        },
+        golden={"dice_WT": 0.792, "dice_TC": 0.792, "dice_ET": 0.792},
+        golden_within=0.02,
+    ),
+    "brats_unet_h5": Row(
+        data="h5_cohort",
+        small={"channels": [4, 8, 16], "uniform_shape": [32, 32, 32]},
+        training={"epochs": 3, "batch_size": 2, "learning_rate": 0.01},
+        narrow={"channels": [2, 4, 8]},
+        like_one={"loss": 2e-4, "kernels": 1e-4},
+        networks=({"target": "classes"},),  # regions are three of these four
+        train_overlays=("pretrain_virtual", "finetune+resume", "native+finetune", "native+chunks+multi_gpu"),
+        shipped={"target": "regions", "channels": WIDTHS, "uniform_shape": [128, 128, 128], **CLEANING},
+        golden={"dice_WT": 0.920, "dice_TC": 0.885, "dice_ET": 0.691},
+        golden_within=0.02,
+    ),
+    "abdomen_ct_vnet": Row(
+        data="abdomens",
+        small={"channels": [4, 8, 8], "patch_size": [24, 24, 24], "spacing": [10, 10, 10]},
+        training={"epochs": 4, "batch_size": 2, "learning_rate": 0.005},
+        narrow={"channels": [2, 4, 4]},
+        falls=0.05,
+        resumed=("organs13.yaml",),
+        like_one={"loss": 0.1},  # each process draws its own dropout
+        train_overlays=("organs13",),
+    ),
+}
+
+
+def options(**settings: Any) -> list[str]:
+    """Settings as they are written on the command line."""
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
