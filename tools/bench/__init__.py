@@ -6,5 +6,3 @@ from tools.bench.inference import inference
 from tools.bench.loader import loader
 from tools.bench.network import network
 from tools.bench.resizing import resizing
-
-__all__ = ["deformation", "gliomas", "inference", "loader", "network", "painting", "resizing"]

@@ -24,27 +24,6 @@ from .reading import LoadCTd
 from .sampling import OrganCentredCropd, OrganVoxelsd
 from .scores import ScoreOrgans
 
-__all__ = [
-    "UPSTREAM_ORGANS",
-    "LoadCTd",
-    "NativeClassesd",
-    "NormaliseCTd",
-    "OrganCentredCropd",
-    "OrganVoxelsd",
-    "ResidualVNet",
-    "ScoreOrgans",
-    "WriteOverlays",
-    "above_air",
-    "bundle_root",
-    "check_settings",
-    "class_weights_of",
-    "dice_of_each",
-    "find_cases",
-    "organ_classes",
-    "output_numbering_of",
-    "scan_cases",
-]
-
 
 def bundle_root() -> str:
     """Folder of the bundle that this package lies in, whatever the working directory."""

@@ -18,16 +18,6 @@ from .postprocessing import RemoveSmallLesionsd
 from .scores import ScoreMetastases
 from .settings import check_settings
 
-__all__ = [
-    "NETWORKS",
-    "ChooseMinimumLesion",
-    "RemoveSmallLesionsd",
-    "ScoreMetastases",
-    "build_network",
-    "bundle_root",
-    "check_settings",
-]
-
 
 def bundle_root() -> str:
     """Folder of the bundle that this package lies in, whatever the working directory."""

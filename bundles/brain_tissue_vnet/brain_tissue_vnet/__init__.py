@@ -29,28 +29,6 @@ from .scores import ScoreCases
 
 SAVED_LABEL = {"numbering": "tissue"}
 
-__all__ = [
-    "AddLossd",
-    "AirIsBackgroundd",
-    "CLAHEd",
-    "CheckSkullStrippedd",
-    "DecideTissuesd",
-    "LoadTissued",
-    "N4d",
-    "NormaliseTissued",
-    "ScoreCases",
-    "TissueMasksd",
-    "TissueVNet",
-    "bundle_root",
-    "check_settings",
-    "fill_background",
-    "find_cases",
-    "limits_of",
-    "scan_cases",
-    "select_foreground",
-    "tissue_output",
-]
-
 
 def bundle_root() -> str:
     """Folder of the bundle that this package lies in, whatever the working directory."""

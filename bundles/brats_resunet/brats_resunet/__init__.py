@@ -15,12 +15,6 @@ require(__file__)
 from .loss import RegionDiceLoss
 from .network import ResUNet
 
-__all__ = [
-    "RegionDiceLoss",
-    "ResUNet",
-    "bundle_root",
-]
-
 
 def bundle_root() -> str:
     """Folder of the bundle that this package lies in, whatever the working directory."""

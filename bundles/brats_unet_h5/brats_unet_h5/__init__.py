@@ -22,27 +22,6 @@ from .preprocessing import NormaliseBraind
 from .reading import LoadHDF5d, label_reader
 from .stopping import EarlyStop, StopEarly
 
-__all__ = [
-    "TARGETS",
-    "AddLossd",
-    "DecideLabelsd",
-    "DiceBCELoss",
-    "EarlyStop",
-    "KeepFactsd",
-    "LoadHDF5d",
-    "NormaliseBraind",
-    "OpenChunksd",
-    "ProbabilitiesOfd",
-    "RegionMasksd",
-    "StopEarly",
-    "WriteHDF5Segmentations",
-    "build_network",
-    "bundle_root",
-    "find_cases",
-    "label_reader",
-    "scan_cases",
-]
-
 
 def bundle_root() -> str:
     """Folder of the bundle that this package lies in, whatever the working directory."""

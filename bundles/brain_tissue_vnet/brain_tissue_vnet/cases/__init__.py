@@ -3,5 +3,3 @@
 from __future__ import annotations
 
 from .finding import find_cases, scan_cases
-
-__all__ = ["find_cases", "scan_cases"]

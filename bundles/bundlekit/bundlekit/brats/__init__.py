@@ -9,20 +9,3 @@ from bundlekit.brats.reading import LoadCased
 from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
 from bundlekit.brats.sampling import TumourCentredCropd, TumourVoxelsd
 from bundlekit.brats.scores import ScoreCases
-
-__all__ = [
-    "MODALITIES",
-    "REGIONS",
-    "FillCored",
-    "LoadCased",
-    "RegionProbabilitiesd",
-    "RelabelUnenhancedd",
-    "RemoveCorelessd",
-    "ScoreCases",
-    "TumourCentredCropd",
-    "TumourVoxelsd",
-    "find_cases",
-    "region_output",
-    "regions_of",
-    "scan_cases",
-]

@@ -4,5 +4,3 @@ from __future__ import annotations
 
 from bundlekit.label_maps.finding import find_label_maps, scan_label_maps
 from bundlekit.label_maps.reading import LoadStructuresd
-
-__all__ = ["LoadStructuresd", "find_label_maps", "scan_label_maps"]

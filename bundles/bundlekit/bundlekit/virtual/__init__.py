@@ -7,18 +7,3 @@ from bundlekit.virtual.painted_batches import PaintBatch, PaintSeedd, StructureC
 from bundlekit.virtual.painting import LabelPainter
 from bundlekit.virtual.patches import DrawPatient, PaintGliomas
 from bundlekit.virtual.tissue import icbm152, tissue
-
-__all__ = [
-    "DrawPatient",
-    "LabelPainter",
-    "PaintBatch",
-    "PaintGliomas",
-    "PaintSeedd",
-    "StructureCountsd",
-    "brats",
-    "ct",
-    "icbm152",
-    "make_case",
-    "metastases",
-    "tissue",
-]
