@@ -1,0 +1,270 @@
+"""What computes a network at inference: PyTorch, or OpenVINO on a CPU, in the precision that the processor has."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib
+import logging
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from bundlekit.errors import BundleError
+from bundlekit.files import write_whole
+from bundlekit.patches.cache import default_cache_dir
+from bundlekit.version import __version__
+
+_log = logging.getLogger(__name__)
+
+RUNTIMES = ("auto", "torch", "openvino")
+PRECISIONS = ("auto", "f32", "bf16")
+_EXAMPLE = 64  # voxels along each axis of the volume that a network is traced with: two at a stride of 32
+_FILES = ("network.xml", "network.bin")
+
+
+class Runtime:
+    """Computes the logits of windows or volumes, by PyTorch or by OpenVINO.
+
+    OpenVINO takes half of PyTorch's time on a CPU in single precision, with the same logits but for rounding, and a
+    tenth of it in bf16 on a processor that computes bf16 natively (AMX); `docs/measurements.md` of the bundles has
+    figures. A network is converted once, with the weights that it has when it is first used, and kept in `cache_dir`,
+    named by the hash of its structure and weights; it is compiled once for each shape of a window. The networks of an
+    ensemble, which take turns in one module, are each compiled once.
+
+    Args:
+        runtime: "auto": OpenVINO on a CPU where it is installed, else PyTorch; "torch"; "openvino".
+        precision: on a CPU. "auto": bf16 where the processor computes it natively, else f32; "f32"; "bf16". On a GPU
+            the evaluator's `amp` decides instead.
+        cache_dir: folder for converted networks; None: "bundlekit/openvino" in the user's cache folder. It may be
+            shared between runs and deleted at any time.
+
+    Raises:
+        ValueError: for another runtime or precision.
+        BundleError: when first used, for what this machine does not have: OpenVINO that was asked for by name, or bf16
+            on a processor that would compute it a hundred times slower than single precision.
+    """
+
+    def __init__(self, runtime: str = "auto", precision: str = "auto", cache_dir: str | None = None) -> None:
+        if runtime not in RUNTIMES:
+            raise ValueError(f"runtime must be one of {', '.join(RUNTIMES)}, got {runtime!r}.")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+        self.runtime = runtime
+        self.precision = precision
+        self.cache_dir = Path(cache_dir or Path(default_cache_dir("bundlekit"), "openvino"))
+        self.description = ""  # what has computed, once it has
+        self._chosen: tuple[str, str, str] | None = None  # device, runtime, precision
+        self._converted: dict[str, Any] = {}  # by key of structure and weights
+        self._compiled: dict[str, tuple[tuple[int, ...], Any]] = {}  # its shape and request, by the same key
+        # versions of the weights, and key
+        self._keys: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], str]] = WeakKeyDictionary()
+
+    def predictor(
+        self, network: Callable[..., torch.Tensor], inputs: torch.Tensor
+    ) -> tuple[Callable[..., torch.Tensor], str]:
+        """What to call in place of `network`, for tensors on the device of `inputs`; and the runtime's name.
+
+        Args:
+            network: with its weights. One that is no plain module (a wrapper of several processes, TorchScript) stays
+                with PyTorch.
+            inputs: BCHWD.
+
+        Returns:
+            A callable from BCHWD to logits BNHWD in float32, a fresh tensor on every call.
+        """
+        runtime, precision = self._choose(network, inputs)
+        if runtime == "openvino":
+            return functools.partial(self._infer, network, precision), runtime
+        if precision == "bf16":
+            return functools.partial(_autocast, network), runtime
+        return network, runtime
+
+    def _choose(self, network: Callable[..., torch.Tensor], inputs: torch.Tensor) -> tuple[str, str]:
+        device = inputs.device.type
+        if self._chosen is not None and self._chosen[0] == device:
+            return self._chosen[1:]
+        why = ""
+        if device != "cpu":
+            if self.runtime == "openvino":
+                raise BundleError(
+                    f"runtime is openvino, which computes on the CPU, but the device is {inputs.device}: give --device "
+                    "cpu, or --runtime auto, which takes PyTorch on a GPU."
+                )
+            runtime, precision = "torch", "f32"
+        else:
+            runtime = "torch"
+            if self.runtime != "torch":
+                why = _why_not_openvino(network)
+                runtime = "torch" if why else "openvino"
+                if why and self.runtime == "openvino":
+                    raise BundleError(f"runtime is openvino, but {why}; give --runtime torch.")
+            native = native_bf16()
+            if self.precision == "bf16" and not native:
+                raise BundleError(
+                    "precision is bf16, which this processor has no instructions for: it would take a hundred times as "
+                    "long as f32. Give --precision auto, which takes bf16 where it is native."
+                )
+            precision = "bf16" if native and self.precision != "f32" else "f32"
+        self._chosen = (device, runtime, precision)
+        openvino_name = f"OpenVINO {openvino().__version__.split('-')[0]}" if runtime == "openvino" else ""
+        name = openvino_name or f"PyTorch {torch.__version__}"
+        cpu = f", {precision}, {torch.get_num_threads()} threads"
+        self.description = f"{name} on {device}" + (cpu if device == "cpu" else "")
+        _log.info("computed by %s%s", self.description, f" ({why})" if why else "")
+        return runtime, precision
+
+    def _infer(self, network: nn.Module, precision: str, inputs: torch.Tensor) -> torch.Tensor:
+        request = self._request(network, precision, tuple(int(n) for n in inputs.shape[1:]))
+        windows = inputs.detach().float().contiguous()
+        # one window at a time: their number varies from batch to batch, and more at once are no faster on a CPU
+        outputs = [request.infer([window[None].numpy()], share_inputs=True)[0].copy() for window in windows]
+        return torch.cat([torch.from_numpy(output) for output in outputs])
+
+    def _request(self, network: nn.Module, precision: str, shape: tuple[int, ...]) -> Any:
+        key = self._key(network)
+        known = self._compiled.get(key)
+        if known is not None and known[0] == shape:
+            return known[1]
+        if key not in self._converted:
+            self._converted[key] = self._convert(network, key, shape)
+        model = self._converted[key].clone()
+        model.reshape([1, *shape])
+        options = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        }
+        request = _core().compile_model(model, "CPU", options).create_infer_request()
+        self._compiled[key] = (shape, request)  # in place of one for another shape
+        return request
+
+    def _key(self, network: nn.Module) -> str:
+        """Hash of structure and weights, computed anew where a weight was written to."""
+        tensors = [*network.parameters(), *network.buffers()]
+        versions = tuple(tensor._version for tensor in tensors)
+        known = self._keys.get(network)
+        if known is None or known[0] != versions:
+            digest = hashlib.sha256(f"{__version__} {openvino().__version__} {network!r}".encode())
+            for name, tensor in network.state_dict().items():
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            known = self._keys[network] = (versions, digest.hexdigest())
+        return known[1]
+
+    def _convert(self, network: nn.Module, key: str, shape: tuple[int, ...]) -> Any:
+        folder = self.cache_dir / key
+        if _is_whole(folder):
+            return _core().read_model(str(folder / _FILES[0]))
+        example = torch.zeros(1, shape[0], *(min(n, _EXAMPLE) for n in shape[1:]))
+        training = network.training
+        try:
+            with torch.no_grad(), _quiet():
+                model = openvino().convert_model(network.eval(), example_input=example)
+        finally:
+            network.train(training)
+        try:
+            _keep(model, folder)
+        except OSError as error:
+            _log.warning("cannot keep the converted network in %s (%s): going on without", folder, error)
+        return model
+
+
+def native_bf16() -> bool:
+    """Whether this processor has instructions for bf16 (AMX or AVX-512-BF16); without, it is emulated, slowly."""
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.is_file() and " avx512_bf16 " in cpuinfo.read_text().partition("\n\n")[0].replace("\n", " ")
+
+
+@functools.cache
+def openvino() -> ModuleType:
+    """OpenVINO, without its reports of use.
+
+    `convert_model` tells its vendor's analytics that it was used, through the package `openvino_telemetry`, unless that
+    cannot be imported: a hospital's machine reports nothing to anybody.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]  # import fails, and OpenVINO takes its own empty stand-in
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        if before is None:
+            del sys.modules[name]
+        else:
+            sys.modules[name] = before
+
+
+@functools.cache
+def _core() -> Any:
+    return openvino().Core()
+
+
+def _why_not_openvino(network: object) -> str:
+    """Why OpenVINO cannot compute this network here; "" if it can."""
+    if not isinstance(network, nn.Module) or isinstance(network, torch.jit.ScriptModule):
+        return f"a {type(network).__name__} cannot be converted"
+    if hasattr(network, "module"):
+        return "a network that is spread over several processes cannot be converted"
+    try:
+        openvino()
+    except ImportError as error:
+        return f"OpenVINO cannot be imported ({error})"
+    return ""
+
+
+def _autocast(network: nn.Module, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    # weights are converted for each window: the cache would keep those of another network of an ensemble
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        return network(inputs, *args, **kwargs).float()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracer's remarks on branches that depend on a shape: the result is compared in the tests."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", message="`torch.jit")
+        yield
+
+
+def _keep(model: Any, folder: Path) -> None:
+    """Write a converted network so that it is there whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:8]}."))
+    try:
+        openvino().save_model(model, str(scratch / _FILES[0]), compress_to_fp16=False)
+        sums = "".join(f"{_sha256(scratch / name)}  {name}\n" for name in _FILES).encode()
+        write_whole(scratch / "SHA256SUMS", lambda file: file.write(sums))
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process was faster
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
+        return all(sums[name] == _sha256(folder / name) for name in _FILES)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

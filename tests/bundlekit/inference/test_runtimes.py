@@ -1,0 +1,175 @@
+"""OpenVINO computes what PyTorch computes; what is missing is said, and nothing is reported to anybody."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bundlekit.errors import BundleError
+from bundlekit.inference import runtimes
+from bundlekit.inference.runtimes import Runtime, native_bf16, openvino
+from tools.bundles import names, parse
+
+SHAPE = (32, 32, 32)
+SMALL = {"channels": [4, 8, 16, 32], "init_filters": 4}
+
+
+def network_of(bundle: str) -> nn.Module:
+    """The network of a bundle's inference, of small widths, with weights drawn anew."""
+    parser = parse(bundle, "inference.yaml")
+    for name, value in SMALL.items():
+        if name in parser.config:
+            parser[name] = value
+    torch.manual_seed(0)
+    return parser.get_parsed_content("network_def").eval()
+
+
+def volume(network: nn.Module, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
+    first = next(parameter for parameter in network.parameters() if parameter.ndim == 5)
+    return torch.from_numpy(np.random.default_rng(seed).normal(size=(1, first.shape[1], *shape)).astype(np.float32))
+
+
+@pytest.fixture
+def runtime(tmp_path: Path) -> Callable[..., Runtime]:
+    return lambda kind="openvino", precision="f32": Runtime(kind, precision, str(tmp_path / "converted"))
+
+
+def logits(runtime: Runtime, network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    predict, _ = runtime.predictor(network, inputs)
+    with torch.no_grad():
+        return predict(inputs)
+
+
+@pytest.mark.parametrize("bundle", names())
+def test_every_network_gives_the_same_logits(bundle: str, runtime: Callable[..., Runtime]) -> None:
+    network = network_of(bundle)
+    for shape in (SHAPE, (48, 32, 64)):  # the second: of a network that was traced with the first
+        inputs = volume(network, shape=shape)
+        with torch.no_grad():
+            expected = network(inputs)
+        found = logits(runtime(), network, inputs)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_windows_of_a_batch_are_computed_each_by_itself(runtime: Callable[..., Runtime]) -> None:
+    network = network_of("brats_resunet")
+    windows = torch.cat([volume(network, seed) for seed in range(3)])
+    one = runtime()
+    found = logits(one, network, windows)
+    with torch.no_grad():
+        torch.testing.assert_close(found, network(windows), rtol=1e-3, atol=1e-3)
+    kept = found.clone()
+    logits(one, network, windows.flip(0)).mul_(0)  # MONAI multiplies what it gets in place
+    assert torch.equal(found, kept)
+
+
+def test_networks_of_an_ensemble_take_turns_in_one_module(
+    runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network, one = network_of("brats_resunet"), runtime()
+    states = []
+    for factor in (1.0, 0.5, -1.0):
+        states.append({name: tensor * factor for name, tensor in network.state_dict().items()})
+    converted = []
+    convert = Runtime._convert
+    monkeypatch.setattr(Runtime, "_convert", lambda self, *a: converted.append(a[1]) or convert(self, *a))
+    inputs = volume(network)
+    for _ in range(2):
+        for state in states:
+            network.load_state_dict(state)
+            with torch.no_grad():
+                expected = network(inputs)
+            torch.testing.assert_close(logits(one, network, inputs), expected, rtol=1e-3, atol=1e-3)
+    assert len(converted) == len(set(converted)) == 3
+
+
+def test_a_converted_network_is_kept_and_a_damaged_one_made_again(
+    runtime: Callable[..., Runtime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = network_of("brats_unet_h5")
+    inputs = volume(network)
+    expected = logits(runtime(), network, inputs)
+    (kept,) = (tmp_path / "converted").iterdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(openvino(), "convert_model", None)
+        assert torch.equal(logits(runtime(), network, inputs), expected)
+    content = bytearray((kept / "network.bin").read_bytes())
+    content[len(content) // 2] ^= 0x40
+    (kept / "network.bin").write_bytes(content)
+    assert torch.equal(logits(runtime(), network, inputs), expected)
+    assert (kept / "network.bin").read_bytes() != bytes(content)
+
+
+def test_without_room_for_the_converted_network_the_work_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    network = network_of("brats_unet_h5")
+    assert logits(Runtime("openvino", "f32", str(tmp_path / "file")), network, volume(network)).isfinite().all()
+
+
+def test_nothing_is_reported_to_anybody(runtime: Callable[..., Runtime]) -> None:
+    network = network_of("brats_unet_h5")
+    logits(runtime(), network, volume(network))
+    assert "openvino_telemetry" not in sys.modules
+    from openvino.tools.ovc import telemetry_utils
+
+    assert telemetry_utils.tm.__name__ == "openvino.tools.ovc.telemetry_stub"
+
+
+def test_where_openvino_is_missing(
+    runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def missing() -> None:
+        raise ImportError("No module named 'openvino'")
+
+    monkeypatch.setattr(runtimes, "openvino", missing)
+    network = network_of("brats_unet_h5")
+    inputs = volume(network)
+    caplog.set_level(logging.INFO)
+    with torch.no_grad():
+        assert torch.equal(logits(runtime("auto"), network, inputs), network(inputs))
+    assert "computed by PyTorch" in caplog.text
+    assert "No module named 'openvino'" in caplog.text
+    with pytest.raises(BundleError, match="--runtime torch"):
+        logits(runtime("openvino"), network, inputs)
+
+
+def test_bf16_is_chosen_where_it_is_native_alone(
+    runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = network_of("brats_unet_h5")
+    inputs = volume(network)
+    for native, expected in ((True, "bf16"), (False, "f32")):
+        monkeypatch.setattr(runtimes, "native_bf16", lambda native=native: native)
+        for kind in ("torch", "openvino"):
+            one = runtime(kind, "auto")
+            one.predictor(network, inputs)
+            assert f", {expected}, " in one.description
+    with pytest.raises(BundleError, match="--precision auto"):
+        runtime("torch", "bf16").predictor(network, inputs)
+
+
+@pytest.mark.skipif(not native_bf16(), reason="this processor has no bf16")
+@pytest.mark.parametrize("kind", ["torch", "openvino"])
+def test_bf16_names_the_same_classes(kind: str, runtime: Callable[..., Runtime]) -> None:
+    network = network_of("brats_resunet")
+    inputs = volume(network)
+    with torch.no_grad():
+        expected = network(inputs)
+    found = logits(runtime(kind, "bf16"), network, inputs)
+    assert found.dtype == torch.float32
+    assert not torch.equal(found, expected)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(("name", "value"), [("runtime", "onnx"), ("precision", "int8")])
+def test_unknown_choices_are_refused(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be one of .*, got '{value}'"):
+        Runtime(**{name: value})
