@@ -6,12 +6,12 @@ from bundlekit.cases.case import Case, require_cases
 from bundlekit.cases.datalist import recorded_split
 from bundlekit.cases.split import fold_cases, select_cases, split_cases
 from bundlekit.errors import BundleError, Finding
+from bundlekit.files import default_cache_dir
 from bundlekit.images.writing import WriteSegmentations
 from bundlekit.inference.ensemble import EnsembleInferer, fold_checkpoints
 from bundlekit.inference.unreadable import CaseDataset, SkipUnreadable
 from bundlekit.inference.windows import ForegroundInferer, argmax_labels
 from bundlekit.losses import WeightedDiceFocalLoss
-from bundlekit.patches.cache import default_cache_dir
 from bundlekit.patches.dataset import EpochSeed, PatchDataset
 from bundlekit.patches.deformation import RandDeformedPatchd
 from bundlekit.progress import Progress, installed

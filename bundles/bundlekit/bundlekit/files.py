@@ -67,3 +67,8 @@ def write_result(path: str | os.PathLike, write: Callable[[Any], object], settin
                 "(a training run goes on with configs/resume.yaml)",
             )
         ) from error
+
+
+def default_cache_dir(name: str) -> str:
+    """Folder of that name, a bundle's, in `$XDG_CACHE_HOME` or `~/.cache`."""
+    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", name))

@@ -42,9 +42,8 @@ def runtime(tmp_path: Path) -> Callable[..., Runtime]:
 
 
 def logits(runtime: Runtime, network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    predict, _ = runtime.predictor(network, inputs)
     with torch.no_grad():
-        return predict(inputs)
+        return runtime.predictor(network, inputs)(inputs)
 
 
 @pytest.mark.parametrize("bundle", names())

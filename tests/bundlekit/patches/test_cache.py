@@ -26,7 +26,7 @@ from monai.transforms import Affined, Compose, Lambdad, Transform
 from torch.utils.data import DataLoader
 
 from bundlekit.brats.sampling import TumourVoxelsd
-from bundlekit.patches.cache import default_cache_dir
+from bundlekit.files import default_cache_dir
 from bundlekit.patches.dataset import PatchDataset
 from tests.bundlekit.patches.conftest import CACHES, PATCH, Seen, files_in, patches, prepare, same, volumes
 

@@ -84,6 +84,11 @@ class EnsembleInferer(Inferer):
         self.activation = activation
         self._states: list[dict[str, torch.Tensor]] = []
 
+    @property
+    def computed_by(self) -> str:
+        """As `ForegroundInferer.computed_by`."""
+        return getattr(self.inferer, "computed_by", "")
+
     def __call__(  # type: ignore[override]
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
     ) -> torch.Tensor:
@@ -95,6 +100,7 @@ class EnsembleInferer(Inferer):
         total: torch.Tensor | None = None
         for state, path in zip(self._states, self.checkpoints, strict=True):
             load_network(self.network, state, path)
+            torch.clear_autocast_cache()  # of the half-precision weights of the network before
             logits = self.inferer(inputs, network, *args, **kwargs).float()
             part = logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
             total = part if total is None else total.add_(part)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import importlib
 import logging
 import shutil
 import sys
@@ -21,8 +20,7 @@ import torch
 from torch import nn
 
 from bundlekit.errors import BundleError
-from bundlekit.files import write_whole
-from bundlekit.patches.cache import default_cache_dir
+from bundlekit.files import default_cache_dir, write_whole
 from bundlekit.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -70,10 +68,8 @@ class Runtime:
         # versions of the weights, and key
         self._keys: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], str]] = WeakKeyDictionary()
 
-    def predictor(
-        self, network: Callable[..., torch.Tensor], inputs: torch.Tensor
-    ) -> tuple[Callable[..., torch.Tensor], str]:
-        """What to call in place of `network`, for tensors on the device of `inputs`; and the runtime's name.
+    def predictor(self, network: Callable[..., torch.Tensor], inputs: torch.Tensor) -> Callable[..., torch.Tensor]:
+        """What to call in place of `network`, for tensors on the device of `inputs`.
 
         Args:
             network: with its weights. One that is no plain module (a wrapper of several processes, TorchScript) stays
@@ -85,10 +81,10 @@ class Runtime:
         """
         runtime, precision = self._choose(network, inputs)
         if runtime == "openvino":
-            return functools.partial(self._infer, network, precision), runtime
+            return functools.partial(self._infer, network, precision)
         if precision == "bf16":
-            return functools.partial(_autocast, network), runtime
-        return network, runtime
+            return functools.partial(_autocast, network)
+        return network
 
     def _choose(self, network: Callable[..., torch.Tensor], inputs: torch.Tensor) -> tuple[str, str]:
         device = inputs.device.type
@@ -202,7 +198,9 @@ def openvino() -> ModuleType:
     before = sys.modules.get(name)
     sys.modules[name] = None  # type: ignore[assignment]  # import fails, and OpenVINO takes its own empty stand-in
     try:
-        return importlib.import_module("openvino")
+        import openvino as ov
+
+        return ov
     finally:
         if before is None:
             del sys.modules[name]

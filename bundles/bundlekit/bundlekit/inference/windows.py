@@ -12,6 +12,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
+from bundlekit.inference.runtimes import Runtime
 from bundlekit.memory import give_back_freed_memory
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,9 @@ class ForegroundInferer(SlidingWindowInferer):
             fit into 80 % of the free memory; otherwise windows, and the log says so. The norms then see the whole
             crop instead of a window, which changes the result a little: check it on your own cases first.
         device: where the logits of the whole crop are put together; None: the input's device.
+        runtime: "auto", "torch" or "openvino", see `runtimes.Runtime`; None: the network is called as it is, as in the
+            validation of a training, whose weights change.
+        precision: "auto", "f32" or "bf16", see `runtimes.Runtime`.
         background: channel of the background; None: there is none, as in networks whose channels are regions of their
             own (sigmoid), all of which are low in air.
         kwargs: further arguments of `SlidingWindowInferer`, e.g. `mode="constant"`, `progress=True`.
@@ -52,6 +56,8 @@ class ForegroundInferer(SlidingWindowInferer):
         device: torch.device | str | None = None,
         mode: str = "gaussian",
         background: int | None = 0,
+        runtime: str | None = None,
+        precision: str = "auto",
         **kwargs: object,
     ) -> None:
         super().__init__(
@@ -66,18 +72,25 @@ class ForegroundInferer(SlidingWindowInferer):
         self.flips = flips
         self.whole_brain = whole_brain
         self.background = background
+        self.runtime = None if runtime is None else Runtime(runtime, precision)
+
+    @property
+    def computed_by(self) -> str:
+        """Runtime, precision and threads that computed; "" before the first volume."""
+        return self.runtime.description if self.runtime is not None else ""
 
     def __call__(  # type: ignore[override]
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
     ) -> torch.Tensor:
         """Logits BNHWD of `inputs` (BCHWD)."""
         one_pass = self.whole_brain and self._fits(inputs, network)
-        predict = _without_air(network, self.background)
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs  # MetaTensor slows every slice
+        compute = network if self.runtime is None else self.runtime.predictor(network, plain)
+        predict = _without_air(compute, self.background)
 
         def logits(x: torch.Tensor) -> torch.Tensor:
             if one_pass:
-                return network(x, *args, **kwargs)
+                return compute(x, *args, **kwargs)
             windows = super(ForegroundInferer, self).__call__(x, predict, *args, **kwargs)
             return cast("torch.Tensor", windows)
 

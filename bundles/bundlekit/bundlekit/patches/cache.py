@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from pickle import UnpicklingError
 from types import CodeType, FunctionType
 from typing import Any
@@ -54,11 +53,6 @@ class CaseCache(PersistentDataset):
             _log.warning("cannot keep %s in %s (%s): going on without", item_transformed["case"], file.parent, error)
             return prepared
         return torch.load(file, weights_only=True, mmap=True)
-
-
-def default_cache_dir(name: str) -> str:
-    """Folder of that name, a bundle's, in `$XDG_CACHE_HOME` or `~/.cache`."""
-    return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", name))
 
 
 def plain_tensors(case: Mapping[Any, Any]) -> dict[Any, Any]:

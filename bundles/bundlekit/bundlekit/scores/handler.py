@@ -32,9 +32,9 @@ class ScoreHandler(ABC):
     Put it into the `val_handlers` of a MONAI evaluator that decollates its batches. It reads, for each case, `case` and
     `label_file` from `engine.state.batch` and `pred` (class indices on the native grid, shape 1HWD) from
     `engine.state.output`. At the end `output_dir` holds `scores.csv` (a row per case, by name; 6 significant digits;
-    undefined is empty) and `summary.json` (see `summarise`), each written whole or not at all, and
-    `engine.state.metrics["mean_dice"]` is set. With several processes the rows of all are gathered, a case that the
-    sampler repeated counts once, and rank 0 writes.
+    undefined is empty) and `summary.json` (see `summarise`; also `computed_by`: runtime, precision, threads), each
+    written whole or not at all, and `engine.state.metrics["mean_dice"]` is set. With several processes the rows of all
+    are gathered, a case that the sampler repeated counts once, and rank 0 writes.
 
     Args:
         output_dir: folder for the two files; made if missing.
@@ -95,6 +95,9 @@ class ScoreHandler(ABC):
     def _finish(self, engine: Engine) -> None:
         rows = self._gathered()
         summary = summarise(rows, self.notes)
+        computed_by = getattr(getattr(engine, "inferer", None), "computed_by", "")
+        if computed_by:
+            summary["computed_by"] = computed_by
         engine.state.metrics["mean_dice"] = summary["metrics"]["mean_dice"]["mean"]
         if idist.get_rank() == 0:
             # Both texts exist before either file is touched, so a value that cannot be written changes nothing.

@@ -17,7 +17,8 @@ from monai.transforms import Randomizable, Transform
 from tqdm import tqdm
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.patches.cache import CaseCache, default_cache_dir
+from bundlekit.files import default_cache_dir
+from bundlekit.patches.cache import CaseCache
 from bundlekit.virtual.acquisition import Scans, low_grade
 from bundlekit.virtual.anatomy import MAPS_VERSION, grid, maps_of
 from bundlekit.virtual.brats import patient
