@@ -14,7 +14,8 @@ from monai.transforms import Compose, Randomizable
 from monai.transforms.traits import RandomizableTrait
 
 from bundlekit.errors import BundleError, Finding, bundle_error_in
-from bundlekit.patches.cache import CaseCache, default_cache_dir, plain_tensors
+from bundlekit.files import default_cache_dir
+from bundlekit.patches.cache import CaseCache, plain_tensors
 
 
 class PatchDataset(torch.utils.data.Dataset):
