@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tools.bundles import KIT, names
 
-GROUND = ("errors", "files", "memory", "progress", "command_line", "run", "version")
+GROUND = ("errors", "bfloat16", "files", "memory", "progress", "command_line", "run", "version")
 # what each room of bundlekit may import, besides itself
 ALLOWED = {
     "errors": (),
@@ -19,6 +19,7 @@ ALLOWED = {
     "memory": (),
     "progress": (),
     "losses": (),
+    "bfloat16": (),
     "class_weights": ("errors", "cases"),
     "command_line": ("errors",),
     "version": ("errors",),

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from bundlekit.bfloat16 import ChannelsLastInstanceNorm3d
+
 
 class ResUNet(nn.Module):
     """3-D U-Net of residual blocks (two 3x3x3 convolutions, instance norm) with deep supervision.
@@ -144,9 +146,9 @@ class ResidualBlock(nn.Module):
         super().__init__()
         # no biases before a norm that subtracts the mean
         self.conv1 = nn.Conv3d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.InstanceNorm3d(out_channels, affine=True)
+        self.norm1 = ChannelsLastInstanceNorm3d(out_channels, affine=True)
         self.conv2 = nn.Conv3d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.norm2 = nn.InstanceNorm3d(out_channels, affine=True)
+        self.norm2 = ChannelsLastInstanceNorm3d(out_channels, affine=True)
         self.act = nn.LeakyReLU(0.01, inplace=True)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from bundlekit.bfloat16 import computes_bfloat16
 from bundlekit.errors import BundleError
 from bundlekit.inference import runtimes
-from bundlekit.inference.runtimes import Runtime, native_bf16, openvino
+from bundlekit.inference.runtimes import Runtime, openvino
 from tools.bundles import names, parse
 
 SHAPE = (32, 32, 32)
@@ -146,7 +147,7 @@ def test_bf16_is_chosen_where_it_is_native_alone(
     network = network_of("brats_unet_h5")
     inputs = volume(network)
     for native, expected in ((True, "bf16"), (False, "f32")):
-        monkeypatch.setattr(runtimes, "native_bf16", lambda native=native: native)
+        monkeypatch.setattr(runtimes, "computes_bfloat16", lambda native=native: native)
         for kind in ("torch", "openvino"):
             one = runtime(kind, "auto")
             one.predictor(network, inputs)
@@ -155,7 +156,7 @@ def test_bf16_is_chosen_where_it_is_native_alone(
         runtime("torch", "bf16").predictor(network, inputs)
 
 
-@pytest.mark.skipif(not native_bf16(), reason="this processor has no bf16")
+@pytest.mark.skipif(not computes_bfloat16(), reason="this processor has no bf16")
 @pytest.mark.parametrize("kind", ["torch", "openvino"])
 def test_bf16_names_the_same_classes(kind: str, runtime: Callable[..., Runtime]) -> None:
     network = network_of("brats_resunet")

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from bundlekit.bfloat16 import computes_bfloat16
 from bundlekit.errors import BundleError
 from bundlekit.files import default_cache_dir, write_whole
 from bundlekit.version import __version__
@@ -105,7 +106,7 @@ class Runtime:
                 runtime = "torch" if why else "openvino"
                 if why and self.runtime == "openvino":
                     raise BundleError(f"runtime is openvino, but {why}; give --runtime torch.")
-            native = native_bf16()
+            native = computes_bfloat16()
             if self.precision == "bf16" and not native:
                 raise BundleError(
                     "precision is bf16, which this processor has no instructions for: it would take a hundred times as "
@@ -174,14 +175,6 @@ class Runtime:
         except OSError as error:
             _log.warning("cannot keep the converted network in %s (%s): going on without", folder, error)
         return model
-
-
-def native_bf16() -> bool:
-    """Whether this processor has instructions for bf16 (AMX or AVX-512-BF16); without, it is emulated, slowly."""
-    if torch.cpu._is_amx_tile_supported():
-        return True
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.is_file() and " avx512_bf16 " in cpuinfo.read_text().partition("\n\n")[0].replace("\n", " ")
 
 
 @functools.cache
