@@ -28,7 +28,7 @@ from tools.bundles import KIT, names
 from tools.pack import pack, requirements_of
 
 # what the command line of MONAI and Ignite's progress bar import by themselves
-BY_LIBRARIES = {"fire", "tqdm"}
+BY_LIBRARIES = {"fire", "tqdm", "openvino"}  # the last by our own, when it is asked for
 CORE = {"torch", "monai", "numpy"}
 
 # runs each command of a list in a fork of one interpreter, as `python -m` does
