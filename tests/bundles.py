@@ -45,8 +45,8 @@ BUNDLES = {
             "compact+pretrain_label_maps+resume",
             "pretrain_label_maps+multi_gpu",
         ),
-        shipped={"channels": WIDTHS, "patch_size": [64, 64, 64], **CLEANING},
-        golden={"dice_WT": 0.960, "dice_TC": 0.918, "dice_ET": 0.699},
+        shipped={"channels": WIDTHS, "patch_size": [96, 96, 96]},
+        golden={"dice_WT": 0.941, "dice_TC": 0.917, "dice_ET": 0.795},
         golden_settings={"overlap": 0.25},
     ),
     "brain_tissue_vnet": Row(

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -82,7 +82,7 @@ class Runtime:
         """
         runtime, precision = self._choose(network, inputs)
         if runtime == "openvino":
-            return functools.partial(self._infer, network, precision)
+            return functools.partial(self._infer, cast("nn.Module", network), precision)
         if precision == "bf16":
             return functools.partial(_autocast, network)
         return network
@@ -219,7 +219,7 @@ def _why_not_openvino(network: object) -> str:
     return ""
 
 
-def _autocast(network: nn.Module, inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+def _autocast(network: Callable[..., torch.Tensor], inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     # weights are converted for each window: the cache would keep those of another network of an ensemble
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         return network(inputs, *args, **kwargs).float()
@@ -251,9 +251,9 @@ def _keep(model: Any, folder: Path) -> None:
 
 def _is_whole(folder: Path) -> bool:
     try:
-        sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
-        return all(sums[name] == _sha256(folder / name) for name in _FILES)
-    except (OSError, ValueError, KeyError):
+        listed = (folder / "SHA256SUMS").read_text().splitlines()
+        return listed == [f"{_sha256(folder / name)}  {name}" for name in _FILES]
+    except (OSError, ValueError):
         return False
 
 
