@@ -16,7 +16,7 @@ from bundlekit.weights.settings import SETTINGS
 from bundlekit.weights.shipped import RECORD, check_shipped
 from tools.bundles import KIT, folder_of, names
 
-_PARTS = {"configs": (".yaml", ".json", ".conf"), "docs": (".md", ".png", ".txt")}
+_PARTS = {"configs": (".yaml", ".json", ".conf"), "docs": (".md", ".png", ".txt", ".json")}
 _CORE = {"numpy": "numpy", "torch": "pytorch", "monai": "monai"}  # package -> its <key>_version in metadata.json
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
 
