@@ -315,7 +315,7 @@ def test_bad_settings_are_refused(
     with pytest.raises(Exception) as caught:  # noqa: PT011 (MONAI wraps what goes wrong)
         parser.get_parsed_content("training")
     assert message in str(bundle_error_in(caught.value) or caught.value)
-    assert not list(tmp_path.rglob("*.pt"))
+    assert not list((tmp_path / "out").rglob("*.pt"))
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
