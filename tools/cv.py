@@ -27,6 +27,7 @@ from tools.bundles import ROOT, folder_of
 _HARMLESS = {
     "num_workers",
     "device",
+    "bf16",
     "cache",
     "cache_dir",
     "val_interval",

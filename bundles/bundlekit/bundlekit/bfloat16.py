@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from monai.inferers import SimpleInferer
 from torch import nn
 
+_log = logging.getLogger(__name__)
 _CPUINFO = Path("/proc/cpuinfo")
 _FLAGS = {"amx_bf16", "avx512_bf16"}  # as Linux names the instructions
 
@@ -46,6 +48,8 @@ class BFloat16Inferer(SimpleInferer):
     def __init__(self, enabled: bool | None = None) -> None:
         super().__init__()
         self.enabled = computes_bfloat16() if enabled is None else bool(enabled)
+        if self.enabled and not computes_bfloat16():
+            _log.warning("bf16: this processor has no instructions for it, so a step takes a hundred times as long")
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Logits of `inputs` (BCHWD) in single precision; a list of them from a network that returns one."""

@@ -173,3 +173,30 @@ def test_bf16_names_the_same_classes(kind: str, runtime: Callable[..., Runtime])
 def test_unknown_choices_are_refused(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be one of .*, got '{value}'"):
         Runtime(**{name: value})
+
+
+def test_a_shape_that_the_stride_does_not_divide(runtime: Callable[..., Runtime]) -> None:
+    for bundle in ("brain_tissue_vnet", "abdomen_ct_vnet"):
+        network = network_of(bundle)
+        inputs = volume(network, shape=(37, 41, 35))
+        with torch.no_grad():
+            expected = network(inputs)
+        found = logits(runtime("auto"), network, inputs)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_what_cannot_be_converted_stays_with_pytorch(
+    runtime: Callable[..., Runtime], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("cannot be traced\nfor many reasons")
+
+    monkeypatch.setattr(Runtime, "_request", fail)
+    caplog.set_level(logging.INFO)
+    network = network_of("brats_unet_h5")
+    inputs = volume(network)
+    with torch.no_grad():
+        assert torch.equal(logits(runtime("auto"), network, inputs), network(inputs))
+    assert "cannot compute this network on 32x32x32 voxels: PyTorch does" in caplog.text
+    with pytest.raises(BundleError, match=r"cannot be traced\): give --runtime torch"):
+        logits(runtime("openvino"), network, inputs)

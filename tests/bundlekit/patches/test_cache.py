@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import nibabel as nib
@@ -25,6 +26,7 @@ import torch
 from monai.transforms import Affined, Compose, Lambdad, Transform
 from torch.utils.data import DataLoader
 
+import bundlekit.patches.cache as cache_module
 from bundlekit.brats.sampling import TumourVoxelsd
 from bundlekit.files import default_cache_dir
 from bundlekit.patches.dataset import PatchDataset
@@ -384,3 +386,12 @@ def test_what_is_no_matter_of_room_is_raised(
     monkeypatch.setattr("bundlekit.patches.cache.write_whole", broken)
     with pytest.raises(TypeError, match="broken"):
         PatchDataset(shared_cases, patches(), "disk", str(tmp_path))[0]
+
+
+def test_another_version_of_the_bundle_prepares_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = locate("brain_tissue_vnet.NormaliseTissued")()
+    before = cache_module._transform_hash([step])
+    assert cache_module._version_of("brain_tissue_vnet").startswith("brain_tissue_vnet 0.")
+    assert cache_module._version_of("monai") == ""
+    monkeypatch.setattr(cache_module, "_version_of", lambda package: f"{package} 9")
+    assert cache_module._transform_hash([step]) != before

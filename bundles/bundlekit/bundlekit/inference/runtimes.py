@@ -35,11 +35,10 @@ _FILES = ("network.xml", "network.bin")
 class Runtime:
     """Computes the logits of windows or volumes, by PyTorch or by OpenVINO.
 
-    OpenVINO takes half of PyTorch's time on a CPU in single precision, with the same logits but for rounding, and a
-    tenth of it in bf16 on a processor that computes bf16 natively (AMX); `docs/measurements.md` of the bundles has
-    figures. A network is converted once, with the weights that it has when it is first used, and kept in `cache_dir`,
-    named by the hash of its structure and weights; it is compiled once for each shape of a window. The networks of an
-    ensemble, which take turns in one module, are each compiled once.
+    OpenVINO takes less time than PyTorch on a CPU, with the same logits but for rounding, and much less in bf16 on a
+    processor that computes it natively (AMX). A network is converted once, with the weights that it has when it is
+    first used, and kept in `cache_dir`, named by the hash of its structure and weights; it is compiled once for each
+    shape of a window. The networks of an ensemble, which take turns in one module, are each compiled once.
 
     Args:
         runtime: "auto": OpenVINO on a CPU where it is installed, else PyTorch; "torch"; "openvino".
@@ -122,7 +121,17 @@ class Runtime:
         return runtime, precision
 
     def _infer(self, network: nn.Module, precision: str, inputs: torch.Tensor) -> torch.Tensor:
-        request = self._request(network, precision, tuple(int(n) for n in inputs.shape[1:]))
+        try:
+            request = self._request(network, precision, tuple(int(n) for n in inputs.shape[1:]))
+        except RuntimeError as error:  # of tracing, or of a shape that the traced network does not take
+            shape = "x".join(str(n) for n in inputs.shape[2:])
+            if self.runtime == "openvino":
+                raise BundleError(
+                    f"OpenVINO cannot compute this network on {shape} voxels ({str(error).splitlines()[0]}): give "
+                    "--runtime torch, or windows whose sides the network's stride divides."
+                ) from error
+            _log.warning("OpenVINO cannot compute this network on %s voxels: PyTorch does", shape)
+            return network(inputs).float()
         windows = inputs.detach().float().contiguous()
         # one window at a time: their number varies from batch to batch, and more at once are no faster on a CPU
         outputs = [request.infer([window[None].numpy()], share_inputs=True)[0].copy() for window in windows]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from pickle import UnpicklingError
 from types import CodeType, FunctionType
 from typing import Any
@@ -77,7 +80,15 @@ def _case_hash(case: dict[str, Any]) -> bytes:
 
 
 def _transform_hash(transforms: Sequence[object]) -> bytes:
-    return json_hashing([__version__, [_describe(t) for t in transforms]])
+    versions = sorted({_version_of(type(t).__module__.partition(".")[0]) for t in transforms})
+    return json_hashing([__version__, versions, [_describe(t) for t in transforms]])
+
+
+def _version_of(package: str) -> str:
+    """Name and version of the bundle that a package is of; "" for any other package, MONAI's among them."""
+    file = getattr(sys.modules.get(package), "__file__", None)
+    metadata = Path(file).resolve().parents[1] / "configs" / "metadata.json" if file else Path()
+    return f"{package} {json.loads(metadata.read_text())['version']}" if metadata.is_file() else ""
 
 
 def _describe(value: object) -> object:

@@ -9,7 +9,7 @@ from typing import Any
 from monailabel.tasks.train.bundle import BundleTrainTask
 
 from bundlekit.weights.settings import AFTER_TRAINING
-from lib.bundles import handed_on, package
+from lib.bundles import handed_on, package, refuse_expressions
 from lib.datastore import CaseDatastore
 
 _OF_THE_SERVER = ("model", "device", "datalist", "bundle_root")  # in a request these are not settings of train.yaml
@@ -77,8 +77,9 @@ class CaseTrain(BundleTrainTask):
         for key in (self.const.key_train_dataset_data(), self.const.key_validate_dataset_data()):
             overrides.pop(key, None)
         given = {k: v for k, v in self.request.items() if k in config and k not in _OF_THE_SERVER}
-        overrides.update(self._recorded(config))
-        overrides.update(given)
+        for values, where in ((self._recorded(config), "models/settings.json"), (given, "the request")):
+            refuse_expressions(values, where)
+            overrides.update(values)
         overrides.update(datalist=self._datalist(), ckpt_dir=os.path.join(self.bundle_path, "models"), overwrite=True)
         overrides["epochs"] = overrides[self.const.key_train_trainer_max_epochs()]
         part = float(self.request.get("val_split", 0.2))
