@@ -411,7 +411,7 @@ def test_training_changes_the_copy_alone(server: Server, folder: Path, tmp_path:
     assert 0 < moved < 1, "a step or two away from the weights that were served, not from new ones"
     assert server.infer(name, BUNDLES[name].case) != earlier, "the server takes up the new weights"
     recorded = json.loads((served.parent / "settings.json").read_text())
-    assert BUNDLES[name].settings.items() <= (recorded | recorded["after_training"]).items()
+    assert BUNDLES[name].settings.items() <= (recorded | recorded.get("after_training", {})).items()
 
 
 def tissue_label(file: Path, out: Path) -> Path:
