@@ -175,14 +175,24 @@ def test_unknown_choices_are_refused(name: str, value: str) -> None:
         Runtime(**{name: value})
 
 
-def test_a_shape_that_the_stride_does_not_divide(runtime: Callable[..., Runtime]) -> None:
-    for bundle in ("brain_tissue_vnet", "abdomen_ct_vnet"):
-        network = network_of(bundle)
-        inputs = volume(network, shape=(37, 41, 35))
+@pytest.mark.parametrize("first", [(37, 41, 35), (64, 64, 64)])  # traced with it, or with one that divides
+@pytest.mark.parametrize("bundle", ["brain_tissue_vnet", "abdomen_ct_vnet"])
+def test_a_shape_that_the_stride_does_not_divide(
+    bundle: str, first: tuple[int, ...], runtime: Callable[..., Runtime], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The V-Nets pad it, which traced ones do not: PyTorch computes it, and the log goes on."""
+    caplog.set_level(logging.INFO)
+    network, one = network_of(bundle), runtime("auto")
+    for shape in (first, (37, 41, 35)):
+        inputs = volume(network, shape=shape)
         with torch.no_grad():
             expected = network(inputs)
-        found = logits(runtime("auto"), network, inputs)
+        found = logits(one, network, inputs)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    assert "on 37x41x35 voxels: PyTorch does" in caplog.text
+    assert logging.getLogger().level == logging.INFO
+    with pytest.raises(BundleError, match="give --runtime torch"):
+        logits(runtime("openvino"), network, inputs)
 
 
 def test_what_cannot_be_converted_stays_with_pytorch(

@@ -123,7 +123,8 @@ class Runtime:
     def _infer(self, network: nn.Module, precision: str, inputs: torch.Tensor) -> torch.Tensor:
         try:
             request = self._request(network, precision, tuple(int(n) for n in inputs.shape[1:]))
-        except RuntimeError as error:  # of tracing, or of a shape that the traced network does not take
+        # of tracing, of a part that OpenVINO does not have, or of a shape that the traced network does not take
+        except (RuntimeError, openvino().frontend.OpConversionFailure) as error:
             shape = "x".join(str(n) for n in inputs.shape[2:])
             if self.runtime == "openvino":
                 raise BundleError(
@@ -236,11 +237,20 @@ def _autocast(network: Callable[..., torch.Tensor], inputs: torch.Tensor, *args:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the tracer's remarks on branches that depend on a shape: the result is compared in the tests."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        warnings.filterwarnings("ignore", message="`torch.jit")
-        yield
+    """Without the tracer's remarks on branches that depend on a shape; and the root logger stays as it is.
+
+    OpenVINO sets the root logger to errors alone while it converts, and leaves it so where it fails.
+    """
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            warnings.filterwarnings("ignore", message="`torch.jit")
+            yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def _keep(model: Any, folder: Path) -> None:
