@@ -7,7 +7,7 @@ import logging
 import fire
 
 from bundlekit.virtual import brats, ct, icbm152, metastases, tissue
-from tools.bench import deformation, gliomas, inference, loader, network, painting, resizing
+from tools.bench import case, deformation, gliomas, loader, memory, network, painting, resizing
 from tools.card import card
 from tools.check import check
 from tools.convert import to_h5, to_nifti
@@ -32,9 +32,10 @@ COMMANDS = {
     "pack": pack,
     "card": card,
     "bench": {
+        "case": case,
         "loader": loader,
         "network": network,
-        "inference": inference,
+        "memory": memory,
         "deformation": deformation,
         "painting": painting,
         "gliomas": gliomas,

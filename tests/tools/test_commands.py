@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from matplotlib import image as png
 
 from tests.conftest import Run
-from tools.bench import loader, network
+from tools.bench import loader, memory, network
+from tools.bench.case import _ZOO, _dice, _regions, _run
+from tools.bench.memory import counted
+from tools.bundles import parse
 from tools.demo import demo
 from tools.picture import overlay
 
@@ -55,6 +60,41 @@ def test_benchmarks_print_their_rows(cohort: Path, capsys: pytest.CaptureFixture
     ours, theirs = (line for line in capsys.readouterr().out.splitlines() if "GFLOP" in line)
     assert ours.startswith("ResUNet")
     assert theirs.startswith("DynUNet")
+    memory(channels=(4, 8, 16, 32), patch_size=(32, 32, 32), batch_size=1)
+    assert "together 0.01 GiB" in capsys.readouterr().out
+
+
+def test_memory_of_a_step_is_counted() -> None:
+    small = {"channels": (4, 8, 16, 32), "patch_size": (32, 32, 32), "half": False}
+    network, loss, state = counted(**small, batch_size=1)
+    twice = counted(**small, batch_size=2)
+    parts = parse("brats_resunet", "train.yaml", channels=[4, 8, 16, 32]).get_parsed_content("network_def")
+    assert state == twice[2] == 16 * sum(parameter.numel() for parameter in parts.parameters())
+    assert twice[0] == pytest.approx(2 * network, rel=0.05)
+    assert 0 < loss < network
+    assert network > 4 * 4 * 4 * 32**3  # at full resolution at least four convolutions keep their input
+    assert counted(**{**small, "half": True}, batch_size=1)[0] < 0.8 * network
+
+
+def test_a_case_is_written_by_the_zoos_way_and_the_bundles_own(cohort: Path, tmp_path: Path) -> None:
+    scan = nib.load(cohort / "VirtualGlioma_00001" / "VirtualGlioma_00001_t1.nii.gz")
+    for way in (_ZOO, "auto"):
+        out = str(tmp_path / way)
+        seconds, gib, mask = _run(way, "brats_resunet", str(cohort), 1, 0.0, torch.get_num_threads(), out)
+        assert seconds > 0
+        assert gib > 0.1
+        assert "VirtualGlioma_00001" in mask
+        assert nib.load(mask).shape == scan.shape
+        np.testing.assert_allclose(nib.load(mask).affine, scan.affine)
+
+
+def test_masks_are_compared_by_region(cohort: Path) -> None:
+    file = cohort / "VirtualGlioma_00000" / "VirtualGlioma_00000_seg.nii.gz"
+    truth = _regions("brats_resunet", file)
+    assert truth["WT"].sum() > truth["TC"].sum() > truth["ET"].sum() > 0
+    assert _dice(truth, truth) == "WT 1.0000 TC 1.0000 ET 1.0000"
+    assert _dice({**truth, "ET": ~truth["ET"]}, truth) == "WT 1.0000 TC 1.0000 ET 0.0000"
+    assert _dice({}, _regions("brain_tissue_vnet", file)) == "1 0.0000 2 0.0000 4 0.0000"
 
 
 def test_demo_replaces_only_what_a_demo_made(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Measurements of speed and memory: `python -m tools bench NAME`, see `--help`."""
 
+from tools.bench.case import case
 from tools.bench.deformation import deformation, painting
 from tools.bench.gliomas import gliomas
-from tools.bench.inference import inference
 from tools.bench.loader import loader
+from tools.bench.memory import memory
 from tools.bench.network import network
 from tools.bench.resizing import resizing
