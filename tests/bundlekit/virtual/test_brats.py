@@ -139,9 +139,8 @@ def _named(index, head):
     return f"{index} {head}"
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_cases_keep_their_order_and_their_heads(jobs):
-    assert make_cohort(_named, ["a", "b", "b", "c", "a"], jobs, "cases") == ["0 a", "1 b", "2 b", "3 c", "4 a"]
+def test_cases_keep_their_order_and_their_heads():
+    assert make_cohort(_named, ["a", "b", "b", "c", "a"], 1, "cases") == ["0 a", "1 b", "2 b", "3 c", "4 a"]
 
 
 def test_heads_are_those_of_the_label_maps_in_their_order(tmp_path):
@@ -153,11 +152,11 @@ def test_heads_are_those_of_the_label_maps_in_their_order(tmp_path):
     assert heads_of(None, (3, 4)) == [None, None]
 
 
-@pytest.mark.parametrize("make", [brats, metastases])
-def test_several_processes_make_the_same_cases(make, label_map, tmp_path):
+def test_several_processes_make_the_same_cases_in_the_same_order(label_map, tmp_path):
     folder = str(Path(label_map).parent)
-    made = [make(str(tmp_path / str(jobs)), 3, 5, (40, 40, 40), folder, jobs) for jobs in (1, 2)]
+    made = [metastases(str(tmp_path / str(jobs)), 3, 5, (40, 40, 40), folder, jobs) for jobs in (1, 2)]
     for one, two in zip(*made, strict=True):
+        assert Path(one).name == Path(two).name
         for file in Path(one).iterdir():
             assert file.read_bytes() == (Path(two) / file.name).read_bytes()
 
