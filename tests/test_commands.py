@@ -99,7 +99,8 @@ def test_killed_run_resumes_as_if_it_had_not_stopped(
     files, data = ("train.yaml", *BUNDLES[bundle].resumed), data_of(bundle)
     more: dict[str, Any] = {}
     if bundle == "brain_tissue_vnet":
-        data, more = data / "derivatives" / "labels", {"samples_per_epoch": 6, "clahe": 0, "epochs": 3}  # not of patches
+        data = data / "derivatives" / "labels"
+        more = {"samples_per_epoch": 6, "clahe": 0, "epochs": 3}  # not of patches
     if bundle == "abdomen_ct_vnet":  # the other organs vanish at these voxels
         more = {"organs": ["liver", "right kidney", "left kidney", "spleen", "stomach"], "patches_per_case": 2}
     straight, killed = trained(bundle), tmp_path / "killed"

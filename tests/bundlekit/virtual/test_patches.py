@@ -41,10 +41,9 @@ def test_a_patch_shows_the_tumour_of_the_whole_grid(glioma):
     assert same.float().mean() > 0.999, "a part of the grid shows what the whole shows there"
 
 
-@pytest.mark.parametrize("seed", [7, 8])
-def test_patches_are_normalised_as_whole_images_are(seed):
+def test_patches_are_normalised_as_whole_images_are():
     """Mean 0 and deviation 1 over the whole brain, which a patch of 150 mm nearly holds."""
-    image, label = Glioma(seed, maps_of()).patch((150, 176, 140), 0.0)
+    image, label = Glioma(7, maps_of()).patch((150, 176, 140), 0.0)
     assert image.shape == (4, 150, 176, 140)
     assert label.shape == (1, 150, 176, 140)
     assert label.dtype == torch.uint8
@@ -160,7 +159,7 @@ def test_a_network_trains_on_them_and_resumes(run, label_map, tmp_path):
     maps.mkdir()
     for name in ("a", "b"):
         (maps / f"{name}.nii.gz").symlink_to(label_map)
-    files = ("train.yaml", "pretrain_label_maps.yaml")
+    files = ("train.yaml", "compact.yaml", "pretrain_label_maps.yaml")
     data = ["--dataset_dir", maps, "--ckpt_dir", out, "--output_dir", out, "--cache_dir", tmp_path / "cache"]
     settings = [*SMALL, "--epochs", "2", "--val_interval", "1", "--batch_size", "1", "--samples_per_epoch", "2"]
     settings += ["--validate::dataset::patches_per_case", "2"]
