@@ -17,6 +17,7 @@ from bundlekit.patches.dataset import EpochSeed, PatchDataset
 from bundlekit.patches.deformation import RandDeformedPatchd
 from bundlekit.progress import Progress, installed
 from bundlekit.run import prepare_run
+from bundlekit.training.accumulating import AccumulatingTrainer
 from bundlekit.training.resuming import ResumeRun
 from bundlekit.training.saving import RecordRun, SaveCheckpoints, require_new_run
 from bundlekit.training.stopping import StopInTime

@@ -57,6 +57,23 @@ def test_one_network_is_its_own_ensemble(tmp_path: Path) -> None:
     torch.testing.assert_close(found.softmax(1).flatten(), torch.tensor([1.0, -2.0]).softmax(0))
 
 
+def test_each_network_has_its_own_weights_in_half_precision(tmp_path: Path) -> None:
+    """Autocast keeps the weights that it has cast; here as on a GPU, where the evaluator opens it around the whole."""
+    network = nn.Conv3d(1, 2, 1)
+    logits = [[8.0, 0.0], [0.0, 8.0], [0.0, 8.0]]
+    for fold, values in enumerate(logits):
+        with torch.no_grad():
+            network.weight.copy_(torch.tensor(values).view(2, 1, 1, 1, 1))
+            network.bias.zero_()
+        (tmp_path / f"fold_{fold}").mkdir()
+        torch.save(network.state_dict(), tmp_path / f"fold_{fold}" / "model.pt")
+    inferer = EnsembleInferer(SimpleInferer(), network, fold_checkpoints(str(tmp_path), 3))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        found = inferer(torch.ones(1, 1, 2, 2, 2), network)
+    expected = torch.tensor(logits).softmax(1).mean(0)
+    torch.testing.assert_close(found.softmax(1)[0, :, 0, 0, 0], expected, rtol=0, atol=1e-3)
+
+
 def test_missing_fold_and_other_settings(tmp_path: Path) -> None:
     folds_of(tmp_path, [0.0], [0.0])
     with pytest.raises(BundleError, match=r"fold_2.model\.pt"):
