@@ -35,7 +35,8 @@ class ForegroundInferer(SlidingWindowInferer):
         sw_batch_size: windows in one pass; raise it on a GPU.
         flips: average the logits over the 8 flips of the three axes; 8 times the time.
         whole_brain: one pass over the whole crop instead of windows, three to four times faster, if it is estimated to
-            fit into 80 % of the free memory; otherwise windows, and the log says so. The norms then see the whole
+            fit into 80 % of the free memory; otherwise, or if it runs out of a GPU's memory all the same, windows, and
+            the log says so. The norms then see the whole
             crop instead of a window, which changes the result a little: check it on your own cases first.
         device: where the logits of the whole crop are put together; None: the input's device.
         runtime: "auto", "torch" or "openvino", see `runtimes.Runtime`; None: the network is called as it is, as in the
@@ -83,7 +84,21 @@ class ForegroundInferer(SlidingWindowInferer):
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
     ) -> torch.Tensor:
         """Logits BNHWD of `inputs` (BCHWD)."""
-        one_pass = self.whole_brain and self._fits(inputs, network)
+        if self.whole_brain and self._fits(inputs, network):
+            try:
+                return self._logits(inputs, network, True, *args, **kwargs)
+            except torch.OutOfMemoryError as error:
+                _log.warning("whole_brain: the pass ran out of memory, falling back to windows: %s", error)
+        return self._logits(inputs, network, False, *args, **kwargs)
+
+    def _logits(
+        self,
+        inputs: torch.Tensor,
+        network: Callable[..., torch.Tensor],
+        one_pass: bool,
+        *args: object,
+        **kwargs: object,
+    ) -> torch.Tensor:
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs  # MetaTensor slows every slice
         compute = network if self.runtime is None else self.runtime.predictor(network, plain)
         predict = _without_air(compute, self.background)
@@ -110,10 +125,7 @@ class ForegroundInferer(SlidingWindowInferer):
             _log.warning("whole_brain: %s gives no memory estimate; using windows", type(network).__name__)
             return False
         needed = inputs.shape[0] * estimate(inputs.shape[2:]) / 2**30
-        on_gpu = inputs.device.type == "cuda"
-        if not on_gpu:
-            give_back_freed_memory()  # of the case before
-        free = (torch.cuda.mem_get_info(inputs.device)[0] if on_gpu else psutil.virtual_memory().available) / 2**30
+        free = _free_bytes(inputs.device) / 2**30
         fits = needed < 0.8 * free
         _log.log(
             logging.INFO if fits else logging.WARNING,
@@ -124,6 +136,15 @@ class ForegroundInferer(SlidingWindowInferer):
             "one pass" if fits else "falling back to windows",
         )
         return fits
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that a pass can take: on a GPU also what PyTorch keeps of the case before."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    give_back_freed_memory()  # of the case before
+    return int(psutil.virtual_memory().available)
 
 
 def argmax_labels(logits: torch.Tensor) -> torch.Tensor:
