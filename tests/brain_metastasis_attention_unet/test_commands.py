@@ -7,11 +7,15 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
 
 from tests.bundles import BUNDLES, options
 from tests.conftest import Run, built, bundle_run, config, losses, printed, refusal, training
+from tools.bundles import parse
 
 NAME = "brain_metastasis_attention_unet"
 
@@ -75,7 +79,33 @@ def test_another_network_or_grid_is_not_resumed(run: Run, metastases: Path, trai
 
 
 def test_resizing_and_slabs(metastases: Path, tmp_path: Path) -> None:
-    assert train(metastases, tmp_path, fit="resize", uniform_shape=[32, 32, 32], slab=8, network="unet", epochs=1)
+    """Validation and inference look through the slabs that training drew."""
+    settings = {"fit": "resize", "uniform_shape": [32, 32, 40], "slab": 8}
+    assert train(metastases, tmp_path, network="unet", epochs=1, **settings)
+    assert json.loads((tmp_path / "settings.json").read_text())["slab"] == 8
+    for inferer in (
+        built(NAME, "validate::inferer", "train.yaml", **settings),
+        built(NAME, "inferer", "inference.yaml", ckpt_dir=str(tmp_path)),
+    ):
+        assert list(inferer.roi_size) == [32, 32, 8]
+
+
+def test_a_resized_mask_has_no_steps() -> None:
+    """A network that sees every third voxel, and enhancing tumour beyond an oblique plane through the whole volume."""
+    settings = {"fit": "resize", "uniform_shape": [8, 8, 8]}
+    parser = parse(NAME, "inference.yaml", **settings)
+    scan = {"image": MetaTensor(torch.rand(4, 24, 24, 24) + 1)}
+    steps = parser.get_parsed_content("preprocessing").transforms[1:]  # without reading
+    parser["preprocessing"] = Compose(steps)
+    item = parser.get_parsed_content("preprocessing")(scan)
+    positions = np.stack(np.meshgrid(*3 * [np.arange(8) * 3 + 1], indexing="ij"))
+    logits = torch.zeros(4, 8, 8, 8)
+    logits[3] = torch.from_numpy(0.3 * (positions.sum(0) - 34.5))
+    item["pred"] = MetaTensor(logits, meta=dict(item["image"].meta))
+    found = parser.get_parsed_content("postprocessing")(item)["pred"][0].numpy() == 3
+    truth = np.indices((24, 24, 24)).sum(0) > 34.5
+    dice = 2 * (found & truth).sum() / (found.sum() + truth.sum())
+    assert dice > 0.98, "0.972 where classes are interpolated"
 
 
 def test_a_missing_modality_is_filled_on_demand_only(run: Run, metastases: Path, tmp_path: Path) -> None:
