@@ -147,7 +147,8 @@ def test_defaults_are_upstreams() -> None:
     train_ = config(NAME, "train")
     assert config(NAME, "evaluate")["numbering"] == train_["numbering"]
     assert train_["class_weights"] == [0.26, 22.53, 22.53, 26.21]
-    assert train_["channels"] == [16, 32, 64, 128]
+    assert train_["channels"] == [16, 32, 64, 128, 128]
+    assert (train_["activation"], train_["downsampling"], train_["rescale_weights"]) == ("relu", "max", False)
     assert (train_["learning_rate"], train_["optimizer"]["_target_"]) == (1e-4, "torch.optim.Adam")
     assert train_["organs"] == UPSTREAM_ORGANS
     assert list(organ_classes(config(NAME, "organs13")["organs"])) == list(FLARE22_ORGANS)

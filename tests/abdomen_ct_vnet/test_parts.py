@@ -39,10 +39,36 @@ def test_any_size_gives_logits_of_that_size(size: tuple[int, int, int]) -> None:
 def test_upstreams_table() -> None:
     with torch.device("meta"):
         network = ResidualVNet()
-    assert [block.conv.unit0.conv.out_channels for block in network.encoder] == [16, 32, 64, 128]
-    assert [block.conv.unit0.conv.in_channels for block in network.decoder] == [128, 64, 32], "skips are concatenated"
-    assert [type(up.conv).__name__ for up in network.up] == ["ConvTranspose3d"] * 3
-    assert sum(isinstance(m, torch.nn.Dropout) for m in ResidualVNet(channels=[2, 2], dropout=0.3).modules()) == 2 * 3
+    assert [block.conv.unit0.conv.out_channels for block in network.encoder] == [16, 32, 64, 128, 128]
+    assert [block.conv.unit0.conv.in_channels for block in network.decoder] == [256, 128, 64, 32], "with the skips"
+    assert [block.conv.unit0.conv.out_channels for block in network.decoder] == [128, 64, 32, 16]
+    assert [type(up.conv).__name__ for up in network.up] == ["ConvTranspose3d"] * 4
+    assert [[type(step).__name__ for step in down] for down in network.down] == [["Convolution", "MaxPool3d"]] * 4
+    kinds = {type(module).__name__ for module in network.modules()}
+    assert {"ReLU", "InstanceNorm3d"} <= kinds
+    assert not {"PReLU", "BatchNorm3d"} & kinds
+
+
+def test_dropout_is_where_upstream_has_it() -> None:
+    """Not after the first downsampling; after the others, and before the head."""
+    network, seen = ResidualVNet(channels=[2, 4, 6, 8], dropout=0.3), []
+    network.dropout.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[1:])))
+    network(torch.randn(1, 1, 16, 16, 16))
+    assert seen == [(4, 4, 4, 4), (6, 2, 2, 2), (2, 16, 16, 16)]
+
+
+@pytest.mark.parametrize(
+    ("named", "kind"),
+    [({"activation": "prelu"}, "PReLU"), ({"norm": "batch"}, "BatchNorm3d"), ({"downsampling": "stride"}, "Conv3d")],
+)
+def test_what_can_be_chosen(named: dict, kind: str) -> None:
+    network = ResidualVNet(channels=[2, 4, 4], **named)
+    assert kind in {type(module).__name__ for module in network.modules()}
+    assert network.eval()(torch.randn(1, 1, 9, 8, 8)).shape == (1, 4, 9, 8, 8)
+    told = ResidualVNet.identify(network.state_dict())[1]
+    (value,) = named.values()
+    assert value in told
+    assert value not in ResidualVNet.identify(ResidualVNet(channels=[2, 4, 4]).state_dict())[1]
 
 
 def test_gradient_reaches_every_weight() -> None:
@@ -54,11 +80,19 @@ def test_gradient_reaches_every_weight() -> None:
 
 def test_a_state_dict_says_its_widths() -> None:
     found = ResidualVNet.identify(ResidualVNet(out_channels=3, channels=[2, 4]).state_dict())
-    assert found[0] == "a V-Net of channels [2,4] for 2 organ class(es)"
+    assert found[0] == "a V-Net of channels [2,4] for 2 organ class(es) (activation relu downsampling max)"
     assert ResidualVNet.identify(torch.nn.Conv3d(1, 1, 1).state_dict()) == ("", "")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [({"channels": [4]}, "two or more"), ({"dropout": 1}, "dropout")])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"channels": [4]}, "two or more"),
+        ({"dropout": 1}, "dropout"),
+        ({"norm": "group"}, "norm must be one of instance, batch, none, got 'group'"),
+        ({"downsampling": "mean"}, "downsampling must be one of max, stride"),
+    ],
+)
 def test_wrong_networks(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ResidualVNet(**arguments)

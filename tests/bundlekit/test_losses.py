@@ -68,6 +68,15 @@ def test_weights_are_of_the_dice_term_and_only_their_ratios_matter() -> None:
     assert not torch.isclose(plain, weighed)
 
 
+def test_weights_as_they_are_given() -> None:
+    """The mean over classes of weight times Dice loss: here each is 1/3, see above."""
+    logits, target = torch.zeros(1, 2, 2, 1, 1), torch.tensor([0, 1]).view(1, 1, 2, 1, 1)
+    loss = WeightedDiceFocalLoss([3, 9], focal=0, rescale=False)
+    assert float(loss(logits, target)) == pytest.approx((3 + 9) / 2 / 3)
+    loss = WeightedDiceFocalLoss([3, 9], gamma=0, rescale=False, weigh_focal=True)
+    assert float(loss(logits, target)) == pytest.approx((3 + 9) / 2 * (1 / 3 + math.log(2)))
+
+
 def test_half_precision_is_safe() -> None:
     x = torch.zeros(1, 4, 48, 48, 48, dtype=torch.float16)
     assert math.isfinite(float(WeightedDiceFocalLoss([0.1, 1, 1, 1])(x, torch.zeros(1, 1, 48, 48, 48))))

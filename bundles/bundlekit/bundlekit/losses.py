@@ -18,13 +18,14 @@ class WeightedDiceFocalLoss(_Loss):
     Focal loss: Lin et al., 2017, https://arxiv.org/abs/1708.02002.
 
     Args:
-        class_weights: of background and the classes, 0 or more each. The Dice term is divided by their sum: it lies
-            between 0 and 1, and only their ratios matter. See `python -m tools weights`.
+        class_weights: of background and the classes, 0 or more each. See `python -m tools weights`.
         gamma: 0 or more; how much voxels that are right already are turned down. 0 is cross-entropy.
         focal: weight of the focal term beside the Dice term; 0 leaves it out.
         weigh_focal: weigh the focal term by class, too.
-        mean_one: bring the weights to mean 1 first, so that the focal term keeps its size whatever their sum. False:
-            the focal term takes them as they are, and all of it grows with them.
+        rescale: divide the Dice term by the sum of the weights: it lies between 0 and 1, and only their ratios matter.
+            False: the mean over classes of weight times Dice loss, which grows with the weights beside the focal term.
+        mean_one: with `rescale`, bring the focal term's weights to mean 1, too, so that it keeps its size whatever
+            their sum. False: the focal term takes them as they are, and all of it grows with them.
         smooth: voxels added to numerator and denominator of the Dice term.
         batch: pool the Dice term's sums over the batch, since most patches lack some class.
 
@@ -38,6 +39,7 @@ class WeightedDiceFocalLoss(_Loss):
         gamma: float = 2.0,
         focal: float = 1.0,
         weigh_focal: bool = False,
+        rescale: bool = True,
         mean_one: bool = True,
         smooth: float = 1.0,
         batch: bool = True,
@@ -46,8 +48,8 @@ class WeightedDiceFocalLoss(_Loss):
         weights = [float(w) for w in class_weights]
         if min([*weights, focal, gamma]) < 0 or sum(weights) == 0:
             raise ValueError(f"weights and gamma must be 0 or more, got {weights}, focal {focal}, gamma {gamma}.")
-        self.scale = len(weights) / sum(weights)  # MONAI averages over classes
-        if mean_one:
+        self.scale = len(weights) / sum(weights) if rescale else 1.0  # MONAI averages over classes
+        if rescale and mean_one:
             weights, self.scale = [self.scale * w for w in weights], 1.0
         self.focal = float(focal)
         self.dice_loss = DiceLoss(
