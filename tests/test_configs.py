@@ -240,6 +240,6 @@ def test_no_config_is_left_out(bundle: str) -> None:
 @pytest.mark.parametrize("bundle", names())
 def test_every_run_is_prepared_first(bundle: str) -> None:
     for name in ("train", "inference"):
-        assert config(bundle, name)["initialize"][0] == "$bundlekit.prepare_run(@device, @seed)"
+        assert config(bundle, name)["initialize"][0] == "$bundlekit.prepare_run(@device, @seed, @deterministic)"
     several = config(bundle, "multi_gpu")["initialize::0"]
-    assert several == "$bundlekit.prepare_run(@device, @seed, distributed=True)"
+    assert several == "$bundlekit.prepare_run(@device, @seed, @deterministic, distributed=True)"

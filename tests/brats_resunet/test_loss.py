@@ -321,3 +321,16 @@ def test_cross_entropy_is_added_with_its_weight_and_revives_a_lost_class() -> No
     (strong,) = torch.autograd.grad(added(lost, target), lost)
     assert weak[0, 2].abs() < 1e-9
     assert strong[0, 2] < -0.4
+
+
+def test_sum_over_the_regions_is_the_scale_of_upstreams_curve() -> None:
+    """Wholly wrong at three resolutions, of weights 1, 1/2 and 1/4: above 4."""
+    x, y = sure([[0] * 2000]), truth([[3] * 2000])
+    mean, total = RegionDiceLoss(), RegionDiceLoss(reduction="sum")
+    torch.testing.assert_close(total(x, y), 3 * mean(x, y))
+    deep = DeepSupervisionLoss(total, weights=[1.0, 0.5, 0.25])
+    assert 4 < float(deep([x, x, x], y)) <= 5.25
+    entropy = RegionDiceLoss(reduction="sum", cross_entropy=1)(x, y) - total(x, y)
+    torch.testing.assert_close(entropy, RegionDiceLoss(cross_entropy=1)(x, y) - mean(x, y))
+    with pytest.raises(ValueError, match="reduction must be mean or sum, got 'none'"):
+        RegionDiceLoss(reduction="none")

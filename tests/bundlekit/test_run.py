@@ -28,6 +28,16 @@ def test_every_generator_starts_from_the_seed() -> None:
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_cudnn_is_deterministic_or_fast(deterministic: bool, seed: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", not deterministic)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", deterministic)
+    run.prepare_run("cpu", seed, deterministic)
+    assert torch.backends.cudnn.deterministic == deterministic
+    assert torch.backends.cudnn.benchmark == (not deterministic)
+
+
 def test_errors_are_shown_clearly_from_here_on() -> None:
     before = sys.excepthook
     run.prepare_run("cpu", None)

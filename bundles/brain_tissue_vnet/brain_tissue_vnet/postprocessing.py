@@ -75,22 +75,6 @@ class DecideTissuesd(Transform):
         return {**data, self.key: argmax_labels(probabilities)}
 
 
-class AddLossd(Transform):
-    """Add `loss`, the loss of one case's logits, before they become classes.
-
-    Args:
-        loss: as in training; takes logits BNHWD and labels B1HWD.
-    """
-
-    def __init__(self, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-        self.loss = loss
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Compare `pred` (NHWD) with `label` (1HWD)."""
-        with torch.no_grad():
-            return {**data, "loss": self.loss(data["pred"][None], data["label"][None].to(data["pred"].device))}
-
-
 class TissueMasksd(Transform):
     """Masks of CSF, GM and WM (3HWD uint8) in place of the classes `pred` and `label` (1HWD).
 

@@ -17,7 +17,7 @@ from .chunks import KeepFactsd, OpenChunksd
 from .hdf5_masks import WriteHDF5Segmentations
 from .loss import DiceBCELoss
 from .network import TARGETS, build_network
-from .postprocessing import AddLossd, DecideLabelsd, ProbabilitiesOfd, RegionMasksd
+from .postprocessing import DecideLabelsd, ProbabilitiesOfd, RegionMasksd
 from .preprocessing import NormaliseBraind
 from .reading import LoadHDF5d, label_reader
 from .stopping import EarlyStop, StopEarly

@@ -1,8 +1,8 @@
-"""From the network's logits to probabilities, loss, label map and masks."""
+"""From the network's logits to probabilities, label map and masks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -77,22 +77,6 @@ class DecideLabelsd(Transform):
         if self.keep:
             result["probabilities"] = MetaTensor(torch.stack(regions), meta=dict(meta))
         return result | {self.key: MetaTensor(label, meta=meta)}
-
-
-class AddLossd(Transform):
-    """Add `loss` of one case's logits, for the validation loss that schedule and early stopping go by.
-
-    Args:
-        loss: takes logits BNHWD and class indices B1HWD.
-    """
-
-    def __init__(self, loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-        self.loss = loss
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Compare `pred` with `label`."""
-        pred, label = torch.as_tensor(data["pred"]), torch.as_tensor(data["label"])
-        return {**data, "loss": self.loss(pred[None], label[None].to(pred.device)).detach()}
 
 
 class RegionMasksd(Transform):

@@ -11,7 +11,9 @@ from bundlekit.errors import show_clear_errors
 from bundlekit.memory import keep_freed_memory
 
 
-def prepare_run(device: torch.device | str, seed: int | None, distributed: bool = False) -> None:
+def prepare_run(
+    device: torch.device | str, seed: int | None, deterministic: bool = True, distributed: bool = False
+) -> None:
     """Get the process ready, before any data is looked at.
 
     A `BundleError` ends the run with its message alone (`show_clear_errors`), settings that no config knows are
@@ -21,6 +23,8 @@ def prepare_run(device: torch.device | str, seed: int | None, distributed: bool 
     Args:
         device: that computes.
         seed: of Python, NumPy and PyTorch; None leaves them as they are.
+        deterministic: cuDNN's algorithms give the same numbers in every run. False: it tries all of them for each
+            shape and takes the fastest, which pays where shapes repeat, as of patches and windows.
         distributed: join the other processes that `torchrun` started, by NCCL where there are GPUs, else by Gloo.
 
     Raises:
@@ -34,3 +38,5 @@ def prepare_run(device: torch.device | str, seed: int | None, distributed: bool 
         if torch.cuda.is_available():
             torch.cuda.set_device(device)
     set_determinism(seed=seed)
+    torch.backends.cudnn.deterministic = bool(deterministic)
+    torch.backends.cudnn.benchmark = not deterministic
