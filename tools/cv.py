@@ -20,6 +20,7 @@ import yaml
 
 from bundlekit.files import write_result, write_whole
 from bundlekit.inference.ensemble import settings_text
+from bundlekit.scores.handler import write_picture
 from bundlekit.scores.statistics import csv_text, summarise
 from bundlekit.weights.loading import read_checkpoint
 from tools.bundles import ROOT, folder_of
@@ -216,6 +217,7 @@ def _pool(root: Path, num_folds: int) -> None:
     files = {"scores.csv": csv_text(rows), "summary.json": json.dumps(pooled, indent=2) + "\n"}
     for name, text in files.items():
         write_result(root / name, lambda file, text=text: file.write(text.encode()), "out")  # type: ignore[misc]
+    write_picture(rows, root, "out")
     print(f"\n{len(rows)} cases in {num_folds} folds, mean (sd) [95 % interval of the mean]")
     for name, found in pooled["metrics"].items():
         if name.startswith(("dice_", "mean_dice")) and found["n"] > 1:

@@ -204,7 +204,7 @@ def test_handler_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO, logger="brain_metastasis_attention_unet"):
         engine = run(ScoreMetastases(str(out), read_label=read_label), PAIRS)
 
-    assert sorted(os.listdir(out)) == ["scores.csv", "summary.json"]
+    assert sorted(os.listdir(out)) == ["scores.csv", "scores.png", "summary.json"]
     rows = list(csv.DictReader((out / "scores.csv").read_text().splitlines()))
     assert [r["case"] for r in rows] == ["a,1", "b", "c", "d"]
     assert [r["dice_ET"] for r in rows] == ["0.666667", "1", "0", "0"]

@@ -312,7 +312,7 @@ def test_handler_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO, logger="bundlekit"):
         engine = run(ScoreCases(str(out), read_label=read_label), PAIRS)
 
-    assert sorted(os.listdir(out)) == ["scores.csv", "summary.json"]
+    assert sorted(os.listdir(out)) == ["scores.csv", "scores.png", "summary.json"]
     text = (out / "scores.csv").read_text()
     rows = list(csv.DictReader(text.splitlines()))
     assert text.startswith("case,dice_WT,hd95_WT,")

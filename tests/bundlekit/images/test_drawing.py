@@ -11,7 +11,7 @@ import pytest
 from matplotlib import image as png
 
 from bundlekit.errors import BundleError
-from bundlekit.images.drawing import draw
+from bundlekit.images.drawing import box_plot, draw
 
 
 @pytest.fixture
@@ -48,7 +48,21 @@ def test_another_grid_is_refused(scan: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "none.png").exists()
 
 
+def test_a_box_for_each_score(tmp_path: Path) -> None:
+    """Where the cases lie is in colour: at one place for equal scores, all over the height for others."""
+    for name, scores in {"equal": [0.5] * 4, "spread": [0.1, 0.4, 0.7, float("nan")]}.items():
+        with (tmp_path / f"{name}.png").open("wb") as file:
+            box_plot({"WT": scores, "ET": [0.9, 0.8, float("nan"), float("nan")]}, "Dice")(file)
+    rows = {}
+    for name in ("equal", "spread"):
+        pixels = png.imread(tmp_path / f"{name}.png")[:, : 130 * 2, :3]
+        rows[name] = np.flatnonzero((pixels.max(-1) - pixels.min(-1) > 0.3).any(1))
+    assert np.ptp(rows["equal"]) < np.ptp(rows["spread"]) / 4
+
+
 def test_without_matplotlib(scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(BundleError, match="pip install matplotlib"):
         draw(scan, np.zeros((40, 30, 20), np.uint8), tmp_path / "none.png")
+    with pytest.raises(BundleError, match="pip install matplotlib"):
+        box_plot({"WT": [0.5]})

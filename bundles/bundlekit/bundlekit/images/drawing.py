@@ -1,4 +1,4 @@
-"""Pictures of masks over their scans. Needs matplotlib, which nothing else here does.
+"""Pictures of masks over their scans, and of scores over cases. Needs matplotlib, which nothing else here does.
 
 nilearn's `plot_roi` brings scikit-learn, pandas and lxml for the same picture, and resamples; MONAI's `blend_images`
 colours an array, without planes, outlines or legend.
@@ -7,11 +7,12 @@ colours an array, without planes, outlines or legend.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
@@ -140,6 +141,57 @@ def draw(
     top, bottom = 1 - 0.25 / size[1], legend / size[1]
     figure.subplots_adjust(left=0.01, right=0.99, top=top, bottom=bottom, wspace=0.03, hspace=0.03)
     write_whole(Path(path), partial(figure.savefig, dpi=130, facecolor="black", format="png"))
+
+
+def box_plot(values: Mapping[str, Sequence[float]], title: str = "") -> Callable[[BinaryIO], None]:
+    """A picture of scores over cases: for each name a box of quartiles and median, a triangle at the mean, all cases.
+
+    Whiskers reach to the outermost case. A name whose values are undefined for some cases says for how many it has any.
+
+    Args:
+        values: name -> scores of the cases, 0 to 1; NaN is undefined.
+        title: above the picture.
+
+    Returns:
+        What writes the PNG into an open binary file.
+
+    Raises:
+        BundleError: if matplotlib is not installed.
+    """
+    require_matplotlib("the picture")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    finite = {name: np.asarray([v for v in column if np.isfinite(v)]) for name, column in values.items()}
+    labels = [
+        name if len(finite[name]) == len(column) else f"{name}\n(n = {len(finite[name])})"
+        for name, column in values.items()
+    ]
+    many = len(finite) > 6  # the names stand upright then
+    size = (0.45 * len(finite) + 0.9, 4.6) if many else (max(3.2, 0.9 * len(finite) + 0.9), 3.6)
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    places = range(1, len(finite) + 1)
+    axes.boxplot(
+        list(finite.values()),
+        positions=places,
+        widths=0.5,
+        whis=(0, 100),
+        showmeans=True,
+        medianprops={"color": "black"},
+        meanprops={"markerfacecolor": "black", "markeredgecolor": "black"},
+    )
+    for place, column, colour in zip(places, finite.values(), itertools.cycle(COLOURS)):
+        # side by side, in a fixed order, so that cases of one score do not hide each other
+        aside = (np.arange(len(column)) % 5 - 2) * 0.06
+        axes.scatter(place + aside, column, s=14, color=colour, alpha=0.7, zorder=3, linewidths=0)
+    axes.set_xticks(places, labels, rotation=90 if many else 0)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_ylabel("Dice")
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="y", alpha=0.3)
+    return lambda file: figure.savefig(file, dpi=130, format="png")
 
 
 def _labels(given: np.ndarray | str | os.PathLike, shape: tuple[int, ...], scan: str) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,13 +18,16 @@ from monai.utils import convert_to_numpy
 
 from bundlekit.errors import BundleError
 from bundlekit.files import write_result
+from bundlekit.images.drawing import box_plot
+from bundlekit.progress import installed
 from bundlekit.scores.statistics import csv_text, summarise
 
 _log = logging.getLogger(__name__)
+PICTURE = "scores.png"
 
 
 class ScoreHandler(ABC):
-    """Ignite handler that scores every case and writes the two result files.
+    """Ignite handler that scores every case and writes the result files.
 
     MONAI's `MetricsSaver` writes two files for each metric, of what Ignite metrics have collected; here a case is one
     row with all its scores, and the summary has confidence intervals and the rules that give the numbers their meaning.
@@ -32,12 +35,13 @@ class ScoreHandler(ABC):
     Put it into the `val_handlers` of a MONAI evaluator that decollates its batches. It reads, for each case, `case` and
     `label_file` from `engine.state.batch` and `pred` (class indices on the native grid, shape 1HWD) from
     `engine.state.output`. At the end `output_dir` holds `scores.csv` (a row per case, by name; 6 significant digits;
-    undefined is empty) and `summary.json` (see `summarise`; also `computed_by`: runtime, precision, threads), each
-    written whole or not at all, and `engine.state.metrics["mean_dice"]` is set. With several processes the rows of all
+    undefined is empty), `summary.json` (see `summarise`; also `computed_by`: runtime, precision, threads) and, with
+    matplotlib, `scores.png` (a box for each Dice), each written whole or not at all, and
+    `engine.state.metrics["mean_dice"]` is set. With several processes the rows of all
     are gathered, a case that the sampler repeated counts once, and rank 0 writes.
 
     Args:
-        output_dir: folder for the two files; made if missing.
+        output_dir: folder for the files; made if missing.
         notes: see `summarise`.
 
     Raises:
@@ -107,7 +111,29 @@ class ScoreHandler(ABC):
             }
             for name, text in files.items():
                 write_result(self.output_dir / name, partial(_write_text, text), "output_dir")
+            write_picture(rows, self.output_dir, "output_dir")
             _log.info("%s", _table(summary))
+
+
+def write_picture(rows: Sequence[Mapping[str, Any]], folder: Path, setting: str) -> None:
+    """Write `scores.png`, a box for each Dice over the cases; without matplotlib nothing, and the log says so.
+
+    Args:
+        rows: of the cases, as in `summarise`.
+        folder: beside `scores.csv`.
+        setting: that names the folder, for the message.
+
+    Raises:
+        BundleError: if the file cannot be written.
+    """
+    names = [name for name in rows[0] if name.startswith("dice_")]
+    if not names:
+        return
+    if not installed("matplotlib"):
+        _log.info("no %s without matplotlib (pip install matplotlib)", folder / PICTURE)
+        return
+    boxes = {name.removeprefix("dice_").replace("_", " "): [row[name] for row in rows] for name in names}
+    write_result(folder / PICTURE, box_plot(boxes, f"Dice of {len(rows)} case(s)"), setting)
 
 
 def _write_text(text: str, file: BinaryIO) -> None:
