@@ -10,6 +10,7 @@ from bundlekit.virtual import brats, ct, icbm152, metastases, tissue
 from tools.bench import case, deformation, gliomas, loader, memory, network, painting, resizing
 from tools.card import card
 from tools.check import check
+from tools.check_gpu import check_gpu
 from tools.convert import to_h5, to_nifti
 from tools.cv import cv
 from tools.demo import demo
@@ -22,6 +23,7 @@ from tools.weights import weights
 COMMANDS = {
     "demo": demo,
     "check": check,
+    "check_gpu": check_gpu,
     "cv": cv,
     "weights": weights,
     "picture": picture,

@@ -34,7 +34,12 @@ _HARMLESS = {
     "val_interval",
     "time_limit",
 }  # may change between two calls
-_GIVEN = {"dataset_dir", "fold", "num_folds", "fold_seed", "cv_dir", "ckpt_dir", "output_dir"}
+_NETWORKS = {  # file of a fold, and whose choice its epoch is
+    "last": ("last.pt", "the last epoch: the fold that it is scored on has not chosen it"),
+    "best": ("model.pt", "the epoch with the best score on the fold that it is scored on: optimistic"),
+}
+_STEERED = "; the loss on that fold has steered the learning rate and the end of the training"
+_GIVEN = {"checkpoint", "dataset_dir", "fold", "num_folds", "fold_seed", "cv_dir", "ckpt_dir", "output_dir"}
 
 
 def cv(
@@ -43,6 +48,7 @@ def cv(
     out: str,
     num_folds: int = 5,
     fold_seed: int = 0,
+    which: str = "last",
     jobs: int = 1,
     gpus: Sequence[int] = (),
     configs: Sequence[str] = (),
@@ -51,9 +57,10 @@ def cv(
     """Train and score all folds of a cross-validation, going on where an earlier call stopped, and pool the scores.
 
     Leaves in `out`: fold_0 and so on (model.pt, last.pt, datalist.json, scores.csv; log.txt where several run at a
-    time), scores.csv (every case, scored by the network that did not see its patient) and summary.json (mean, sd and
-    95 % interval over all cases). A fold with scores.csv is finished; another with last.pt is resumed. With
-    `time_limit` (minutes, of each fold) a fold that is not finished in time is left for the next call.
+    time), scores.csv (every case, scored by a network that was not trained on its patient), scores.png, and
+    summary.json (mean, sd and 95 % interval over all cases, and which network was scored). A fold with scores.csv is
+    finished; another with last.pt is resumed. With `time_limit` (minutes, of each fold) a fold that is not finished in
+    time is left for the next call.
 
     Example: python -m tools cv brats_resunet --dataset_dir DIR --out cv --num_folds 5 --epochs 50
 
@@ -63,6 +70,8 @@ def cv(
         out: folder of all folds.
         num_folds: 2 or more.
         fold_seed: of the division of the patients.
+        which: network that is scored: "last": of the last epoch; "best": model.pt, of the epoch that is best on the
+            very fold that it is scored on, which makes the scores optimistic.
         jobs: folds that run at a time.
         gpus: numbers of the GPUs that the jobs share out, e.g. "[0,1]" with --jobs 2; empty: as the system has it.
         configs: overlays of train.yaml by name, e.g. "[train_from_labels]".
@@ -78,10 +87,12 @@ def cv(
         raise ValueError(f"--configs: {bundle} has no {', '.join(missing)}; there are: {there}.")
     if num_folds < 2 or jobs < 1:
         raise ValueError(f"num_folds is {num_folds} and jobs {jobs}; expected 2 or more, and 1 or more.")
+    if which not in _NETWORKS:
+        raise ValueError(f"which is {which!r}; expected {' or '.join(_NETWORKS)}.")
     training, scoring = _settings_of(folder, overlays, options)
     deciding = {name: value for name, value in training.items() if name not in _HARMLESS}
     call = {"bundle": bundle, "num_folds": num_folds, "fold_seed": fold_seed, "configs": list(configs)}
-    _same_call(root, {**call, "training": deciding})
+    _same_call(root, {**call, "training": deciding, "which": which})
     shared = {"cv_dir": str(root), "num_folds": num_folds, "fold_seed": fold_seed}
     dataset = str(Path(dataset_dir).resolve())
 
@@ -110,7 +121,8 @@ def cv(
                     return f"fold {fold}: stopped at its time limit; call again to go on"
             _same_cases(root, num_folds)
             files = ["inference.yaml", "evaluate.yaml", "cross_validation.yaml"]
-            settings = {"datalist": str(place / "datalist.json"), **shared, **scoring, "fold": fold}
+            network = {"checkpoint": str(place / _NETWORKS[which][0])}
+            settings = {"datalist": str(place / "datalist.json"), **shared, **network, **scoring, "fold": fold}
             _call("evaluating", [folder / name for name in files], settings, log, environment)
         except BaseException:
             failed.set()
@@ -123,7 +135,9 @@ def cv(
         for done in as_completed([pool.submit(one, fold) for fold in range(num_folds)]):
             print(done.result(), flush=True)
     if all((root / f"fold_{fold}" / "scores.csv").is_file() for fold in range(num_folds)):
-        _pool(root, num_folds)
+        file, chosen = _NETWORKS[which]
+        steered = _STEERED if _steered(_ids(folder / "train.yaml")) else ""
+        _pool(root, num_folds, f"{file}, of {chosen}{steered}")
 
 
 def _several(value: Any) -> tuple[Any, ...]:
@@ -155,7 +169,7 @@ def _same_call(root: Path, call: dict[str, Any]) -> None:
     """Record what divides the cases at the first call, in cv.json; refuse a later call that differs."""
     record = root / "cv.json"
     if record.is_file():
-        before = json.loads(record.read_text())
+        before = {"which": "best", **json.loads(record.read_text())}  # as earlier versions did
         differing = [name for name in call if before.get(name) != call[name]]
         if differing:
             was = ", ".join(f"{name} {before.get(name)}" for name in differing)
@@ -194,8 +208,13 @@ def _same_cases(root: Path, num_folds: int) -> dict[int, list[str]]:
     return parts
 
 
-def _pool(root: Path, num_folds: int) -> None:
-    """Write scores.csv and summary.json of all folds together."""
+def _steered(train: dict[str, Any]) -> bool:
+    """Whether a training goes by its validation loss on the way, not only for the choice of an epoch."""
+    return "early_stop" in train or "ReduceLROnPlateau" in str(train.get("lr_scheduler"))
+
+
+def _pool(root: Path, num_folds: int, network: str) -> None:
+    """Write scores.csv, scores.png and summary.json of all folds together; `network` says what was scored."""
     parts = _same_cases(root, num_folds)
     rows: list[dict[str, Any]] = []
     per_fold: dict[str, float | None] = {}
@@ -211,7 +230,7 @@ def _pool(root: Path, num_folds: int) -> None:
         per_fold[f"fold_{fold}"] = summary["metrics"]["mean_dice"]["mean"]
     known = ("n_cases", "metrics", "worst_cases", "best_cases")
     notes = {key: value for key, value in summary.items() if key not in known}
-    notes["num_folds"], notes["mean_dice_of_folds"] = num_folds, per_fold
+    notes |= {"network": network, "num_folds": num_folds, "mean_dice_of_folds": per_fold}
     scored = [{name: value for name, value in row.items() if name != "fold"} for row in rows]
     pooled = summarise(scored, notes)
     files = {"scores.csv": csv_text(rows), "summary.json": json.dumps(pooled, indent=2) + "\n"}

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.bundles import BUNDLES, options
-from tests.conftest import Run, bundle_run
-from tools.cv import _finished, _same_cases
+from tests.conftest import Run, bundle_run, config
+from tools.cv import _finished, _same_call, _same_cases, _steered
 
 ROW = BUNDLES["brats_resunet"]
 SMALL = options(**{**ROW.small, **ROW.training, "epochs": 2, "patches_per_case": 1, "num_workers": 0})
@@ -33,8 +33,12 @@ def test_three_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) 
     printed = run(*command, "--time_limit", "0.001").stdout
     assert "fold 0: stopped at its time limit; call again to go on" in printed
     assert not (out / "scores.csv").exists(), "two folds have had one epoch of two"
-    printed = run(*command).stdout
+    done = run(*command)
+    printed = done.stdout
     assert "fold 0: resumed and scored" in printed
+    for fold in range(3):
+        assert f"loaded {out / f'fold_{fold}' / 'last.pt'}" in done.stdout + done.stderr
+    assert (out / "scores.png").is_file()
     assert "fold 1: training" not in printed, "it had come to its end"
     rows = rows_of(out / "scores.csv")
     names = sorted(folder.name for folder in cohort.iterdir() if folder.is_dir())
@@ -49,12 +53,14 @@ def test_three_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) 
     assert summary["n_cases"] == len(names)
     assert set(summary["mean_dice_of_folds"]) == {"fold_0", "fold_1", "fold_2"}
     assert "empty_region_rule" in summary
+    assert summary["network"] == "last.pt, of the last epoch: the fold that it is scored on has not chosen it"
 
     assert run(*command).stdout.count("finished before") == 3
     assert len(list(out.glob("fold_*/*_probabilities.nii.gz"))) == len(names), "evaluation's own settings reach it"
     position = command.index("3")
     other = [*command[:position], "2", *command[position + 1 :]]
     assert "holds a cross-validation with num_folds 3; now num_folds 2" in run(*other, status=1).stderr
+    assert "with which last; now which best" in run(*command, "--which", "best", status=1).stderr
     assert "'learning_rate': 0.5" in run(*command, "--learning_rate", "0.5", status=1).stderr
 
     ensemble = bundle_run("inferring", "inference.yaml", "inference_ensemble.yaml")
@@ -86,8 +92,22 @@ def test_failure_names_fold_and_cause(run: Run, cohort: Path, tmp_path: Path) ->
         (["--epohcs", "2"], "did you mean --epochs?"),
         (["--configs", "smaller"], "brats_resunet has no smaller.yaml; there are:"),
         (["--num_folds", "1"], "expected 2 or more"),
+        (["--which", "first"], "which is 'first'; expected last or best"),
+        (["--checkpoint", "x.pt"], "cross-validation sets this itself"),
     ):
         assert message in run(*command, *more, status=1).stderr
+
+
+def test_a_cross_validation_of_earlier_versions_goes_on_with_the_network_that_it_scored(tmp_path: Path) -> None:
+    (tmp_path / "cv.json").write_text('{"bundle": "a"}')
+    _same_call(tmp_path, {"bundle": "a", "which": "best"})
+    with pytest.raises(ValueError, match="with which best; now which last"):
+        _same_call(tmp_path, {"bundle": "a", "which": "last"})
+
+
+def test_what_else_the_fold_has_steered() -> None:
+    steered = [bundle for bundle in BUNDLES if _steered(config(bundle, "train"))]
+    assert steered == ["brats_unet_h5"]
 
 
 def folds_of(root: Path, *parts: tuple[str, str]) -> None:
