@@ -36,7 +36,7 @@ def test_three_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) 
     done = run(*command)
     printed = done.stdout
     assert "fold 0: resumed and scored" in printed
-    for fold in range(3):
+    for fold in (0, 2):  # fold 1 was scored before
         assert f"loaded {out / f'fold_{fold}' / 'last.pt'}" in done.stdout + done.stderr
     assert (out / "scores.png").is_file()
     assert "fold 1: training" not in printed, "it had come to its end"
