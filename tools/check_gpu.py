@@ -195,7 +195,8 @@ def several_processes(where: Where) -> str:
                 value = loss(network.train()(image).float(), label)
             value.backward()
         optimizer.step()
-        network.module.eval()(image)
+        with torch.no_grad():
+            network.module.eval()(image)
     finally:
         torch.distributed.destroy_process_group()
     _require(_finite(value.detach()), f"the loss is {float(value.detach())}")
