@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tools.bundles import KIT, names
 
-GROUND = ("errors", "bfloat16", "files", "memory", "progress", "command_line", "run", "version")
+GROUND = ("errors", "values", "bfloat16", "files", "memory", "progress", "command_line", "run", "version")
 # what each room of bundlekit may import, besides itself
 ALLOWED = {
     "errors": (),
@@ -21,7 +21,8 @@ ALLOWED = {
     "losses": (),
     "bfloat16": (),
     "class_weights": ("errors", "cases"),
-    "command_line": ("errors",),
+    "values": (),
+    "command_line": ("errors", "values"),
     "version": ("errors",),
     "run": ("errors", "memory", "command_line"),
     "images": ("errors", "files"),

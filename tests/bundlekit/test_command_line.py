@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bundlekit.command_line import refuse_unknown_settings
+from bundlekit.command_line import read_command_line, refuse_unknown_settings
 from bundlekit.errors import BundleError
 from tests.conftest import ROOT, Run, bundle_run
 
@@ -18,8 +18,8 @@ INFER = str(CONFIGS / "inference.yaml")
 EVALUATE = str(CONFIGS / "evaluate.yaml")
 
 
-def check(*more: str, config: str = TRAIN) -> None:
-    refuse_unknown_settings([MONAI, "run", "training", "--config_file", config, *more])
+def check(*more: str, config: str = TRAIN, run_id: str = "training") -> None:
+    refuse_unknown_settings([MONAI, "run", run_id, "--config_file", config, *more])
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_all_are_named_at_once() -> None:
 def test_settings_of_overlays_count() -> None:
     check("--resume_from", "x", config=f"['{TRAIN}','{RESUME}']")
     check("--resume_from", "x", config=f"{TRAIN},{RESUME}")
-    check("--subset", "all", "--cases::labelled", "True", config=f"['{INFER}','{EVALUATE}']")
+    check("--subset", "all", "--cases::labelled", "True", config=f"['{INFER}','{EVALUATE}']", run_id="evaluating")
 
 
 def test_other_programs_are_left_alone() -> None:
@@ -77,6 +77,106 @@ def test_other_programs_are_left_alone() -> None:
     refuse_unknown_settings([MONAI, "ckpt_export", "--epoch", "3"])
     refuse_unknown_settings([MONAI])
     refuse_unknown_settings([MONAI, "run", "x", "--epoch", "3"])  # no config file to know anything from
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--epochs", "1.5"], "--epochs is 1.5; expected a whole number, 1 or more"),
+        (["--epochs", "many"], "--epochs is 'many'; expected a whole number, 1 or more"),
+        (["--epochs", "0"], "1 or more"),
+        (["--epochs=-2"], "--epochs is -2"),
+        (["--batch_size", "0"], "1 or more"),
+        (["--accumulation_steps", "0"], "1 or more"),
+        (["--val_interval", "-1"], "--val_interval is -1"),
+        (["--num_workers", "-1"], "expected a whole number, 0 or more"),
+        (["--seed", "-1"], "from 0 to 4294967295"),
+        (["--seed", "0.5"], "expected a whole number from 0"),
+        (["--learning_rate", "fast"], "--learning_rate is 'fast'; expected a number, 0 or more"),
+        (["--learning_rate", "nan"], "--learning_rate is 'nan'"),
+        (["--learning_rate", "-1"], "expected a number, 0 or more"),
+        (["--weight_decay", "-1"], "expected a number, 0 or more"),
+        (["--overlap", "1"], "--overlap is 1; expected a number from 0 to below 1"),
+        (["--overlap", "half"], "from 0 to below 1"),
+        (["--patch_size", "32"], 'a list of 3 values, each a whole number, 1 or more, such as "[96,96,96]"'),
+        (["--patch_size", "[0,0,0]"], "--patch_size is [0, 0, 0]"),
+        (["--channels", "[8,0]"], "--channels is [8, 0]"),
+        (["--train_fraction", "nan"], "expected a number from 0 to 1"),
+        (["--flip_probability", "2"], "expected a number from 0 to 1"),
+        (["--cache_days", "0"], "expected a number, more than 0, or null"),
+        (["--time_limit", "1h"], "expected a number, more than 0, or null"),
+        (["--ckpt_dir", "2024"], "--ckpt_dir is 2024; expected a folder"),
+        (["--ckpt_dir", f"{TRAIN}/run"], "expected a folder"),
+        # what Fire reads as words, and what MONAI drops
+        (["--overwrite", "false"], "--overwrite is 'false'; expected True or False, with a capital letter"),
+        (["--overwrite", "no"], "with a capital letter"),
+        (["--overwrite=maybe"], "--overwrite is 'maybe'; expected True or False"),
+        (["--amp", "true"], "--amp is 'true'; expected True or False, with a capital letter"),
+        (["--loss::loss::batch", "true"], "--loss::loss::batch is 'true'; expected True or False"),
+        (["--et_label", "null"], "null is written '$None', with the quotes"),
+        (["--cache_days", "None"], "--cache_days is None; expected '$None', with the quotes: MONAI drops None"),
+        (["--epochs", "None"], "--epochs is None; expected a whole number, 1 or more"),
+    ],
+)
+def test_what_a_setting_cannot_be_is_refused(more: list[str], expected: str) -> None:
+    with pytest.raises(BundleError) as error:
+        check(*more)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--overwrite"],
+        ["--overwrite", "False", "--amp=True"],
+        ["--bf16", "$None", "--cache_days", "$None", "--seed", "0"],
+        ["--et_label", "None"],  # as it is
+        ["--learning_rate", "1e-3", "--weight_decay", "0"],
+        ["--epochs", "$2 * 3", "--patch_size", "(32,32,32)", "--channels", "[4,8]"],
+        ["--cache", "none", "--dataset_dir", "none"],
+    ],
+)
+def test_what_a_setting_can_be_passes(more: list[str]) -> None:
+    check(*more)
+
+
+def test_values_of_files_and_of_args_file_count(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("epochs: 0\n")
+    with pytest.raises(BundleError, match=r"^epochs is 0; expected a whole number, 1 or more$"):
+        check(config=f"['{TRAIN}','{tmp_path / 'mine.yaml'}']")
+    check("--epochs", "2", config=f"['{TRAIN}','{tmp_path / 'mine.yaml'}']")
+    (tmp_path / "args.yaml").write_text(f"config_file: {TRAIN}\nepochs: 3\nseed: -1\nrun_id: training\n")
+    with pytest.raises(BundleError, match="--seed is -1"):
+        refuse_unknown_settings([MONAI, "run", "--args_file", str(tmp_path / "args.yaml")])
+    (tmp_path / "args.json").write_text(f'{{"config_file": ["{TRAIN}"], "weight_decay": 1e-05, "time_limit": null}}')
+    refuse_unknown_settings([MONAI, "run", "--args_file", str(tmp_path / "args.json")])
+
+
+def test_a_run_that_is_not_there_is_named() -> None:
+    with pytest.raises(BundleError, match="'trainin' is nothing that can be run; expected training"):
+        check(run_id="trainin")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "bundles").glob("*/configs/train.yaml")), ids=lambda f: f.parts[-3])
+def test_values_of_the_bundles_pass(file: Path) -> None:
+    for other in sorted(file.parent.glob("*.yaml")):
+        base = "inference.yaml" if other.name.startswith(("inference", "evaluate", "choose")) else "train.yaml"
+        check(config=f"['{file.parent / base}','{other}']", run_id="run")
+
+
+def test_settings_of_a_run() -> None:
+    command = read_command_line(
+        [MONAI, "run", "training", f"--config_file={TRAIN}", "--epochs", "3", "--loss::loss::batch", "True",
+         "--dataset_dir", "some/data"]
+    )  # fmt: skip
+    assert command is not None
+    assert command.files == [TRAIN]
+    found = command.settings()
+    assert found["epochs"] == 3
+    assert found["cross_entropy"] == 0
+    assert found["loss::loss::batch"] is True
+    assert found["dataset_dir"] == str(Path("some/data").absolute())
+    assert not {"loss", "optimizer", "settings", "initialize", "imports", "amp", "config_file"} & found.keys()
 
 
 def test_through_the_real_command_line(run: Run, cohort: Path, tmp_path: Path) -> None:

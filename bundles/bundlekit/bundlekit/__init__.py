@@ -18,6 +18,9 @@ from bundlekit.patches.deformation import RandDeformedPatchd
 from bundlekit.progress import Progress, installed
 from bundlekit.run import prepare_run
 from bundlekit.training.accumulating import AccumulatingTrainer
+from bundlekit.scores.comparing import is_higher, is_lower
+from bundlekit.training.beginning import ScoreBefore
+from bundlekit.training.diverging import StopAtNaN
 from bundlekit.training.resuming import ResumeRun
 from bundlekit.training.saving import RecordRun, SaveCheckpoints, require_new_run
 from bundlekit.training.stopping import StopInTime

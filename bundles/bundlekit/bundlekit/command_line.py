@@ -1,17 +1,21 @@
-"""Settings that a user types: those that no config knows are refused instead of being ignored."""
+"""Settings that a user types: those that no config knows, or that cannot be, are refused instead of being ignored."""
 
 from __future__ import annotations
 
-import ast
 import difflib
+import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from fire.parser import DefaultParseValue
 
 from bundlekit.errors import BundleError
+from bundlekit.values import File, is_expression, rule_of, wrong_value
 
 # what `python -m monai.bundle run` itself takes
 _RUNNER = {
@@ -20,58 +24,157 @@ _RUNNER = {
 }  # fmt: skip
 
 
-def refuse_unknown_settings(arguments: Sequence[str] | None = None) -> None:
-    """Refuse `--name value` of a `monai.bundle run` whose name none of its config files has.
+@dataclass
+class CommandLine:
+    """A `python -m monai.bundle run`: its config files, and what was given beside them.
 
-    MONAI adds any name to the config, so that a misspelt setting changes nothing and is not noticed.
+    Args:
+        run_id: what is run, e.g. "training".
+        files: config files, in their order.
+        given: values by name, from the command line and from its `--args_file`.
+        config: content of the files, one over the other, without the values given.
+    """
+
+    run_id: str = "run"
+    files: list[str] = field(default_factory=list)
+    given: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """Every value at the top of the config as it is in this run, and whatever was given of what lies deeper.
+
+        Expressions are left out, unless they were given. Paths are absolute.
+        """
+        chosen = {name: value for name, value in self.config.items() if _is_plain(value)}
+        chosen |= {name: value for name, value in self.given.items() if name not in _RUNNER}
+        return {name: _absolute(name, value) for name, value in chosen.items()}
+
+
+def read_command_line(arguments: Sequence[str] | None = None) -> CommandLine | None:
+    """This process's command, as MONAI will understand it.
+
+    Args:
+        arguments: the command line; None: this process's own.
+
+    Returns:
+        None for anything but `... monai.bundle run ... --config_file F` with files that can be read.
+    """
+    arguments = sys.argv if arguments is None else list(arguments)
+    if len(arguments) < 2 or arguments[1] != "run" or not Path(arguments[0]).parent.match("monai/bundle"):
+        return None
+    given = _values(arguments[2:])
+    if isinstance(given.get("args_file"), str):
+        try:
+            given = {**_load(given["args_file"]), **given}
+        except (OSError, yaml.YAMLError, ValueError):  # MONAI's to complain about
+            return None
+    files = given.get("config_file")
+    command = CommandLine(files=[files] if isinstance(files, str) else [str(file) for file in files or []])
+    for file in command.files:
+        try:
+            content = _load(file)
+        except (OSError, yaml.YAMLError, ValueError):
+            return None
+        for key, value in content.items():
+            _add(command.config, key.lstrip("+~"), value)
+    first = arguments[2] if len(arguments) > 2 and not _FLAG.match(arguments[2]) else ""
+    command.run_id = first or str(given.get("run_id") or "run")
+    command.given = given
+    return command if command.config else None
+
+
+def refuse_unknown_settings(arguments: Sequence[str] | None = None) -> None:
+    """Refuse `--name value` of a `monai.bundle run` whose name none of its config files has, or whose value cannot be.
+
+    MONAI adds any name to the config, so that a misspelt setting changes nothing and is not noticed. It reads `false`
+    as a word, which counts as true, and drops None.
 
     Args:
         arguments: the command line; None: this process's own. Anything but `... monai.bundle run ... --config_file F`
             passes.
 
     Raises:
-        BundleError: with all names that are unknown, and what was probably meant.
+        BundleError: with all that is wrong, and what was probably meant.
     """
-    arguments = sys.argv if arguments is None else list(arguments)
-    if len(arguments) < 2 or arguments[1] != "run" or not Path(arguments[0]).parent.match("monai/bundle"):
+    command = read_command_line(arguments)
+    if command is None:
         return
-    given = _names(arguments[2:])
-    known: dict[str, Any] = {}
-    files = _files(given.get("config_file", ""))
-    for file in files:
-        try:
-            content = yaml.safe_load(Path(file).read_text())
-        except (OSError, yaml.YAMLError):  # MONAI's to complain about
-            return
-        for key, value in (content or {}).items():
-            _add(known, key.lstrip("+~"), value)
-    if not known:
-        return
-    lines = []
-    for name in given:
+    files, config = command.files, command.config
+    unknown, wrong = [], []
+    if not _has(config, command.run_id.split("::")):
+        runs = [name for name in ("training", "evaluating", "inferring") if name in config]
+        unknown.append(f"{command.run_id!r} is nothing that can be run; expected {' or '.join(runs)}")
+    for name, value in command.given.items():
         path = name.replace("#", "::")
-        if path in _RUNNER or _has(known, path.split("::")):
+        if path in _RUNNER:
+            continue
+        if _has(config, path.split("::")):
+            expected = _expected(path, value, _default(config, path.split("::")))
+            if expected:
+                wrong.append(f"--{name} is {value!r}; expected {expected}")
             continue
         others = _elsewhere(files, path.split("::")[0])
         if others:
-            lines.append(f"--{name} is a setting of {others}, which is not among the config files given")
+            unknown.append(f"--{name} is a setting of {others}, which is not among the config files given")
             continue
-        close = difflib.get_close_matches(path, [*known, *_RUNNER], n=1)
+        close = difflib.get_close_matches(path, [*config, *_RUNNER], n=1)
         meant = f"; did you mean --{close[0]}?" if close else ""
-        lines.append(f"--{name} is no setting of this bundle{meant}")
-    if lines:
+        unknown.append(f"--{name} is no setting of this bundle{meant}")
+    for name, value in config.items():  # of files that users write
+        expected = wrong_value(name, value) if name not in command.given and "::" not in name else ""
+        if expected:
+            wrong.append(f"{name} is {value!r}; expected {expected}")
+    if unknown or wrong:
         where = f"The settings are listed at the top of {files[0]}."
-        raise BundleError("\n".join([*lines, where]))
+        raise BundleError("\n".join([*unknown, *wrong, *([where] if unknown else [])]))
 
 
-def _names(arguments: Sequence[str]) -> dict[str, str]:
-    found = {}
+def _expected(name: str, value: Any, default: Any) -> str:
+    if value is None and default is None:  # MONAI drops it, and null is what stays
+        return ""
+    if value is None:
+        rule = rule_of(name, default)
+        if rule is None or rule.null:
+            return "'$None', with the quotes: MONAI drops None"
+        return str(rule)
+    return wrong_value(name, value, default)
+
+
+_FLAG = re.compile("--|-[a-zA-Z]")  # as Fire tells an option from a value such as -1
+
+
+def _values(arguments: Sequence[str]) -> dict[str, Any]:
+    """Values by name, as Fire reads them."""
+    found: dict[str, Any] = {}
     for position, argument in enumerate(arguments):
-        if argument.startswith("--"):
+        if argument.startswith("--") and len(argument) > 2:
             name, equals, value = argument[2:].partition("=")
-            following = arguments[position + 1] if position + 1 < len(arguments) else ""
-            found[name if "::" in name else name.replace("-", "_")] = value if equals else following
+            following = arguments[position + 1] if position + 1 < len(arguments) else "--"
+            text = value if equals else "True" if _FLAG.match(following) else following
+            found[name if "::" in name else name.replace("-", "_")] = DefaultParseValue(text)
+    if isinstance(found.get("config_file"), str) and "," in found["config_file"]:
+        found["config_file"] = [name.strip() for name in found["config_file"].split(",") if name]
     return found
+
+
+def _load(file: str) -> dict[str, Any]:
+    text = Path(file).read_text()  # 1e-05 is a number in JSON, and a word in YAML
+    content = json.loads(text) if file.endswith(".json") else yaml.safe_load(text)
+    return content if isinstance(content, dict) else {}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value of a config is what it says: no expression, and no component, is in it."""
+    if isinstance(value, Mapping):
+        return "_target_" not in value and all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return not is_expression(value)
+
+
+def _absolute(name: str, value: Any) -> Any:
+    is_path = isinstance(rule_of(name), File) and isinstance(value, str) and value and not is_expression(value)
+    return str(Path(value).absolute()) if is_path else value
 
 
 def _elsewhere(files: Sequence[str], name: str) -> str:
@@ -82,14 +185,6 @@ def _elsewhere(files: Sequence[str], name: str) -> str:
         if other.name not in {Path(file).name for file in files} and name in (yaml.safe_load(other.read_text()) or {}):
             return other.name
     return ""
-
-
-def _files(value: str) -> list[str]:
-    try:
-        files = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        files = [name for name in value.split(",") if name]
-    return [str(file).strip() for file in files] if isinstance(files, (list, tuple)) else [value]
 
 
 def _add(known: dict[str, Any], key: str, value: Any) -> None:
@@ -115,3 +210,15 @@ def _has(known: Any, path: Sequence[str]) -> bool:
         else:
             return isinstance(known, str)  # an expression or a reference: what it will be is not known here
     return True
+
+
+def _default(known: Any, path: Sequence[str]) -> Any:
+    """The config's own value at that path; None if it is not a plain one."""
+    for part in path:
+        if isinstance(known, Mapping):
+            known = known.get(part)
+        elif isinstance(known, list) and part.isdigit() and int(part) < len(known):
+            known = known[int(part)]
+        else:
+            return None
+    return known

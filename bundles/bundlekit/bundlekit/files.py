@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
+from uuid import uuid4
 
 from bundlekit.errors import BundleError, Finding
 
@@ -25,20 +25,15 @@ def write_whole(path: str | os.PathLike, write: Callable[[Any], object]) -> None
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = NamedTemporaryFile(  # noqa: SIM115 (renamed after it is closed)
-        dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False
-    )
+    temporary = path.parent / f".{path.name}.{uuid4().hex[:8]}.part"
     try:
-        with temporary:
-            write(temporary)
-            temporary.flush()
-            os.fsync(temporary.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary.name, 0o666 & ~umask)  # NamedTemporaryFile is private; a result is not
-        os.replace(temporary.name, path)
+        with temporary.open("xb") as file:  # readable for whom the umask says, as any result
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     except BaseException as error:
-        Path(temporary.name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
             raise error.__context__ from None  # torch.save hides a full disk behind a RuntimeError about its positions
         raise

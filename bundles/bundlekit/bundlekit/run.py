@@ -7,7 +7,7 @@ import torch.distributed
 from monai.utils import set_determinism
 
 from bundlekit.command_line import refuse_unknown_settings
-from bundlekit.errors import show_clear_errors
+from bundlekit.errors import BundleError, show_clear_errors
 from bundlekit.memory import keep_freed_memory
 
 
@@ -16,9 +16,9 @@ def prepare_run(
 ) -> None:
     """Get the process ready, before any data is looked at.
 
-    A `BundleError` ends the run with its message alone (`show_clear_errors`), settings that no config knows are
-    refused (`refuse_unknown_settings`), freed memory is kept on a CPU (`keep_freed_memory`), and every random
-    generator starts from the seed.
+    A `BundleError` ends the run with its message alone (`show_clear_errors`), settings that no config knows or that
+    cannot be are refused (`refuse_unknown_settings`), as is a device that is not there, freed memory is kept on a CPU
+    (`keep_freed_memory`), and every random generator starts from the seed.
 
     Args:
         device: that computes.
@@ -28,10 +28,12 @@ def prepare_run(
         distributed: join the other processes that `torchrun` started, by NCCL where there are GPUs, else by Gloo.
 
     Raises:
-        BundleError: for a setting on the command line that none of the config files has.
+        BundleError: for a setting on the command line that none of the config files has, a value that cannot be, or
+            a device that is not there.
     """
     show_clear_errors()
     refuse_unknown_settings()
+    require_device(device)
     keep_freed_memory(device)
     if distributed:
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
@@ -40,3 +42,18 @@ def prepare_run(
     set_determinism(seed=seed)
     torch.backends.cudnn.deterministic = bool(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
+
+
+def require_device(device: torch.device | str) -> None:
+    """Refuse a device that PyTorch cannot compute on here.
+
+    Raises:
+        BundleError: with the devices that there are.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        count = torch.cuda.device_count()
+        there = ["cpu", *(f"cuda:{number}" for number in range(count))]
+        why = "" if count else "; this PyTorch sees no NVIDIA GPU"
+        raise BundleError(f"--device is {str(device)!r}; expected one of {', '.join(there)}{why}.") from error

@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from copy import deepcopy
 from functools import partial
@@ -288,6 +289,64 @@ def test_damaged_file_is_made_again_with_a_warning(
     assert file.read_bytes() == content
     assert same(dataset[0], expected)
     assert len(seen) == 2
+
+
+def test_damage_in_the_middle_is_noticed_by_the_next_run(
+    shared_cases: list[dict[str, Any]], tmp_path: Path, seen: list[str]
+) -> None:
+    expected = PatchDataset(shared_cases, patches(Seen()), "disk", str(tmp_path))[0]
+    (name,) = files_in(tmp_path)
+    content = bytearray((tmp_path / name).read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 200] = bytes(byte ^ 0x55 for byte in content[middle : middle + 200])
+    (tmp_path / name).write_bytes(content)
+    dataset = PatchDataset(shared_cases, patches(Seen()), "disk", str(tmp_path))
+    assert same(dataset[0], expected)
+    assert seen == ["case0", "case0"]
+
+
+def test_checksums_are_compared_once_in_a_run(
+    shared_cases: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PatchDataset(shared_cases, patches(), "disk", str(tmp_path))[0]
+    checked: list[Path] = []
+    monkeypatch.setattr(cache_module, "_check", checked.append)
+    dataset = PatchDataset(shared_cases, patches(), "disk", str(tmp_path))
+    dataset[0], dataset[0]
+    assert len(checked) == 1
+
+
+def test_side_of_the_split_and_spelling_of_paths_are_nothing_of_the_case(
+    case: dict[str, Any], tmp_path: Path, seen: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a resumed run, which reads its own datalist, finds what was prepared at its start."""
+    monkeypatch.chdir(tmp_path)
+    relative = {**case, "image": [os.path.relpath(file) for file in case["image"]], "subset": "training"}
+    relative["label"] = os.path.relpath(case["label"])
+    for version in (case, relative, {**case, "subset": "validation"}):
+        PatchDataset([version], patches(Seen()), "disk", str(tmp_path / "cache"))[0]
+    assert seen == ["case0"]
+
+
+def test_what_no_run_has_used_for_some_days_is_removed(shared_cases: list[dict[str, Any]], tmp_path: Path) -> None:
+    def used(days: float) -> PatchDataset:
+        dataset = PatchDataset(shared_cases, patches(), "disk", str(tmp_path), cache_days=30)
+        dataset[0]
+        for file in tmp_path.iterdir():
+            os.utime(file, (time.time() - 86400 * days,) * 2)
+        return dataset
+
+    used(29)
+    other = tmp_path / "other.pt"  # the folder may hold anything else
+    other.touch()
+    used(29)[1]  # the file is in use again
+    assert len(files_in(tmp_path)) == 3
+    used(31)
+    (tmp_path / files_in(tmp_path)[0]).rename(tmp_path / f".{'0' * 128}.pt.1a2b3c4d.part")  # of a run that was killed
+    PatchDataset(shared_cases, patches(), "disk", str(tmp_path))
+    assert len(files_in(tmp_path)) == 3, "kept unless told"
+    PatchDataset(shared_cases, patches(), "disk", str(tmp_path), cache_days=30)
+    assert files_in(tmp_path) == ["other.pt"]
 
 
 def test_folder_may_be_emptied_at_any_time(shared_cases: list[dict[str, Any]], tmp_path: Path, seen: list[str]) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import pytest
 import torch
 
 from bundlekit.errors import BundleError
-from bundlekit.training.saving import require_new_run
+from bundlekit.training.saving import RecordRun, require_new_run
 from bundlekit.weights.loading import read_checkpoint
 from tests.bundlekit.conftest import leftovers
 from tests.bundlekit.training.conftest import Run, narrow, save
@@ -129,3 +131,38 @@ def test_an_earlier_run_is_not_replaced_unasked(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"last\.pt[\s\S]*resume\.yaml[\s\S]*--overwrite True"):
         require_new_run(str(tmp_path))
     require_new_run(str(tmp_path), overwrite=True)
+
+
+def test_files_are_written_without_a_change_of_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the whole process's: what other threads wrote in that moment would be open to everybody."""
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("changed"))
+    save(tmp_path, narrow())
+
+
+def record(folder: Path) -> RecordRun:
+    split = {"training": [{"case": n, "patient": n[0], "image": [], "label": ""} for n in ("a1", "a2", "b1")],
+             "validation": [{"case": "c1", "patient": "c", "image": [], "label": ""}]}  # fmt: skip
+    return RecordRun(str(folder), split, {"channels": [2, 4]})
+
+
+def test_cases_and_patients_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        record(tmp_path)(SimpleNamespace())  # type: ignore[arg-type]
+    assert "3 cases of 2 patients for training, 1 case of 1 patient for validation" in caplog.text
+
+
+def test_what_is_deleted_while_training_is_written_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder, engine = tmp_path / "run", SimpleNamespace()
+    handler = record(folder)
+    handler(engine)  # type: ignore[arg-type]
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert before.keys() == {"datalist.json", "settings.json"}
+    shutil.rmtree(folder)
+    handler(engine)  # type: ignore[arg-type]
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "are gone and written again" in caplog.text
+    # a best network that is gone is not waited for: the next one may never be as good
+    validator = SimpleNamespace(state=SimpleNamespace(best_metric=0.5, best_metric_epoch=1))
+    save(folder, narrow(), 2, validator)
+    assert_equal(read_checkpoint(str(folder / "model.pt")), narrow().state_dict())
+    assert "model.pt is gone" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -120,6 +121,31 @@ def test_weights_of_another_network(state: dict[str, torch.Tensor], found: str, 
     assert found in finding.found
     assert finding.expected == "a Res-UNet of channels [2, 4]"
     assert fix in finding.fix
+    assert_equal(network.state_dict(), narrow().state_dict())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(value: float) -> None:
+    network, state = narrow(), narrow(seed=3).state_dict()
+    state["heads.0.bias"][1] = value
+    with pytest.raises(BundleError, match=r"NaN or infinite values in 1 of \d+ tensors, heads.0.bias the first"):
+        load_network(network, state, "x.pt")
+    assert_equal(network.state_dict(), narrow().state_dict())
+
+
+@pytest.mark.parametrize("state", [{"a": "text"}, "text", [1, 2], {"heads.0.bias": 3}])
+def test_what_is_no_weights_is_refused(state: Any, tmp_path: Path) -> None:
+    torch.save({"model": state}, tmp_path / "last.pt")
+    with pytest.raises(BundleError, match="values that are no tensors"):
+        LoadWeights(str(tmp_path / "last.pt"), narrow())(Engine(lambda *_: None))
+
+
+def test_weights_to_start_from_do_not_replace_those_of_a_resumed_run(tmp_path: Path) -> None:
+    save(tmp_path, narrow(seed=3))
+    network, trainer = narrow(), Engine(lambda *_: None)
+    trainer.state.iteration = 4
+    with pytest.raises(BundleError, match=r"Put resume.yaml last"):
+        LoadWeights(str(tmp_path / "model.pt"), network)(trainer)
     assert_equal(network.state_dict(), narrow().state_dict())
 
 

@@ -96,3 +96,20 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "settings.json").write_text(text)
     with pytest.raises(BundleError, match=r"settings\.json[\s\S]*expected"):
         recorded_settings(tmp_path / "model.pt", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"patch_size": 64}', "patch_size is 64; expected a list of 3"),
+        ('{"channels": "wide"}', "channels is 'wide'; expected a list"),
+        ('{"after_training": {"fill_core": "false"}}', "fill_core is 'false'; expected True or False"),
+        ('{"after_training": 3}', "cannot be read"),
+    ],
+)
+def test_values_that_cannot_be_are_named(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "settings.json").write_text(text)
+    with pytest.raises(BundleError) as error:
+        recorded_settings(tmp_path / "model.pt", tmp_path)
+    assert told in str(error.value)
+    assert "settings.json" in str(error.value)

@@ -15,7 +15,7 @@ from monai.transforms.traits import RandomizableTrait
 
 from bundlekit.errors import BundleError, Finding, bundle_error_in
 from bundlekit.files import default_cache_dir
-from bundlekit.patches.cache import CaseCache, plain_tensors
+from bundlekit.patches.cache import CaseCache, plain_tensors, remove_unused
 
 
 class PatchDataset(torch.utils.data.Dataset):
@@ -38,6 +38,7 @@ class PatchDataset(torch.utils.data.Dataset):
         samples_per_epoch: patches in an epoch, from cases drawn anew for each epoch (without repeating one before all
             have been drawn), `patches_per_case` from each. None: `patches_per_case` of every case.
         num_workers: threads that fill the memory cache.
+        cache_days: prepared cases in `cache_dir` that no run has used for so many days are removed first; None: kept.
 
     Raises:
         ValueError: for another `cache`, or `patches_per_case` or `samples_per_epoch` below 1.
@@ -53,6 +54,7 @@ class PatchDataset(torch.utils.data.Dataset):
         patches_per_case: int = 1,
         samples_per_epoch: int | None = None,
         num_workers: int = 2,
+        cache_days: float | None = None,
     ) -> None:
         if cache not in ("disk", "memory", "none"):
             raise ValueError(f'cache must be "disk", "memory" or "none", got {cache!r}.')
@@ -73,6 +75,8 @@ class PatchDataset(torch.utils.data.Dataset):
         self.cases: torch.utils.data.Dataset
         if cache == "disk":
             cache_dir = cache_dir or default_cache_dir("bundlekit")
+            if cache_days is not None:
+                remove_unused(cache_dir, cache_days)
             try:
                 self.cases = CaseCache(self.data, prepare, cache_dir)
             except OSError as error:

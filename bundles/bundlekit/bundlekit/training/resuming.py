@@ -13,6 +13,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from bundlekit.errors import BundleError, Finding
+from bundlekit.training.command import require_same_command
 from bundlekit.training.saving import named_apart
 from bundlekit.weights.loading import load_network, read_checkpoint
 from bundlekit.weights.settings import AFTER_TRAINING, trained_settings
@@ -105,9 +106,10 @@ class ResumeRun:
                     "resume with the settings of the first start",
                 )
             )
-        load_network(self.network, saved["model"], self.path)
+        require_same_command(str(Path(self.path).parent))
         self._same_settings()
         self._same_split()
+        load_network(self.network, saved["model"], self.path)
         for name, part in self.also.items():
             if name in saved:
                 part.load_state_dict(saved[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from torch import nn
 from bundlekit.cases.datalist import write_datalist
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
-from bundlekit.weights.settings import write_settings
+from bundlekit.training.command import write_resume
+from bundlekit.training.lock import lock_run, unlock_run
+from bundlekit.weights.loading import broken_weights
+from bundlekit.weights.settings import SETTINGS, write_settings
 from bundlekit.weights.shipped import RECORD
 
 _log = logging.getLogger(__name__)
@@ -23,7 +26,9 @@ _PARTS = ("model", "optimizer", "lr_scheduler", "trainer", "scaler", "best")  # 
 
 
 def require_new_run(ckpt_dir: str, overwrite: bool = False, split: Mapping[str, Any] | None = None) -> None:
-    """Refuse to start a run where another one has been, or where the weights that came with a bundle are.
+    """Refuse to start a run where another one has been or is, or where the weights that came with a bundle are.
+
+    Until this process ends, or the trainer with `RecordRun` does, other trainings are kept out of the folder.
 
     Args:
         ckpt_dir: of the new run.
@@ -31,7 +36,8 @@ def require_new_run(ckpt_dir: str, overwrite: bool = False, split: Mapping[str, 
         split: as `split.split_cases` returns it; without a case for training there will be no run to refuse.
 
     Raises:
-        BundleError: if the folder holds a `last.pt`, or weights that came with the bundle, and `overwrite` is False.
+        BundleError: if the folder holds a `last.pt`, or weights that came with the bundle, and `overwrite` is False;
+            if another process trains there; if it is no folder.
     """
     if split is not None and not split["training"]:
         return
@@ -56,6 +62,7 @@ def require_new_run(ckpt_dir: str, overwrite: bool = False, split: Mapping[str, 
                 "replace it with --overwrite True",
             )
         )
+    lock_run(ckpt_dir)
 
 
 class SaveCheckpoints:
@@ -102,13 +109,27 @@ class SaveCheckpoints:
         """Write the files of this epoch.
 
         Raises:
-            BundleError: if they cannot be written; the files of the epoch before are intact then.
+            BundleError: if they cannot be written, or the network has weights that are NaN or infinite; the files of
+                the epoch before are intact then.
         """
         if idist.get_rank() != 0:
             return
+        broken = broken_weights(self.network.state_dict())
+        if broken:
+            raise BundleError(
+                Finding(
+                    str(self.ckpt_dir),
+                    f"NaN or infinite weights after epoch {engine.state.epoch}, in {broken[0]}",
+                    "finite weights",
+                    "lower --learning_rate; the checkpoints of the epoch before are whole",
+                )
+            )
         best: Any = self.validator.state if self.validator is not None else None
-        if best is None or best.best_metric_epoch in (-1, engine.state.epoch):  # -1: not validated yet
+        gone = engine.state.epoch > 1 and not Path(self.ckpt_dir, "model.pt").is_file()
+        if best is None or gone or best.best_metric_epoch in (-1, engine.state.epoch):  # -1: not validated yet
             self._save("model.pt", self.network.state_dict())
+        if gone:
+            _log.warning("%s: model.pt is gone, so that of epoch %d is written", self.ckpt_dir, engine.state.epoch)
         scaler = getattr(engine, "scaler", None)
         self._save(
             "last.pt",
@@ -136,9 +157,12 @@ class SaveCheckpoints:
 
 
 class RecordRun:
-    """MONAI handler: write `datalist.json` (the split) and `settings.json` beside the checkpoints when a run starts.
+    """MONAI handler: write what a run is, beside its checkpoints, when it starts.
 
-    Before its first epoch, that is after `ResumeRun` has accepted it. Written by rank 0 alone.
+    `datalist.json` is the split, `settings.json` what inference has to do as training did, and `resume.json` the
+    command with all its settings: `python -m monai.bundle run --args_file .../resume.json` goes on with the run. They
+    are written before the first epoch, that is after `ResumeRun` has accepted it, and again if they are gone after an
+    epoch. By rank 0 alone. At the end of the training the folder is open to others again.
 
     Args:
         ckpt_dir: folder, made if missing.
@@ -150,24 +174,41 @@ class RecordRun:
         self.ckpt_dir = ckpt_dir
         self.split = split
         self.settings = settings
+        self.started = False
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
+        engine.add_event_handler(Events.COMPLETED, lambda: unlock_run(self.ckpt_dir))
 
     def __call__(self, engine: Engine) -> None:
-        """Write the two files; raises `BundleError` if that is not possible."""
-        if self.split:
-            if idist.get_rank() == 0:
-                Path(self.ckpt_dir, RECORD).unlink(missing_ok=True)  # what it speaks of is being replaced
-            write_datalist(self.split, str(Path(self.ckpt_dir, "datalist.json")), idist.get_rank())
-            write_settings(self.settings, self.ckpt_dir, idist.get_rank())
-            _log.info(
-                "model.pt (the best network) and last.pt (to resume) go to %s; evaluate and infer with --ckpt_dir %s",
-                self.ckpt_dir,
-                self.ckpt_dir,
-            )
-        self.split = {}  # once is enough
+        """Write the files; raises `BundleError` if that is not possible."""
+        if idist.get_rank() != 0 or not any(self.split.values()):
+            return
+        folder = Path(self.ckpt_dir)
+        if self.started and all((folder / name).is_file() for name in ("datalist.json", SETTINGS)):
+            return
+        folder.joinpath(RECORD).unlink(missing_ok=True)  # what it speaks of is being replaced
+        write_datalist(self.split, str(folder / "datalist.json"))
+        write_settings(self.settings, self.ckpt_dir)
+        write_resume(self.ckpt_dir)
+        if self.started:
+            _log.warning("%s: files of the run are gone and written again", self.ckpt_dir)
+            return
+        self.started = True
+        sides = ", ".join(f"{_count(cases)} for {part}" for part, cases in self.split.items())
+        _log.info("%s", sides)
+        _log.info(
+            "model.pt (the best network) and last.pt (to resume) go to %s; evaluate and infer with --ckpt_dir %s",
+            self.ckpt_dir,
+            self.ckpt_dir,
+        )
+
+
+def _count(cases: Sequence[Mapping[str, Any]]) -> str:
+    patients = len({case.get("patient") for case in cases})
+    return f"{len(cases)} {'case' if len(cases) == 1 else 'cases'} of {patients} patient{'s' if patients > 1 else ''}"
 
 
 def named_apart(also: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -34,7 +34,17 @@ class LoadWeights:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Load the weights; raises `BundleError` as `read_checkpoint` and `load_network` do."""
+        """Load the weights.
+
+        Raises:
+            BundleError: as `read_checkpoint` and `load_network` do, or if the engine is a trainer that goes on with a
+                run already.
+        """
+        if engine.state.iteration:
+            raise BundleError(
+                "finetune.yaml comes after resume.yaml in --config_file, and would put the weights it starts from in "
+                "place of those of the run. Put resume.yaml last."
+            )
         saved = read_checkpoint(self.path)
         load_network(self.network, saved.get("model", saved), self.path)
         _log.info("loaded %s", self.path)
@@ -78,8 +88,10 @@ def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: st
         path: of the file, for the message.
 
     Raises:
-        BundleError: if the state belongs to another network or other widths.
+        BundleError: if the state belongs to another network or other widths, holds anything but tensors, or values
+            that are not finite.
     """
+    _refuse_no_weights(state, path)
     translate: Any = getattr(network, "translate", dict)
     given, state = state, translate(state)
     expected: Mapping[str, torch.Tensor] = network.state_dict()
@@ -103,3 +115,24 @@ def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: st
     elif found == wanted:
         found += f" that differs in {(wrong + extra)[0]}"
     raise BundleError(Finding(path, found, wanted or type(network).__name__, fix))
+
+
+def _refuse_no_weights(state: Any, path: str) -> None:
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        found = "values that are no tensors"
+        raise BundleError(Finding(path, found, "the weights of a network", "use a checkpoint of this bundle"))
+    broken = broken_weights(state)
+    if broken:
+        raise BundleError(
+            Finding(
+                path,
+                f"NaN or infinite values in {len(broken)} of {len(state)} tensors, {broken[0]} the first",
+                "finite weights",
+                "its training diverged: use an earlier checkpoint, or train again with a lower --learning_rate",
+            )
+        )
+
+
+def broken_weights(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors of a state dict that hold NaN or infinite values."""
+    return [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]

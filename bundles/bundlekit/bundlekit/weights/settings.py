@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
+from bundlekit.values import wrong_values
 
 SETTINGS = "settings.json"
 AFTER_TRAINING = "after_training"
@@ -118,8 +119,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text()))
+        recorded = dict(json.loads(path.read_text()))
+        after = dict(recorded.get(AFTER_TRAINING, {}))
     except (OSError, ValueError, TypeError) as error:
         raise BundleError(
             Finding(str(path), f"cannot be read as JSON ({error})", "the settings that training wrote", "copy it again")
         ) from error
+    wrong = wrong_values({**recorded, **after})
+    if wrong:
+        expected = "the settings that training wrote"
+        raise BundleError(Finding(str(path), "; ".join(wrong), expected, "copy it again, or put the value right"))
+    return recorded

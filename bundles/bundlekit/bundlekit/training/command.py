@@ -1,0 +1,73 @@
+"""The command that started a run, kept beside its checkpoints, so that the run can go on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from bundlekit.command_line import read_command_line
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_result
+
+RESUME = "resume.json"
+# what resume.yaml sets itself, or what is of one start alone
+_NOT_KEPT = {"overwrite", "datalist", "resume_from", "rank", "world_size"}
+# what may change between two starts of one run: where things are, what computes, how long it may take. Another
+# batch_size takes another number of processes, see `ResumeRun`
+_MAY_CHANGE = {
+    "dataset_dir", "output_dir", "ckpt_dir", "cv_dir", "cache", "cache_dir", "cache_days", "pretrained", "device",
+    "amp", "bf16", "num_workers", "val_interval", "epochs", "time_limit", "batch_size",
+}  # fmt: skip
+
+
+def write_resume(ckpt_dir: str) -> None:
+    """Write `resume.json`, which MONAI takes as `--args_file`, with the settings of this process's training.
+
+    A run that is itself resumed keeps the file that it has, and nothing is written of a training that was not started
+    by `python -m monai.bundle run`.
+
+    Args:
+        ckpt_dir: folder of the checkpoints.
+    """
+    command = read_command_line()
+    if command is None or any(Path(file).stem == "resume" for file in command.files):
+        return
+    files = [str(Path(file).absolute()) for file in command.files]
+    files.append(str(Path(files[0]).with_name("resume.yaml")))
+    settings = {name: value for name, value in command.settings().items() if name not in _NOT_KEPT}
+    content = {"run_id": command.run_id, "config_file": files, **settings, "ckpt_dir": os.path.abspath(ckpt_dir)}
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    write_result(Path(ckpt_dir, RESUME), lambda file: file.write(text.encode()), "ckpt_dir")
+
+
+def require_same_command(ckpt_dir: str) -> None:
+    """Refuse to resume a run with other settings than those that `resume.json` has of its start.
+
+    Args:
+        ckpt_dir: folder of the checkpoints; without such a file, nothing is asked.
+
+    Raises:
+        BundleError: naming the settings that differ, or if the file cannot be read.
+    """
+    path, command = Path(ckpt_dir, RESUME), read_command_line()
+    if command is None or not path.is_file():
+        return
+    try:
+        before: dict[str, Any] = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        fix = "copy it again, or remove it and give the settings of the start"
+        raise BundleError(Finding(str(path), f"cannot be read ({error})", "what training wrote", fix)) from error
+    now = json.loads(json.dumps(command.settings(), default=str))
+    names = [name for name in now if name in before and name not in _MAY_CHANGE | _NOT_KEPT]
+    differing = [name for name in names if json.dumps(now[name]) != json.dumps(before[name])]  # order counts too
+    if differing:
+        raise BundleError(
+            Finding(
+                str(path),
+                "a run with " + ", ".join(f"{name} {before[name]}" for name in differing),
+                "the same settings; now " + ", ".join(f"{name} {now[name]}" for name in differing),
+                f"resume with: python -m monai.bundle run --args_file {path}",
+            )
+        )

@@ -1,0 +1,88 @@
+"""A run goes on with the command that started it, and with no other."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from bundlekit.command_line import read_command_line
+from bundlekit.errors import BundleError
+from bundlekit.training.command import require_same_command, write_resume
+from tests.conftest import ROOT
+
+CONFIGS = ROOT / "bundles" / "brats_resunet" / "configs"
+TRAIN, RESUME = str(CONFIGS / "train.yaml"), str(CONFIGS / "resume.yaml")
+
+
+@pytest.fixture(autouse=True)
+def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Folder of a run that was started with some settings."""
+    monkeypatch.chdir(tmp_path)
+    typed(monkeypatch, TRAIN, "--dataset_dir", "data", "--cross_entropy", "1", "--overwrite", "--cache_days", "$None")
+    (tmp_path / "run").mkdir()
+    write_resume("run")
+    return tmp_path / "run"
+
+
+def typed(monkeypatch: pytest.MonkeyPatch, config: str, *more: str) -> None:
+    arguments = ["run", "training", "--config_file", config, *more]
+    monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", *arguments])
+
+
+def test_the_command_is_kept_with_every_setting(started: Path) -> None:
+    kept = json.loads((started / "resume.json").read_text())
+    assert kept["run_id"] == "training"
+    assert kept["config_file"] == [TRAIN, RESUME]
+    assert kept["dataset_dir"] == str(started.parent / "data")
+    assert kept["ckpt_dir"] == str(started)
+    assert (kept["cross_entropy"], kept["learning_rate"], kept["cache_days"]) == (1, 1e-4, "$None")
+    assert not {"overwrite", "datalist", "rank", "world_size", "loss", "imports"} & kept.keys()
+
+
+def test_it_resumes_by_itself(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (started / "resume.json").read_bytes()
+    arguments = ["run", "--args_file", "run/resume.json", "--num_workers", "0", "--epochs", "200"]
+    monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", *arguments])
+    command = read_command_line()
+    assert command is not None
+    assert command.run_id == "training"
+    require_same_command("run")
+    write_resume("run")
+    assert (started / "resume.json").read_bytes() == before, "it stays that of the start"
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([], "a run with cross_entropy 1"),
+        (["--cross_entropy", "1"], "cache_days"),
+        (["--cross_entropy", "1", "--cache_days", "$None", "--seed", "3"], "now seed 3"),
+        (["--cross_entropy", "1", "--cache_days", "$None", "--draw", "lesion"], "a run with draw voxel"),
+        (["--cross_entropy", "1", "--cache_days", "$None"], ""),
+    ],
+)
+def test_other_settings_are_refused(more: list[str], told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed(monkeypatch, f"['{TRAIN}','{RESUME}']", "--dataset_dir", "elsewhere", "--cache", "memory", *more)
+    if told in ("", "cache_days"):  # which may change
+        require_same_command("run")
+        return
+    with pytest.raises(BundleError, match=told) as error:
+        require_same_command("run")
+    assert "--args_file run/resume.json" in str(error.value)
+
+
+def test_other_programs_keep_nothing(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (started / "resume.json").unlink()
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    write_resume("run")
+    require_same_command("run")
+    assert list(started.iterdir()) == []
+
+
+def test_a_damaged_record_is_named(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (started / "resume.json").write_text("{")
+    with pytest.raises(BundleError, match=r"resume\.json[\s\S]*cannot be read"):
+        require_same_command("run")
