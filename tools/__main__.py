@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import logging
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 import fire
 
@@ -46,10 +51,33 @@ COMMANDS = {
 }
 
 
+def _refuse_unknown(arguments: Sequence[str]) -> None:
+    """Refuse an option that the command does not have; Fire would call the command first, and then complain."""
+    command: Any = COMMANDS
+    rest = list(arguments)
+    while isinstance(command, dict) and rest and rest[0] in command:
+        command = command[rest.pop(0)]
+    if isinstance(command, dict):
+        return
+    known = inspect.signature(command).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+        return  # which looks at its options itself
+    for argument in rest:
+        name = argument[2:].partition("=")[0].replace("-", "_")
+        if argument == "--":
+            return
+        if not argument.startswith("--") or name == "help" or {name, name.removeprefix("no")} & set(known):
+            continue
+        close = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean --{close[0]}?" if close else f"there are: --{', --'.join(known)}."
+        raise ValueError(f"--{name} is no option of this command; {meant}")
+
+
 def main() -> None:
     """Run the command that the command line names."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        _refuse_unknown(sys.argv[1:])
         fire.Fire(COMMANDS, name="python -m tools")
     except (ValueError, OSError) as error:  # what a user can mend; anything else is a defect and shows its traceback
         raise SystemExit(f"ERROR: {error}") from None

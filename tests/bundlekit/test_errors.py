@@ -154,6 +154,22 @@ def test_other_errors_have_no_message(error: BaseException | None) -> None:
     assert bundle_error_in(error) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that ...",
+        "DataLoader worker (pid(s) 7, 8) exited unexpectedly",
+    ],
+)
+def test_a_loader_process_without_memory_gets_advice(text: str) -> None:
+    message = bundle_error_in(RuntimeError(text))
+    assert message is not None
+    assert message.startswith(text)
+    assert "--num_workers 0" in message
+    assert "--shm-size" in message
+
+
 def test_bad_argument_of_this_package_is_such_an_error() -> None:
     config = {"_target_": "brats_resunet.ResUNet", "channels": [8]}
     error = raised(lambda: ConfigParser({"network": config}).get_parsed_content("network"))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import numpy as np
 import pytest
 import torch
+from monai.engines import SupervisedEvaluator
 
 from bundlekit import errors, memory, run
 from bundlekit.errors import BundleError
@@ -42,6 +44,16 @@ def test_errors_are_shown_clearly_from_here_on() -> None:
     before = sys.excepthook
     run.prepare_run("cpu", None)
     assert sys.excepthook is not before
+
+
+def test_nothing_is_said_to_be_resumed_that_is_not(caplog: pytest.LogCaptureFixture) -> None:
+    run.prepare_run("cpu", None)
+    network = torch.nn.Conv3d(1, 1, 1)
+    evaluator = SupervisedEvaluator(torch.device("cpu"), [{"image": torch.ones(1, 1, 2, 2, 2)}], network)
+    with caplog.at_level(logging.INFO):
+        evaluator.run()
+    assert "Engine run finished" in caplog.text
+    assert "resuming" not in caplog.text
 
 
 def test_unknown_settings_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:

@@ -11,6 +11,7 @@ import torch
 from matplotlib import image as png
 
 from tests.conftest import Run
+from tools.__main__ import _refuse_unknown
 from tools.bench import loader, memory, network
 from tools.bench.case import _ZOO, _dice, _regions, _run
 from tools.bench.memory import counted
@@ -33,6 +34,29 @@ def test_bad_argument_ends_with_one_line(run: Run, tmp_path: Path) -> None:
     assert "ERROR: " in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["virtual", "brats", "--out", "x", "--casses", "1"],
+            "--casses is no option of this command; did you mean --cas",
+        ),
+        (["card", "--zzz=3"], "--zzz is no option of this command; there are: --"),
+        (["virtual", "brats", "--out", "x", "--cases=1", "--seed", "2", "--", "--trace"], ""),
+        (["virtual", "ct", "--help"], ""),
+        (["cv", "brats_resunet", "--anything", "1"], ""),  # of the bundle
+        (["virtual"], ""),
+        ([], ""),
+    ],
+)
+def test_unknown_options_are_refused_before_anything_is_done(arguments: list[str], told: str) -> None:
+    if not told:
+        _refuse_unknown(arguments)
+        return
+    with pytest.raises(ValueError, match=told):
+        _refuse_unknown(arguments)
 
 
 def test_overlay_draws_reference_and_prediction(cohort: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,14 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
     Args:
         output_dir: folder, made if missing.
         write_h5: whether to write HDF5 too.
+        classes: as in `bundlekit.WriteSegmentations`.
     """
 
-    def __init__(self, output_dir: str, write_h5: bool = False) -> None:
-        super().__init__(output_dir)
+    def __init__(self, output_dir: str, write_h5: bool = False, classes: Sequence[str] = ()) -> None:
+        super().__init__(output_dir, classes=classes)
         self.write_h5 = write_h5
 
-    def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> None:
+    def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> tuple[Path, nib.Nifti1Image]:
         source = Path(item["source"])
         path = self.output_dir / f"{item['case']}_{suffix}.nii.gz"
         if path.parent.resolve() == source.parent.resolve():
@@ -54,11 +56,11 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
             getattr(image, kind)(header_affine, code=1)
         image.header.set_xyzt_units("mm")
         write_result(path, partial(writing.to_gzip, image), "output_dir")
-        _log.info("wrote %s", path)
         if self.write_h5 and suffix == self.suffix:
             values = [int(v) for v in item["label_values"]]
-            path = self.output_dir / f"{item['case']}_{suffix}.h5"
-            write_result(path, partial(_to_h5, array, affine, values), "output_dir")
+            file = self.output_dir / f"{item['case']}_{suffix}.h5"
+            write_result(file, partial(_to_h5, array, affine, values), "output_dir")
+        return path, image
 
 
 def _affine_of(source: str) -> np.ndarray | None:

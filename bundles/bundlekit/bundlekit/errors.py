@@ -51,7 +51,8 @@ def bundle_error_in(error: BaseException | None) -> str | None:
 
     MONAI wraps what goes wrong in a transform or a config expression in `RuntimeError`s, and PyTorch re-raises
     what goes wrong in a worker process as text. Both hide the one line the user needs. Counted as such are
-    `BundleError`, and `ValueError` that this package raises about an argument.
+    `BundleError`, `ValueError` that this package raises about an argument, and what PyTorch says of a loader process
+    that ran out of memory.
     """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
@@ -59,6 +60,8 @@ def bundle_error_in(error: BaseException | None) -> str | None:
         text = str(error)
         if _MARKER in text:
             return text.rpartition(_MARKER)[2].split("\n\nThe above exception")[0].strip()
+        if any(part in text for part in _LOADER_ENDED):
+            return f"{text.splitlines()[0].strip()}\n{_LOADER_ADVICE}"
         if isinstance(error, BundleError) or (isinstance(error, ValueError) and _raised_here(error)):
             return text
         error = error.__cause__ or error.__context__
@@ -97,6 +100,12 @@ def show_clear_errors() -> None:
     logging.setLogRecordFactory(without_trace)
 
 
+# how PyTorch says that a loader process could not go on
+_LOADER_ENDED = ("unable to allocate shared memory", "unable to open shared memory", "DataLoader worker (pid")
+_LOADER_ADVICE = (
+    "A loader process had not enough memory, or not enough shared memory (/dev/shm; a Docker container has 64 MB). Give "
+    "--num_workers 0, or a smaller number; Docker takes --shm-size 8g."
+)
 # how a trace that comes as text names the error
 _MARKER = f"{BundleError.__module__}.{BundleError.__name__}: "
 

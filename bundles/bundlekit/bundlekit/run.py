@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.distributed
+from ignite.engine import Engine
 from monai.utils import set_determinism
 
 from bundlekit.command_line import refuse_unknown_settings
@@ -18,7 +21,7 @@ def prepare_run(
 
     A `BundleError` ends the run with its message alone (`show_clear_errors`), settings that no config knows or that
     cannot be are refused (`refuse_unknown_settings`), as is a device that is not there, freed memory is kept on a CPU
-    (`keep_freed_memory`), and every random generator starts from the seed.
+    (`keep_freed_memory`), the log is without noise (`drop_noise`), and every random generator starts from the seed.
 
     Args:
         device: that computes.
@@ -32,6 +35,7 @@ def prepare_run(
             a device that is not there.
     """
     show_clear_errors()
+    drop_noise()
     refuse_unknown_settings()
     require_device(device)
     keep_freed_memory(device)
@@ -42,6 +46,21 @@ def prepare_run(
     set_determinism(seed=seed)
     torch.backends.cudnn.deterministic = bool(deterministic)
     torch.backends.cudnn.benchmark = not deterministic
+
+
+def drop_noise() -> None:
+    """Leave out of the log and of the warnings what tells a user nothing.
+
+    Ignite says of every engine that starts that it is resuming from iteration 0.
+    """
+    for engine in ("SupervisedTrainer", "SupervisedEvaluator"):
+        logger = logging.getLogger(f"{Engine.__module__}.{engine}")
+        if _is_news not in logger.filters:
+            logger.addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith("Engine run resuming from")
 
 
 def require_device(device: torch.device | str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -306,3 +307,20 @@ def test_output_dir_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"")
     with pytest.raises(BundleError, match="--output_dir"):
         write(tmp_path / "out", item_of(write_nifti(tmp_path / "case_t1.nii.gz", scan())), pred=classes())
+
+
+def test_volume_of_each_class_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write_nifti(tmp_path / "case_t1.nii.gz", scan(), np.diag([2.0, 2.0, 2.5, 1.0]))
+    pred = torch.zeros(1, *SHAPE, dtype=torch.uint8)
+    pred[0, 0, 0, :5], pred[0, 1] = 1, 3
+    row = SHAPE[1] * SHAPE[2] / 100  # of voxels of 0.01 ml
+    state = SimpleNamespace(batch=[item_of(source)], output=[{"pred": pred}])
+    told = []
+    for names in ((), ("NCR", "ED", "ET")):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            WriteSegmentations(str(tmp_path / "out"), classes=names)(SimpleNamespace(state=state))  # type: ignore[arg-type]
+        told.append(caplog.messages[0])
+    et = f"{row:.{1 if row >= 1 else 2}f}"
+    assert told[0].endswith(f"case_seg.nii.gz: label 1 0.05 ml, label 2 0.00 ml, label 4 {et} ml")
+    assert told[1].endswith(f"case_seg.nii.gz: NCR 0.05 ml, ED 0.00 ml, ET {et} ml")

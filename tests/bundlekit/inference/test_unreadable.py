@@ -74,3 +74,14 @@ def test_other_errors_are_not_passed_over() -> None:
 
     with pytest.raises(RuntimeError):
         CaseDataset([1], broken)[0]
+
+
+def test_a_case_that_cannot_be_computed_is_named() -> None:
+    engine = evaluator([False], SkipUnreadable())
+    engine.inferer = lambda *_, **__: fail()
+    with pytest.raises(BundleError, match="^case0: the network gives NaN$"):
+        engine.run()
+
+
+def fail() -> None:
+    raise BundleError("the network gives NaN")

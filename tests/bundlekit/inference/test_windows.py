@@ -16,6 +16,7 @@ from torch import nn
 
 import bundlekit.inference.windows as inferer_module
 from brats_resunet import ResUNet
+from bundlekit.errors import BundleError
 from bundlekit.inference.windows import ForegroundInferer, argmax_labels
 
 torch.set_num_threads(1)
@@ -399,3 +400,18 @@ def test_labels_keep_the_geometry() -> None:
     assert isinstance(label, MetaTensor)
     assert torch.equal(label.affine, AFFINE)
     assert torch.equal(label.as_tensor(), argmax_labels(logits.as_tensor()))
+
+
+@pytest.mark.parametrize("whole_brain", [True, False])
+def test_a_mask_of_nan_is_refused_at_inference_alone(whole_brain: bool) -> None:
+    class Broken(torch.nn.Conv3d):
+        def inference_bytes(self, shape: object) -> int:
+            return 0
+
+    network, volume = Broken(1, 2, 1), torch.ones(1, 1, 8, 8, 8)
+    network.bias.data[1] = float("nan")
+    arguments = {"roi_size": [4, 4, 4], "whole_brain": whole_brain}
+    with torch.no_grad():
+        assert ForegroundInferer(**arguments)(volume, network).isnan().any(), "a training may come out of it"
+        with pytest.raises(BundleError, match="the network gives NaN for this scan"):
+            ForegroundInferer(**arguments, runtime="torch", precision="f32")(volume, network)

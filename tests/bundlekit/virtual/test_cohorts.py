@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from bundlekit.virtual import brats, metastases
+from bundlekit.virtual import brats, ct, metastases, tissue
 from bundlekit.virtual.brats import make_case as make_glioma
+from bundlekit.virtual.metastases import case_name
 from bundlekit.virtual.metastases import make_case as make_metastases
 
 SHAPE = (64, 64, 48)
@@ -55,11 +56,8 @@ def test_files_look_like_brats(make, folders):
     assert not list(Path(folders[0]).parent.glob(".virtual_*"))
 
 
-def test_same_seed_same_bytes_whatever_was_there_and_however_many_follow(make, folders, tmp_path):
+def test_same_seed_same_bytes_however_many_follow(make, folders, tmp_path):
     name = Path(folders[0]).name
-    (tmp_path / name).mkdir()
-    stale = tmp_path / name / next(Path(folders[0]).iterdir()).name
-    stale.write_bytes(b"half a file")
     make(str(tmp_path), cases=1, seed=0, shape=SHAPE)
     assert digests(tmp_path / name) == digests(folders[0])
 
@@ -90,6 +88,7 @@ def test_cases_and_seeds_differ_and_the_number_of_threads_does_not_matter(make):
         ({"shape": (64, 64, 31)}, "shape"),
         ({"shape": (64, 64)}, "shape"),
         ({"shape": 64}, "shape"),
+        ({"shape": (64, 64, 100_000)}, "shape"),
         ({"jobs": 0}, "jobs"),
     ],
 )
@@ -108,3 +107,18 @@ def test_out_must_be_a_folder(make, tmp_path):
     assert file.read_text() == "mine"
     with pytest.raises(ValueError, match="out is empty; expected a folder"):
         make("", cases=1, shape=SHAPE)
+
+
+@pytest.mark.parametrize("make", [brats, metastases, tissue, ct])
+def test_what_is_there_is_never_replaced(make, tmp_path):
+    """It may have been corrected since, and the same name may be another case of another seed."""
+    name = {brats: "VirtualGlioma_00001", metastases: case_name(7, 1), tissue: "sub-001", ct: "imagesTr"}[make]
+    there = tmp_path / "out" / name
+    there.mkdir(parents=True)
+    if make is ct:
+        there = there / "FLARE22_Tr_0002_0000.nii.gz"
+        there.touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=rf"{there.name}: there already"):
+        make(str(tmp_path / "out"), cases=2, seed=7, shape=(48, 40, 32))
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is made first"

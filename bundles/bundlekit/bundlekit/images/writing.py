@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,13 @@ class WriteSegmentations:
     Args:
         output_dir: folder, made if missing.
         suffix: of the mask's name.
+        classes: names of the classes but the background, for the log, which tells the volume of each.
     """
 
-    def __init__(self, output_dir: str, suffix: str = "seg") -> None:
+    def __init__(self, output_dir: str, suffix: str = "seg", classes: Sequence[str] = ()) -> None:
         self.output_dir = Path(output_dir)
         self.suffix = suffix
+        self.classes = list(classes)
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batch and output are decollated."""
@@ -52,12 +55,22 @@ class WriteSegmentations:
         for item, output in zip(batch, outputs, strict=True):
             values = np.asarray([int(v) for v in item["label_values"]], np.uint8)
             classes = convert_to_numpy(output["pred"])[0].astype(np.uint8)
-            self._write(item, self.suffix, values[classes])
+            path, image = self._write(item, self.suffix, values[classes])
+            _log.info("wrote %s: %s", path, self._volumes(classes, values, image.affine))
             if "probabilities" in output:
                 probabilities = np.moveaxis(convert_to_numpy(output["probabilities"]), 0, -1).astype(np.float32)
-                self._write(item, "probabilities", probabilities)
+                path, _ = self._write(item, "probabilities", probabilities)
+                _log.info("wrote %s", path)
 
-    def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> None:
+    def _volumes(self, classes: np.ndarray, values: np.ndarray, affine: np.ndarray) -> str:
+        """Millilitres of each class but the background."""
+        voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+        volumes = np.bincount(classes.ravel(), minlength=len(values))[1:] * voxel_ml
+        names = self.classes if len(self.classes) == len(volumes) else [f"label {value}" for value in values[1:]]
+        return ", ".join(f"{name} {ml:.{1 if ml >= 1 else 2}f} ml" for name, ml in zip(names, volumes, strict=True))
+
+    def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> tuple[Path, nib.Nifti1Image]:
+        """Write one file of a case; its path and what it holds."""
         path = self.output_dir / f"{item['case']}_{suffix}.nii.gz"
         source, label = Path(item["source"]), item["label_file"]
         if any(path.exists() and Path(file).samefile(path) for file in (source, label) if file):
@@ -69,7 +82,7 @@ class WriteSegmentations:
             raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
         image = on_grid_of(source, array)
         write_result(path, lambda file: to_gzip(image, file), "output_dir")
-        _log.info("wrote %s", path)
+        return path, image
 
 
 def on_grid_of(source: str | os.PathLike, array: np.ndarray) -> nib.Nifti1Image:

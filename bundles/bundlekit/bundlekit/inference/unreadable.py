@@ -51,7 +51,10 @@ class SkipUnreadable:
             self.messages, self._read = [], 0
         if _UNREADABLE not in batch:
             self._read += 1
-            return engine._iteration(engine, batch)  # type: ignore[attr-defined]  # what the evaluator does by default
+            try:
+                return engine._iteration(engine, batch)  # type: ignore[attr-defined]  # what the evaluator does itself
+            except BundleError as error:
+                raise BundleError(f"{', '.join(batch.get('case', ['a case']))}: {error}") from error
         for message in batch[_UNREADABLE]:
             self.messages.append(message)
             _log.warning("passed over: %s", message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -12,6 +13,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
+from bundlekit.errors import BundleError
 from bundlekit.inference.runtimes import Runtime
 from bundlekit.memory import give_back_freed_memory
 
@@ -44,7 +46,8 @@ class ForegroundInferer(SlidingWindowInferer):
         precision: "auto", "f32" or "bf16", see `runtimes.Runtime`.
         background: channel of the background; None: there is none, as in networks whose channels are regions of their
             own (sigmoid), all of which are low in air.
-        kwargs: further arguments of `SlidingWindowInferer`, e.g. `mode="constant"`, `progress=True`.
+        kwargs: further arguments of `SlidingWindowInferer`, e.g. `mode="constant"`. `progress`, a bar over the windows,
+            is on at inference on a terminal.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class ForegroundInferer(SlidingWindowInferer):
         precision: str = "auto",
         **kwargs: object,
     ) -> None:
+        kwargs.setdefault("progress", runtime is not None and sys.stderr.isatty())
         super().__init__(
             roi_size=list(roi_size),
             sw_batch_size=sw_batch_size,
@@ -83,7 +87,11 @@ class ForegroundInferer(SlidingWindowInferer):
     def __call__(  # type: ignore[override]
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
     ) -> torch.Tensor:
-        """Logits BNHWD of `inputs` (BCHWD)."""
+        """Logits BNHWD of `inputs` (BCHWD).
+
+        Raises:
+            BundleError: if they are NaN at inference, where the argmax would be an empty mask.
+        """
         if self.whole_brain and self._fits(inputs, network):
             try:
                 return self._logits(inputs, network, True, *args, **kwargs)
@@ -117,6 +125,11 @@ class ForegroundInferer(SlidingWindowInferer):
             total = out if total is None else total.add_(out)
         assert total is not None
         total = total.div_(len(axes)) if len(axes) > 1 else total
+        if self.runtime is not None and bool(total.isnan().any()):
+            raise BundleError(
+                "the network gives NaN for this scan, so that there is no mask. Look for extreme values in its files, "
+                "or use another checkpoint, --precision f32 or --amp False."
+            )
         return MetaTensor(total, meta=dict(inputs.meta)) if isinstance(inputs, MetaTensor) else total
 
     def _fits(self, inputs: torch.Tensor, network: Callable) -> bool:

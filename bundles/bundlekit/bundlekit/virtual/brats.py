@@ -28,6 +28,7 @@ from bundlekit.virtual.cohorts import (
     heads_of,
     make_cohort,
     placed,
+    refuse_existing,
     size_of,
     tissue_of,
     whole_number,
@@ -46,8 +47,8 @@ def brats(
 ) -> list[str]:
     """Writes `cases` virtual cases under folder `out` and returns their folders, in order.
 
-    The same `seed` gives the same bytes, and case k does not depend on how many are asked for. Each file appears
-    whole or not at all; those of an earlier run are replaced, one whole file at a time.
+    The same `seed` gives the same bytes, and case k does not depend on how many are asked for. A case appears
+    whole or not at all; one that is there already is never replaced.
 
     Args:
         out: Folder to write to; made if missing.
@@ -59,11 +60,12 @@ def brats(
         jobs: Processes that make cases at a time.
 
     Raises:
-        ValueError: A bad argument; says what was found, what is expected and what to do.
+        ValueError: A bad argument, or a case that is there already; says what was found and what to do.
     """
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
     jobs = whole_number("jobs", jobs, 1)
     heads = heads_of(label_maps, range(cases))
+    refuse_existing(Path(out, f"VirtualGlioma_{index:05d}") for index in range(cases))
     make = functools.partial(_make, folder_of(out), seed, size)
     return make_cohort(make, heads, jobs, "virtual BraTS")
 

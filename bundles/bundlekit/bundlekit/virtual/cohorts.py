@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from bundlekit.errors import BundleError
 from bundlekit.label_maps import find_label_maps
 from bundlekit.virtual.anatomy import Anatomy, Head
 from bundlekit.virtual.fields import Axes, Push
@@ -23,8 +24,8 @@ from bundlekit.virtual.fields import Axes, Push
 SHAPE = (240, 240, 155)
 """Voxels of a full-size case."""
 
-MIN_VOXELS = 32
-"""Fewest voxels along an axis; below it, small tumours vanish between voxels."""
+MIN_VOXELS, MAX_VOXELS = 32, 1024
+"""Fewest voxels along an axis, below which small tumours vanish between voxels, and most, against slips of the pen."""
 
 
 def heads_of(label_maps: str | None, numbers: Iterable[int]) -> list[str | None]:
@@ -87,17 +88,13 @@ def _make_some(make: Callable[[int, str | None], str], indices: Sequence[int], h
 
 
 def write_case(root: Path, name: str, case: Mapping[str, np.ndarray], parts: Sequence[str], joint: str = "_") -> str:
-    """Writes `{name}{joint}{part}.nii.gz` into a folder beside it, then moves the files to `root / name`."""
+    """Writes `{name}{joint}{part}.nii.gz` into a folder beside it, then moves them to `root / name`, which must be new."""
     final = root / name
     with tempfile.TemporaryDirectory(prefix=".virtual_", dir=root) as beside:
         ready = Path(beside) / name
         for part in parts:
             write_volume(ready / f"{name}{joint}{part}.nii.gz", case[part], case["affine"])
-        if final.exists():
-            for file in sorted(ready.iterdir()):
-                os.replace(file, final / file.name)
-        else:
-            os.replace(ready, final)
+        os.replace(ready, final)
     return str(final)
 
 
@@ -160,6 +157,20 @@ def folder_of(out: str) -> Path:
     return root
 
 
+def refuse_existing(files: Iterable[Path]) -> None:
+    """Refuse to write over what is there: a case of an earlier call, or one that somebody has corrected since.
+
+    Raises:
+        BundleError: naming some of them.
+    """
+    there = [file for file in files if file.exists()]
+    if there:
+        names = ", ".join(map(str, there[:3])) + (", ..." if len(there) > 3 else "")
+        raise BundleError(
+            f"{names}: there already. Remove {'it' if len(there) == 1 else 'them'}, or give another --out."
+        )
+
+
 def whole_number(name: str, value: int, least: int) -> int:
     """`value`, if it is a whole number of at least `least`; ValueError otherwise."""
     try:
@@ -172,13 +183,14 @@ def whole_number(name: str, value: int, least: int) -> int:
 
 
 def size_of(shape: Sequence[int]) -> tuple[int, int, int]:
-    """`shape` as three whole numbers of `MIN_VOXELS` or more; ValueError otherwise."""
+    """`shape` as three whole numbers from `MIN_VOXELS` to `MAX_VOXELS`; ValueError otherwise."""
     try:
         size = tuple(operator.index(n) for n in shape)
     except TypeError:
         size = ()
-    if len(size) != 3 or min(size) < MIN_VOXELS:
+    if len(size) != 3 or min(size) < MIN_VOXELS or max(size) > MAX_VOXELS:
         raise ValueError(
-            f"shape is {shape!r}; expected three whole numbers of {MIN_VOXELS} or more; give for example 96,96,72."
+            f"shape is {shape!r}; expected three whole numbers from {MIN_VOXELS} to {MAX_VOXELS}; give for example "
+            "96,96,72."
         )
     return size[0], size[1], size[2]

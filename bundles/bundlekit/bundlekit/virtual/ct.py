@@ -12,12 +12,13 @@ Everything is a function of position in mm, so that a case on a coarser grid is 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
-from bundlekit.virtual.cohorts import folder_of, size_of, whole_number, write_volume
+from bundlekit.virtual.cohorts import folder_of, refuse_existing, size_of, whole_number, write_volume
 from bundlekit.virtual.fields import Positions
 from bundlekit.virtual.torso import ORGANS, Torso
 
@@ -44,10 +45,11 @@ def ct(
             the middle of the torso, at the level of the kidneys.
 
     Raises:
-        ValueError: A bad argument; says what was found, what is expected and what to do.
+        ValueError: A bad argument, or a case that is there already; says what was found and what to do.
     """
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
     spacing_mm = spacing_of(spacing, size)
+    refuse_existing(Path(out, "imagesTr", f"FLARE22_Tr_{index + 1:04d}_0000.nii.gz") for index in range(cases))
     root = folder_of(out)
     files = []
     for index in tqdm(range(cases), desc="virtual CT", unit="case"):

@@ -30,6 +30,7 @@ from bundlekit.virtual.cohorts import (
     heads_of,
     make_cohort,
     placed,
+    refuse_existing,
     size_of,
     tissue_of,
     whole_number,
@@ -54,8 +55,8 @@ def metastases(
 ) -> list[str]:
     """Writes `cases` virtual cases (visits) under folder `out` and returns their folders, in order.
 
-    The same `seed` gives the same bytes, and case k does not depend on how many are asked for. Each file appears
-    whole or not at all; those of an earlier run are replaced, one whole file at a time. A second visit counts as a
+    The same `seed` gives the same bytes, and case k does not depend on how many are asked for. A case appears
+    whole or not at all; one that is there already is never replaced. A second visit counts as a
     case and follows the first; split by the patient's number, not by case.
 
     Args:
@@ -68,11 +69,12 @@ def metastases(
         jobs: Processes that make cases at a time.
 
     Raises:
-        ValueError: A bad argument; says what was found, what is expected and what to do.
+        ValueError: A bad argument, or a case that is there already; says what was found and what to do.
     """
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
     jobs = whole_number("jobs", jobs, 1)
     heads = heads_of(label_maps, [_patient(seed, index)[0] for index in range(cases)])
+    refuse_existing(Path(out, case_name(seed, index)) for index in range(cases))
     make = functools.partial(_make, folder_of(out), seed, size)
     return make_cohort(make, heads, jobs, "virtual BraTS-METS")
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bundlekit.virtual.acquisition import acquire, as_int16, draw_exposure
 from bundlekit.virtual.anatomy import Head, grid
-from bundlekit.virtual.cohorts import SHAPE, affine_of, size_of, whole_number, write_volume
+from bundlekit.virtual.cohorts import SHAPE, affine_of, refuse_existing, size_of, whole_number, write_volume
 from bundlekit.virtual.fields import SmoothField
 
 _NUMBERS = {"csf": 24, "gm": 3, "wm": 2}
@@ -35,9 +35,10 @@ def tissue(out: str, cases: int = 4, seed: int = 0, shape: Sequence[int] = SHAPE
         shape: Voxels along x, y and z, each 32 or more; always the field of view of 240 x 240 x 155 mm.
 
     Raises:
-        ValueError: A bad argument; says what was found, what is expected and what to do.
+        ValueError: A bad argument, or a case that is there already; says what was found and what to do.
     """
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
+    refuse_existing(Path(out, f"sub-{index:03d}") for index in range(cases))
     files = []
     for index in tqdm(range(cases), desc="virtual heads", unit="case"):
         head = make_head(seed, index, size)
@@ -58,7 +59,11 @@ def icbm152(out: str) -> str:
 
     Args:
         out: Folder to write to; made if missing.
+
+    Raises:
+        ValueError: If the case is there already.
     """
+    refuse_existing([Path(out, "sub-icbm152")])
     from nilearn import datasets  # slow to import; painted images do not need it
 
     t1 = datasets.load_mni152_template(resolution=1)
