@@ -103,8 +103,8 @@ def show_clear_errors() -> None:
 # how PyTorch says that a loader process could not go on
 _LOADER_ENDED = ("unable to allocate shared memory", "unable to open shared memory", "DataLoader worker (pid")
 _LOADER_ADVICE = (
-    "A loader process had not enough memory, or not enough shared memory (/dev/shm; a Docker container has 64 MB). Give "
-    "--num_workers 0, or a smaller number; Docker takes --shm-size 8g."
+    "A loader process had not enough memory, or not enough shared memory (/dev/shm; a Docker container has 64 MB). "
+    "Give --num_workers 0, or a smaller number; Docker takes --shm-size 8g."
 )
 # how a trace that comes as text names the error
 _MARKER = f"{BundleError.__module__}.{BundleError.__name__}: "

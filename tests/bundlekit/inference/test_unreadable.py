@@ -79,7 +79,7 @@ def test_other_errors_are_not_passed_over() -> None:
 def test_a_case_that_cannot_be_computed_is_named() -> None:
     engine = evaluator([False], SkipUnreadable())
     engine.inferer = lambda *_, **__: fail()
-    with pytest.raises(BundleError, match="^case0: the network gives NaN$"):
+    with pytest.raises(BundleError, match=r"^case0: the network gives NaN$"):
         engine.run()
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from bundlekit.cases.datalist import write_datalist
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
-from bundlekit.training.command import write_resume
+from bundlekit.training.command import RESUME, write_resume
 from bundlekit.training.lock import lock_run, unlock_run
 from bundlekit.weights.loading import broken_weights
 from bundlekit.weights.settings import SETTINGS, write_settings
@@ -52,14 +52,16 @@ def require_new_run(ckpt_dir: str, overwrite: bool = False, split: Mapping[str, 
                 "came with the bundle), or replace those with --overwrite True",
             )
         )
+    resume = Path(ckpt_dir, RESUME)
+    how = f"--args_file {resume}" if resume.is_file() else "with configs/resume.yaml added to --config_file"
     if last.is_file() and not overwrite:
         raise BundleError(
             Finding(
                 str(last),
                 "an earlier run",
                 "a folder without one",
-                "go on with it (add configs/resume.yaml to --config_file), set --ckpt_dir to another folder, or "
-                "replace it with --overwrite True",
+                f"go on with it (python -m monai.bundle run {how}), set --ckpt_dir to another folder, or replace it "
+                "with --overwrite True",
             )
         )
     lock_run(ckpt_dir)

@@ -69,7 +69,7 @@ class StopInTime:
         if idist.all_reduce(left, op="MIN") < 0 and engine.state.epoch < (engine.state.max_epochs or 0):
             if idist.get_rank() == 0:
                 _log.info(
-                    "time limit: ended after epoch %d of %d; resume.yaml goes on from there",
+                    "time limit: ended after epoch %d of %d; resume.json in ckpt_dir goes on from there",
                     engine.state.epoch,
                     engine.state.max_epochs,
                 )

@@ -88,7 +88,7 @@ def _make_some(make: Callable[[int, str | None], str], indices: Sequence[int], h
 
 
 def write_case(root: Path, name: str, case: Mapping[str, np.ndarray], parts: Sequence[str], joint: str = "_") -> str:
-    """Writes `{name}{joint}{part}.nii.gz` into a folder beside it, then moves them to `root / name`, which must be new."""
+    """Writes `{name}{joint}{part}.nii.gz` into a folder beside it, then moves that to `root / name`, which is new."""
     final = root / name
     with tempfile.TemporaryDirectory(prefix=".virtual_", dir=root) as beside:
         ready = Path(beside) / name
@@ -166,9 +166,7 @@ def refuse_existing(files: Iterable[Path]) -> None:
     there = [file for file in files if file.exists()]
     if there:
         names = ", ".join(map(str, there[:3])) + (", ..." if len(there) > 3 else "")
-        raise BundleError(
-            f"{names}: there already. Remove {'it' if len(there) == 1 else 'them'}, or give another --out."
-        )
+        raise BundleError(f"{names}: there already. Remove what you do not need, or give another --out.")
 
 
 def whole_number(name: str, value: int, least: int) -> int:
