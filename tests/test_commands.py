@@ -160,8 +160,9 @@ def test_fine_tuning_goes_on_from_weights_and_leaves_them(
     first, tuned = Path(shutil.copytree(trained(bundle), tmp_path / "first")), tmp_path / "tuned"
     handed_on = config(bundle, "finetune").get("handed_on", [])
     settings = json.loads((first / "settings.json").read_text())
-    for name in (*handed_on, "white_matter_weight"):
-        record_setting(first / "model.pt", name, 0.01)
+    chosen = {name: True if name == "fill_core" else 0.01 for name in (*handed_on, "white_matter_weight")}
+    for name, value in chosen.items():
+        record_setting(first / "model.pt", name, value)
     more: dict[str, Any] = {"norm": "instance", "dropout": 0} if bundle == "brain_tissue_vnet" else {}
     before = (first / "model.pt").read_bytes()
     arguments = {"dataset_dir": data_of(bundle), "ckpt_dir": tuned, "output_dir": tuned, "num_workers": 0, "epochs": 1}
@@ -179,7 +180,7 @@ def test_fine_tuning_goes_on_from_weights_and_leaves_them(
     assert ("of another normalisation are left out" in log) == bool(more)
     assert (first / "model.pt").read_bytes() == before
     settings |= {"norm": "instance"} if more else {}
-    after = {"after_training": dict.fromkeys(handed_on, 0.01)} if handed_on else {}
+    after = {"after_training": {name: chosen[name] for name in handed_on}} if handed_on else {}
     assert json.loads((tuned / "settings.json").read_text()) == {**settings, **after}
 
 

@@ -96,11 +96,12 @@ def test_fine_tuning_hands_on_what_inference_reads(bundle: str) -> None:
 @pytest.mark.parametrize("bundle", FINE_TUNED)
 def test_what_is_handed_on_is_recorded_again(bundle: str, tmp_path: Path) -> None:
     handed_on = config(bundle, "finetune").get("handed_on", [])
-    for name in (*handed_on, "white_matter_weight"):
-        record_setting(tmp_path / "model.pt", name, 0.25)
+    chosen = {name: True if name == "fill_core" else 0.25 for name in (*handed_on, "white_matter_weight")}
+    for name, value in chosen.items():
+        record_setting(tmp_path / "model.pt", name, value)
     parser = parse(bundle, "train.yaml", "finetune.yaml", pretrained=str(tmp_path / "model.pt"))
     recorded = parser.get_parsed_content("settings").get("after_training", {})
-    assert recorded == dict.fromkeys(handed_on, 0.25)
+    assert recorded == {name: chosen[name] for name in handed_on}
 
 
 def value_in(bundle: str, name: str, folder: Path, **given: Any) -> Any:
@@ -116,10 +117,10 @@ def test_inference_does_as_training_did(bundle: str, tmp_path: Path) -> None:
     for name in names_read:  # nothing recorded: as train.yaml has it
         expected = train[name] if str(train["settings"][name])[:1] in ("@", "$") else train["settings"][name]
         assert value_in(bundle, name, tmp_path) == expected
-    name = "init_filters" if "init_filters" in names_read else "channels"
-    (tmp_path / "settings.json").write_text(json.dumps({name: 6}))
-    assert value_in(bundle, name, tmp_path) == 6
-    assert value_in(bundle, name, tmp_path, **{name: 10}) == 10, "the command line's"
+    name, value, other = ("channels", [6, 12], [10, 20]) if "channels" in names_read else ("init_filters", 6, 10)
+    (tmp_path / "settings.json").write_text(json.dumps({name: value}))
+    assert value_in(bundle, name, tmp_path) == value
+    assert value_in(bundle, name, tmp_path, **{name: other}) == other, "the command line's"
 
 
 @pytest.mark.parametrize(
@@ -130,9 +131,10 @@ def test_inference_does_as_training_did(bundle: str, tmp_path: Path) -> None:
 def test_what_was_chosen_after_training_is_used(bundle: str, name: str, tmp_path: Path) -> None:
     default = value_in(bundle, name, tmp_path)
     assert default == (1 if name == "white_matter_weight" else 0)
-    record_setting(tmp_path / "model.pt", name, 0.5)
-    assert value_in(bundle, name, tmp_path) == 0.5
-    assert value_in(bundle, name, tmp_path, **{name: 0.75}) == 0.75
+    value, other = (True, False) if name == "fill_core" else (0.5, 0.75)
+    record_setting(tmp_path / "model.pt", name, value)
+    assert value_in(bundle, name, tmp_path) == value
+    assert value_in(bundle, name, tmp_path, **{name: other}) == other
 
 
 @pytest.mark.parametrize("bundle", names())

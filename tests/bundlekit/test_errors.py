@@ -163,11 +163,12 @@ def test_other_errors_have_no_message(error: BaseException | None) -> None:
     ],
 )
 def test_a_loader_process_without_memory_gets_advice(text: str) -> None:
-    message = bundle_error_in(RuntimeError(text))
-    assert message is not None
-    assert message.startswith(text)
-    assert "--num_workers 0" in message
-    assert "--shm-size" in message
+    for told in (text, f"Caught RuntimeError in DataLoader worker process 0.\nTraceback:\nRuntimeError: {text}\n"):
+        message = bundle_error_in(RuntimeError(told))
+        assert message is not None
+        assert message.startswith(text)
+        assert "--num_workers 0" in message
+        assert "--shm-size" in message
 
 
 def test_bad_argument_of_this_package_is_such_an_error() -> None:

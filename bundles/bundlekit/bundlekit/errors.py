@@ -60,8 +60,9 @@ def bundle_error_in(error: BaseException | None) -> str | None:
         text = str(error)
         if _MARKER in text:
             return text.rpartition(_MARKER)[2].split("\n\nThe above exception")[0].strip()
-        if any(part in text for part in _LOADER_ENDED):
-            return f"{text.splitlines()[0].strip()}\n{_LOADER_ADVICE}"
+        ended = [line for line in text.splitlines() if any(part in line for part in _LOADER_ENDED)]
+        if ended:
+            return f"{ended[0].strip().removeprefix('RuntimeError: ')}\n{_LOADER_ADVICE}"
         if isinstance(error, BundleError) or (isinstance(error, ValueError) and _raised_here(error)):
             return text
         error = error.__cause__ or error.__context__

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from bundlekit.errors import BundleError
@@ -23,7 +26,9 @@ def require(package: str | os.PathLike) -> None:
 
     Raises:
         BundleError: with both folders, both versions and what to do.
+        SystemExit: as `require_exporter` does.
     """
+    require_exporter(sys.argv)
     root = Path(package).resolve().parents[1]
     own = root / "bundlekit" / "version.py"
     found = re.search(r'^__version__ = "(.+)"', own.read_text(), re.MULTILINE) if own.is_file() else None
@@ -34,3 +39,19 @@ def require(package: str | os.PathLike) -> None:
         f"{root.name} ({root}) came with bundlekit {found[1]}, but this process has loaded bundlekit {__version__} of "
         f"{loaded.name} ({loaded}). Run each in a process of its own, or take both from one release."
     )
+
+
+def require_exporter(arguments: Sequence[str]) -> None:
+    """End a `monai.bundle onnx_export` at once where a package that it needs is missing, with the way to get it.
+
+    Args:
+        arguments: the command line.
+
+    Raises:
+        SystemExit: with that one line; MONAI's configs go on after other errors of an import.
+    """
+    if list(arguments[1:2]) != ["onnx_export"] or not Path(arguments[0]).parent.match("monai/bundle"):
+        return
+    missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
+    if missing:
+        raise SystemExit(f"ERROR: onnx_export needs {' and '.join(missing)}: pip install {' '.join(missing)}")

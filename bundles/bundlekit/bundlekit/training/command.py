@@ -35,7 +35,7 @@ def write_resume(ckpt_dir: str) -> None:
     if command is None or any(Path(file).stem == "resume" for file in command.files):
         return
     files = [str(Path(file).absolute()) for file in command.files]
-    files.append(str(Path(files[0]).with_name("resume.yaml")))
+    files.append(str(Path(files[0]).with_name(f"resume{Path(files[0]).suffix}")))
     settings = {name: value for name, value in command.settings().items() if name not in _NOT_KEPT}
     content = {"run_id": command.run_id, "config_file": files, **settings, "ckpt_dir": os.path.abspath(ckpt_dir)}
     text = json.dumps(content, indent=2, default=str) + "\n"

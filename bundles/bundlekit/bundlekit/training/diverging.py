@@ -45,6 +45,6 @@ class StopAtNaN:
                 ", ".join(dict.fromkeys(map(str, cases))) or "training",
                 f"a loss of {loss} in iteration {engine.state.iteration}, epoch {engine.state.epoch}",
                 "a finite loss",
-                "lower --learning_rate, or look for extreme values in the cases; checkpoints of earlier epochs are whole",
+                "lower --learning_rate, or look for extreme values in the cases; the checkpoints so far are whole",
             )
         )
