@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any
 
 import ignite.distributed as idist
@@ -19,10 +21,13 @@ class ScoreBefore:
 
     Args:
         validator: evaluator that the trainer runs between epochs.
+        unchanged: objects that count validations, such as a schedule or an early stopping; with `state_dict` and
+            `load_state_dict`.
     """
 
-    def __init__(self, validator: Engine) -> None:
+    def __init__(self, validator: Engine, unchanged: Sequence[Any] = ()) -> None:
         self.validator = validator
+        self.unchanged = list(unchanged)
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
@@ -32,10 +37,12 @@ class ScoreBefore:
         """Run the validator, if nothing has been learned yet."""
         if engine.state.iteration:
             return
+        before = [deepcopy(part.state_dict()) for part in self.unchanged]
         validator: Any = self.validator
         validator.run(0)
-        state = validator.state
+        for part, state in zip(self.unchanged, before, strict=True):
+            part.load_state_dict(state)
         if idist.get_rank() == 0:
-            scores = ", ".join(f"{name} {float(value):.4f}" for name, value in state.metrics.items())
+            scores = ", ".join(f"{name} {float(value):.4f}" for name, value in validator.state.metrics.items())
             _log.info("before the first step: %s", scores)
-        state.best_metric, state.best_metric_epoch = -1, -1  # as MONAI starts
+        validator.state.best_metric, validator.state.best_metric_epoch = -1, -1  # as MONAI starts

@@ -18,7 +18,7 @@ _NOT_KEPT = {"overwrite", "datalist", "resume_from", "rank", "world_size"}
 # batch_size takes another number of processes, see `ResumeRun`
 _MAY_CHANGE = {
     "dataset_dir", "output_dir", "ckpt_dir", "cv_dir", "cache", "cache_dir", "cache_days", "pretrained", "device",
-    "amp", "bf16", "num_workers", "val_interval", "epochs", "time_limit", "batch_size",
+    "amp", "bf16", "num_workers", "val_interval", "epochs", "time_limit", "stop_patience", "batch_size",
 }  # fmt: skip
 
 
