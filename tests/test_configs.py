@@ -245,3 +245,16 @@ def test_every_run_is_prepared_first(bundle: str) -> None:
         assert config(bundle, name)["initialize"][0] == "$bundlekit.prepare_run(@device, @seed, @deterministic)"
     several = config(bundle, "multi_gpu")["initialize::0"]
     assert several == "$bundlekit.prepare_run(@device, @seed, @deterministic, distributed=True)"
+
+
+    assert several == "$bundlekit.prepare_run(@device, @seed, distributed=True)"
+
+
+@pytest.mark.parametrize("bundle", names())
+def test_a_training_takes_nan_for_no_result(bundle: str) -> None:
+    train = config(bundle, "train")
+    assert "bundlekit.StopAtNaN" in [handler["_target_"] for handler in train["train"]["handlers"]]
+    assert train["train"]["trainer"]["metric_cmp_fn"] == "$bundlekit.is_lower"
+    (score,) = train["validate"]["key_metric"]
+    better = "$bundlekit.is_lower" if score == "val_loss" else "$bundlekit.is_higher"
+    assert train["validate"]["evaluator"]["metric_cmp_fn"] == better
