@@ -247,9 +247,6 @@ def test_every_run_is_prepared_first(bundle: str) -> None:
     assert several == "$bundlekit.prepare_run(@device, @seed, @deterministic, distributed=True)"
 
 
-    assert several == "$bundlekit.prepare_run(@device, @seed, distributed=True)"
-
-
 @pytest.mark.parametrize("bundle", names())
 def test_a_training_takes_nan_for_no_result(bundle: str) -> None:
     train = config(bundle, "train")

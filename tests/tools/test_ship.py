@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
+from ignite.engine import Engine
 
 import tools.card
 import tools.ship
@@ -53,14 +54,14 @@ def test_shipped_weights_load_and_are_checked(bundles: Path, trained: Path, half
     assert sorted(file.name for file in shipped.parent.iterdir()) == ["SHA256SUMS", "model.pt", "settings.json"]
     other = network()
     torch.nn.init.zeros_(next(other.parameters()))
-    LoadWeights(str(shipped), other)(SimpleNamespace())  # type: ignore[arg-type]
+    LoadWeights(str(shipped), other)(Engine(lambda *_: None))
     for key, value in network().state_dict().items():
         torch.testing.assert_close(other.state_dict()[key], value, rtol=1e-3 if half else 0, atol=1e-4 if half else 0)
     content = bytearray(shipped.read_bytes())
     for spoilt in (bytes(content[:-100]), bytes(content[:500] + b"x" + content[501:])):
         shipped.write_bytes(spoilt)
         with pytest.raises(BundleError, match=r"the file that came with the bundle.*\n.*copy it again"):
-            LoadWeights(str(shipped), other)(SimpleNamespace())  # type: ignore[arg-type]
+            LoadWeights(str(shipped), other)(Engine(lambda *_: None))
 
 
 def test_a_run_does_not_replace_shipped_weights_unasked(bundles: Path, trained: Path) -> None:

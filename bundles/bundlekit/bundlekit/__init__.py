@@ -17,8 +17,8 @@ from bundlekit.patches.dataset import EpochSeed, PatchDataset
 from bundlekit.patches.deformation import RandDeformedPatchd
 from bundlekit.progress import Progress, installed
 from bundlekit.run import prepare_run
-from bundlekit.training.accumulating import AccumulatingTrainer
 from bundlekit.scores.comparing import is_higher, is_lower
+from bundlekit.training.accumulating import AccumulatingTrainer
 from bundlekit.training.beginning import ScoreBefore
 from bundlekit.training.diverging import StopAtNaN
 from bundlekit.training.resuming import ResumeRun

@@ -53,7 +53,7 @@ def drop_noise() -> None:
 
     Ignite says of every engine that starts that it is resuming from iteration 0.
     """
-    for engine in ("SupervisedTrainer", "SupervisedEvaluator"):
+    for engine in ("AccumulatingTrainer", "SupervisedTrainer", "SupervisedEvaluator"):
         logger = logging.getLogger(f"{Engine.__module__}.{engine}")
         if _is_news not in logger.filters:
             logger.addFilter(_is_news)

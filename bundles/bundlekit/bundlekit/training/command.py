@@ -19,6 +19,7 @@ _NOT_KEPT = {"overwrite", "datalist", "resume_from", "rank", "world_size"}
 _MAY_CHANGE = {
     "dataset_dir", "output_dir", "ckpt_dir", "cv_dir", "cache", "cache_dir", "cache_days", "pretrained", "device",
     "amp", "bf16", "num_workers", "val_interval", "epochs", "time_limit", "stop_patience", "batch_size",
+    "deterministic",
 }  # fmt: skip
 
 
