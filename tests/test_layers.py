@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import ROOT
 from tools.bundles import KIT, names
 
-GROUND = ("errors", "values", "bfloat16", "files", "memory", "progress", "command_line", "run", "version")
+GROUND = ("errors", "values", "bfloat16", "files", "memory", "progress", "command_line", "expressions", "run", "version")
 # what each room of bundlekit may import, besides itself
 ALLOWED = {
     "errors": (),
@@ -23,6 +23,7 @@ ALLOWED = {
     "class_weights": ("errors", "cases"),
     "values": (),
     "command_line": ("errors", "values"),
+    "expressions": ("errors",),
     "version": ("errors",),
     "run": ("errors", "memory", "command_line"),
     "images": ("errors", "files"),

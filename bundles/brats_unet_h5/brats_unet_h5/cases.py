@@ -182,7 +182,8 @@ def _from_folder(root: Path) -> tuple[list[Case], list[Finding]]:
         only, root = named["case"], root.parent
     cases, nifti, results = [], 0, 0
     for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        # the slices of a volume lie beside the one that names it
+        folders[:] = [] if only else sorted(f for f in folders if not f.startswith("."))
         slices: dict[str, list[tuple[int, Path]]] = {}
         for name in sorted(f for f in files if not f.startswith(".")):
             nifti += bool(_NIFTI.search(name))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,19 @@ def test_the_case_among_others_in_one_folder(tmp_path: Path) -> None:
     assert LOAD({"image": tmp_path / "b_t2.nii.gz"})["case"] == "b"
     with pytest.raises(BundleError, match=r"2 cases \(a, b\)"):
         LOAD({"image": tmp_path})
+
+
+def test_only_the_folder_of_a_named_file_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set may be large, and a request names one file of it."""
+    for file in write_case(tmp_path / "a", values=None).iterdir():
+        shutil.move(file, tmp_path / file.name)
+        (tmp_path / "below").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / file.name, tmp_path / "below" / file.name)
+    listed: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(os.fspath(path)) or scandir(path))
+    assert LOAD({"image": tmp_path / "a_t2.nii.gz"})["case"] == "a"
+    assert set(listed) == {str(tmp_path)}
 
 
 def test_four_dimensions_in_the_order_that_is_asked_for(tmp_path: Path) -> None:

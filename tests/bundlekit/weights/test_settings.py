@@ -113,3 +113,17 @@ def test_values_that_cannot_be_are_named(tmp_path: Path, text: str, told: str) -
         recorded_settings(tmp_path / "model.pt", tmp_path)
     assert told in str(error.value)
     assert "settings.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content", [{"init_filters": "$__import__('os')"}, {"after_training": {"x": "@device"}}, {"a": {"_target_": "b"}}]
+)
+def test_expressions_of_strangers_are_refused(root: Path, tmp_path: Path, content: dict) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps(content))
+    for read in (
+        lambda file: recorded_settings(file, root),
+        trained_settings,
+        lambda file: record_setting(file, "x", 1),
+    ):
+        with pytest.raises(BundleError, match=r"settings\.json: "):
+            read(tmp_path / "model.pt")

@@ -131,7 +131,8 @@ def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[C
     named_files: dict[str, dict[str, list[Path]]] = {}
     other: list[Path] = []
     for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        # the files of a case lie beside the one that names it
+        folders[:] = [] if only else sorted(f for f in folders if not f.startswith("."))
         for name in sorted(f for f in files if not f.startswith(".") and NIFTI.search(f)):
             named = role_of(name)
             if named is None:

@@ -1,8 +1,8 @@
 """What a network was trained with, kept beside its weights, so that inference need not be told again.
 
-`settings.json` holds the settings of the training by name, so that it can also be given to MONAI as a config file over
-`train.yaml`. What was chosen with the trained network, such as the smallest lesion to believe, is one more entry in it:
-`AFTER_TRAINING`.
+`settings.json` holds the settings of the training by name. What was chosen with the trained network, such as the
+smallest lesion to believe, is one more entry in it: `AFTER_TRAINING`. It travels with the weights, which may come from
+a stranger: expressions in it are refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from bundlekit.errors import BundleError, Finding
+from bundlekit.expressions import refuse_expressions
 from bundlekit.files import write_result
 from bundlekit.values import wrong_values
 
@@ -48,9 +49,36 @@ def record_setting(checkpoint: str | os.PathLike, name: str, value: Any) -> None
         BundleError: if the file is there and cannot be read, or cannot be written.
     """
     folder = Path(checkpoint).parent
-    recorded = _read(folder / SETTINGS)
+    recorded = read_settings(checkpoint)
     chosen = {**recorded.get(AFTER_TRAINING, {}), name: value}
     write_settings({**recorded, AFTER_TRAINING: chosen}, str(folder))
+
+
+def read_settings(checkpoint: str | os.PathLike) -> dict[str, Any]:
+    """All of `settings.json` beside a checkpoint, `AFTER_TRAINING` being one entry; empty if there is no record.
+
+    Args:
+        checkpoint: `model.pt` or `last.pt`.
+
+    Raises:
+        BundleError: if the file is there and cannot be read, or holds expressions.
+    """
+    path = Path(checkpoint).parent / SETTINGS
+    if not path.is_file():
+        return {}
+    try:
+        recorded = dict(json.loads(path.read_text()))
+        after = dict(recorded.get(AFTER_TRAINING, {}))
+    except (OSError, ValueError, TypeError) as error:
+        raise BundleError(
+            Finding(str(path), f"cannot be read as JSON ({error})", "the settings that training wrote", "copy it again")
+        ) from error
+    refuse_expressions(recorded, str(path))
+    wrong = wrong_values({**recorded, **after})
+    if wrong:
+        expected = "the settings that training wrote"
+        raise BundleError(Finding(str(path), "; ".join(wrong), expected, "copy it again, or put the value right"))
+    return recorded
 
 
 def trained_settings(checkpoint: str | os.PathLike) -> dict[str, Any]:
@@ -62,7 +90,7 @@ def trained_settings(checkpoint: str | os.PathLike) -> dict[str, Any]:
     Raises:
         BundleError: if the file is there and cannot be read.
     """
-    recorded = _read(Path(checkpoint).parent / SETTINGS)
+    recorded = read_settings(checkpoint)
     return {name: value for name, value in recorded.items() if name != AFTER_TRAINING}
 
 
@@ -75,12 +103,12 @@ def recorded_settings(checkpoint: str | os.PathLike, bundle_root: str | os.PathL
             its values at the top and those of `settings`, but for expressions and references.
 
     Raises:
-        BundleError: if the file is there and cannot be read.
+        BundleError: if the file is there and cannot be read, or holds expressions.
     """
     files = [Path(bundle_root, "configs", name) for name in ("train.yaml", "train.json")]
     train = next((ConfigParser.load_config_file(file) for file in files if file.is_file()), {})
     defaults = {**train, **{k: v for k, v in train.get("settings", {}).items() if _is_value(v)}}
-    recorded = _read(Path(checkpoint).parent / SETTINGS)
+    recorded = read_settings(checkpoint)
     # earlier versions recorded everything in one level
     known = {**{k: v for k, v in defaults.items() if _is_value(v)}, **recorded, **recorded.get(AFTER_TRAINING, {})}
     known.pop(AFTER_TRAINING, None)
@@ -113,20 +141,3 @@ def require_as_recorded(checkpoint: str | os.PathLike, settings: Mapping[str, An
 
 def _is_value(value: Any) -> bool:
     return not (isinstance(value, str) and value[:1] in ("$", "@", "%"))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        recorded = dict(json.loads(path.read_text()))
-        after = dict(recorded.get(AFTER_TRAINING, {}))
-    except (OSError, ValueError, TypeError) as error:
-        raise BundleError(
-            Finding(str(path), f"cannot be read as JSON ({error})", "the settings that training wrote", "copy it again")
-        ) from error
-    wrong = wrong_values({**recorded, **after})
-    if wrong:
-        expected = "the settings that training wrote"
-        raise BundleError(Finding(str(path), "; ".join(wrong), expected, "copy it again, or put the value right"))
-    return recorded

@@ -66,24 +66,6 @@ def modalities(path: str) -> list[str]:
     return [channels[index] for index in sorted(channels, key=int)]
 
 
-def refuse_expressions(values: Any, where: str) -> None:
-    """Refuse what MONAI would evaluate as Python or follow as a reference: values come from strangers here.
-
-    Raises:
-        ValueError: for a string that begins with $, @ or %, or a `_target_`, anywhere in `values`.
-    """
-    if isinstance(values, dict):
-        for key, value in values.items():
-            if str(key).startswith("_"):
-                raise ValueError(f"{where}: {key!r} is no setting.")
-            refuse_expressions(value, where)
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            refuse_expressions(value, where)
-    elif isinstance(values, str) and values.lstrip()[:1] in ("$", "@", "%"):
-        raise ValueError(f"{where}: {values!r} is an expression; expected a plain value.")
-
-
 def handed_on(path: str) -> list[str]:
     """Settings chosen after training that fine-tuned weights take over, as the bundle's `finetune.yaml` lists them."""
     file = os.path.join(path, "configs", "finetune.yaml")

@@ -8,8 +8,9 @@ from typing import Any
 
 from monailabel.tasks.train.bundle import BundleTrainTask
 
-from bundlekit.weights.settings import AFTER_TRAINING
-from lib.bundles import handed_on, package, refuse_expressions
+from bundlekit.expressions import refuse_expressions
+from bundlekit.weights.settings import AFTER_TRAINING, read_settings
+from lib.bundles import handed_on, package
 from lib.datastore import CaseDatastore
 
 _OF_THE_SERVER = ("model", "device", "datalist", "bundle_root")  # in a request these are not settings of train.yaml
@@ -77,9 +78,8 @@ class CaseTrain(BundleTrainTask):
         for key in (self.const.key_train_dataset_data(), self.const.key_validate_dataset_data()):
             overrides.pop(key, None)
         given = {k: v for k, v in self.request.items() if k in config and k not in _OF_THE_SERVER}
-        for values, where in ((self._recorded(config), "models/settings.json"), (given, "the request")):
-            refuse_expressions(values, where)
-            overrides.update(values)
+        refuse_expressions(given, "the request")
+        overrides.update({**self._recorded(config), **given})
         overrides.update(datalist=self._datalist(), ckpt_dir=os.path.join(self.bundle_path, "models"), overwrite=True)
         overrides["epochs"] = overrides[self.const.key_train_trainer_max_epochs()]
         part = float(self.request.get("val_split", 0.2))
@@ -89,11 +89,7 @@ class CaseTrain(BundleTrainTask):
 
     def _recorded(self, config: dict[str, Any]) -> dict[str, Any]:
         """Values of train.yaml with which the present weights were trained, and what inference does to their masks."""
-        path = os.path.join(self.bundle_path, "models", "settings.json")
-        if not os.path.isfile(path):
-            return {}
-        with open(path) as file:
-            recorded = json.load(file)
+        recorded = read_settings(os.path.join(self.bundle_path, "models", "model.pt"))
         ids = {key: value[1:] for key, value in config.get("settings", {}).items() if str(value).startswith("@")}
         fixed = {key: value for key, value in config.get("settings", {}).items() if str(value)[:1] not in ("@", "$")}
         other = [key for key in fixed if recorded.get(key, fixed[key]) != fixed[key]]
