@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def weights(tmp_path: Path) -> Path:
 def test_app_folder_is_a_copy(tmp_path: Path, weights: Path) -> None:
     assert make_app(tmp_path / "app", [NAME], {NAME: str(weights)}) == [NAME]
     copy = tmp_path / "app" / "model" / NAME
-    assert {path.name for path in (copy / "models").iterdir()} == {"model.pt", "settings.json"}
+    assert {path.name for path in (copy / "models").iterdir()} == {"model.pt", "settings.json", "copied.json"}
     assert (copy / "configs" / "inference.yaml").read_bytes() == (
         ROOT / "bundles" / NAME / "configs" / "inference.yaml"
     ).read_bytes()
@@ -43,18 +44,58 @@ def test_app_folder_is_a_copy(tmp_path: Path, weights: Path) -> None:
 def test_fine_tuned_weights_are_kept_until_others_are_named(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    served = tmp_path / "app" / "model" / NAME / "models" / "model.pt"
-    make_app(tmp_path / "app", [NAME], {NAME: str(weights / "model.pt")})
+    app, models = tmp_path / "app", tmp_path / "app" / "model" / NAME / "models"
+    served, same = models / "model.pt", {NAME: str(weights / "model.pt")}
+    make_app(app, [NAME], same)
+    make_app(app, [NAME], same)
+    assert not capsys.readouterr().out, "nothing changed, nothing to say"
+    assert not (models / "earlier").exists()
+
     served.write_bytes(b"fine-tuned")
-    make_app(tmp_path / "app", [NAME], {})
-    assert served.read_bytes() == b"fine-tuned"
+    for given in ({}, same, {NAME: str(weights)}):
+        make_app(app, [NAME], given)
+        assert served.read_bytes() == b"fine-tuned", "the same command again, or without weights"
+    assert "--fresh True" in capsys.readouterr().out
+
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.pt").write_bytes(b"others")
+    (other / "settings.json").write_text('{"channels": 2}')
+    make_app(app, [NAME], {NAME: str(other)})
+    assert served.read_bytes() == b"others"
+    (kept,) = (models / "earlier").iterdir()
+    assert (kept / "model.pt").read_bytes() == b"fine-tuned"
+    assert (kept / "settings.json").read_text() == "{}"
+    assert f"--weights {NAME}={kept} takes them again" in capsys.readouterr().out
+
+    make_app(app, [NAME], {NAME: str(kept)})
+    assert served.read_bytes() == b"fine-tuned", "brought back"
+    assert (models / "settings.json").read_text() == "{}"
 
     monkeypatch.setattr(app_folder, "_weights_of", lambda name, given: weights / "model.pt")  # as if it shipped some
-    make_app(tmp_path / "app", [NAME], {})
+    make_app(app, [NAME], {})
     assert served.read_bytes() == b"fine-tuned"
     assert "--fresh True" in capsys.readouterr().out
-    make_app(tmp_path / "app", [NAME], {}, fresh=True)
+    make_app(app, [NAME], {}, fresh=True)
     assert served.read_bytes() == b"weights"
+    assert b"fine-tuned" in [(kept / "model.pt").read_bytes() for kept in (models / "earlier").iterdir()]
+
+
+def test_weights_of_unknown_origin_are_kept(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that an earlier version made has no record of what was copied."""
+    served = tmp_path / "app" / "model" / NAME / "models" / "model.pt"
+    served.parent.mkdir(parents=True)
+    served.write_bytes(b"fine-tuned")
+    make_app(tmp_path / "app", [NAME], {NAME: str(weights)})
+    assert served.read_bytes() == b"fine-tuned"
+    assert "--fresh True" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("port", ["abc", 99999, 0, 80.5, True])
+def test_a_port_is_a_number_of_its_range(tmp_path: Path, port: Any) -> None:
+    with pytest.raises(ValueError, match="from 1 to 65535"):
+        label(str(tmp_path), port=port, app=str(tmp_path / "app"))
+    assert not (tmp_path / "app").exists()
 
 
 def test_untrained_networks_are_not_served(

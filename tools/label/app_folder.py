@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bundlekit.files import write_whole
+from bundlekit.weights.aside import EARLIER, keep_aside
 from tools.bundles import KIT, ROOT, names
 
 _APP = Path(__file__).resolve().parent / "app"
+_COPIED = "copied.json"  # beside the served weights: which file they were copied from, and its hash
 
 
 def make_app(folder: Path, bundles: Sequence[str] | None, weights: Mapping[str, str], fresh: bool = False) -> list[str]:
     """Write the app and the bundles to `folder`, and return the names of the bundles that can be served.
 
     Configs and code are copied anew each time. Weights are copied where the folder has none, from `weights` or from the
-    bundle's own `models/`; those that the server has fine-tuned since are kept.
+    bundle's own `models/`; after that only if `weights` names another file than the one copied before. So those that
+    the server has fine-tuned since are kept. Weights that are replaced go to `models/earlier/` of the copy.
 
     Args:
         folder: made if missing.
         bundles: names; None: all that have weights.
         weights: name -> `model.pt` of a training, or its folder; `settings.json` beside it comes along.
-        fresh: replace weights that the folder has.
+        fresh: replace weights that the folder has, fine-tuned or not.
 
     Raises:
         ValueError: for a bundle that is not there, one that is asked for and has no weights, or if none has any.
@@ -38,7 +44,7 @@ def make_app(folder: Path, bundles: Sequence[str] | None, weights: Mapping[str, 
             continue
         _copy_bundle(name, target)
         if source is not None:
-            _copy_weights(name, source, target / "models", fresh or name in weights)
+            _copy_weights(name, source, target / "models", name in weights, fresh)
         served.append(name)
     for name in without:
         print(f"{name}: no trained weights (bundles/{name}/models/model.pt), not served; {_how(name)}")
@@ -69,19 +75,42 @@ def _copy_bundle(name: str, target: Path) -> None:
         _replace(ROOT / name / part, target / part)
 
 
-def _copy_weights(name: str, source: Path, models: Path, replace: bool) -> None:
-    model, settings = models / "model.pt", source.with_name("settings.json")
-    if model.is_file() and not replace:
-        if model.read_bytes() != source.read_bytes():
+def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: bool) -> None:
+    """Serve the weights of `source`, unless the folder has some that are to be kept."""
+    model = models / "model.pt"
+    digest = _digest(source)
+    if model.is_file():
+        record = models / _COPIED
+        copied = json.loads(record.read_text())["sha256"] if record.is_file() else None
+        same = _digest(model) == digest
+        if same and copied == digest:
+            return
+        another = named and copied is not None and copied != digest
+        if not same and not fresh and not another:
             print(f"{name}: keeping the weights in {models} (fine-tuned there?); --fresh True takes {source} instead")
-        return
-    shutil.rmtree(models, ignore_errors=True)  # with what an earlier training left
-    models.mkdir(parents=True)
+            return
+        if not same:
+            kept = keep_aside(models)
+            print(f"{name}: now {source}. The weights served before are kept: --weights {name}={kept} takes them again")
+    model.unlink(missing_ok=True)  # first: whatever interrupts this, the next start copies again
+    for old in models.iterdir() if models.is_dir() else ():  # what belongs to the weights that go
+        if old.name != EARLIER:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    settings = source.with_name("settings.json")
     if settings.is_file():
-        shutil.copyfile(settings, models / "settings.json")
+        write_whole(models / "settings.json", lambda file: file.write(settings.read_bytes()))
     else:
         print(f"{name}: no settings.json beside {source}; taken for a network of the default widths")
-    shutil.copyfile(source, model)
+    write_whole(model, lambda file: file.write(source.read_bytes()))
+    record_of = json.dumps({"from": str(source.resolve()), "sha256": digest}, indent=2)
+    write_whole(models / _COPIED, lambda file: file.write(record_of.encode()))
+
+
+def _digest(model: Path) -> str:
+    """SHA-256 of weights and of the settings beside them."""
+    settings = model.with_name("settings.json")
+    parts = [hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b"" for file in (model, settings)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _replace(source: Path, target: Path) -> None:

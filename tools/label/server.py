@@ -49,6 +49,7 @@ def label(
         fresh: start from the original weights again, not from those that were fine-tuned in `app`.
         gpu: whether MONAI Label's PyTorch is to have CUDA; default: if this machine has nvidia-smi.
     """
+    _require_port(port)
     folder = Path(app).resolve()
     served = make_app(folder, _list(bundles) or None, _pairs(_list(weights)), fresh)
     where = studies if studies.startswith(("http://", "https://")) else str(_writable(studies, labels))
@@ -116,13 +117,21 @@ def _writable(studies: str, labels: str | None) -> Path:
     return folder
 
 
+def _require_port(port: object) -> None:
+    """Fire hands on whatever it was given: abc as a string, 80.5 as a float."""
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+        raise ValueError(f"--port {port}: expected a whole number from 1 to 65535, e.g. --port 8001")
+
+
 def _require_free(port: int) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((_HOST, port))
         except OSError as error:
-            raise ValueError(f"port {port} cannot be used ({error}); give another one: --port {port + 1}") from None
+            raise ValueError(
+                f"port {port} cannot be used ({error}); give another one, e.g. --port {port % 65535 + 1}"
+            ) from None
 
 
 def _variables(python: Path, folder: Path) -> dict[str, str]:
