@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from bundlekit.files import write_whole
-from bundlekit.weights.settings import SETTINGS
+from bundlekit.weights.settings import SETTINGS, read_settings
 from bundlekit.weights.shipped import RECORD
 from tools.bundles import ROOT, folder_of
 
@@ -54,7 +54,7 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
         raise ValueError(f"{source}: {len(content) / 2**20:.0f} MB; expected 50 MB at most. Train a narrower network.")
     models = ROOT / bundle / "models"
     digest = hashlib.sha256(content).hexdigest()
-    settings = json.loads((source.parent / SETTINGS).read_text())
+    settings = read_settings(source)
     files = {
         "model.pt": content,
         SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),

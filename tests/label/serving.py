@@ -123,6 +123,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for scan in sorted(DATA.glob(served.real)) if served.real else ():
             (inputs / "real").mkdir(exist_ok=True)
+            hidden = root / "studies" / ".real"  # to be named by its path, and in no list of cases
+            hidden.mkdir(exist_ok=True)
+            if not (hidden / name).exists():
+                (hidden / name).symlink_to(inputs / "real")
             small = nib.load(scan).slicer[::3, ::3, ::3]  # type: ignore[attr-defined]  # in seconds, not minutes
             name_there = (
                 "FLARE22_Ts_0001_0000.nii" if scan.name == "example_ct.nii.gz" else scan.name.removesuffix(".gz")
@@ -276,7 +280,7 @@ def test_infer_equals_the_bundle_run(
 def test_real_case_equals_the_bundle_run(
     server: Server, folder: Path, tmp_path: Path, by_bundle: Callable[[str, str], nib.Nifti1Image], name: str
 ) -> None:
-    real = sorted((folder / "inputs" / name / "real").glob("*"))
+    real = sorted((folder / "studies" / ".real" / name).glob("*"))
     if not real:
         pytest.skip(f"no {DATA / BUNDLES[name].real} here")
     answer = read(server.infer(name, str(real[0])), tmp_path / "real.nii.gz")
@@ -317,7 +321,9 @@ def test_slicers_answer_has_the_same_voxels(server: Server, folder: Path, tmp_pa
 def test_bad_input_is_explained_and_the_server_lives_on(server: Server, folder: Path, tmp_path: Path) -> None:
     studies = folder / "studies"
     assert "no model 'spleen'" in server.refusal("spleen", GLIOMA, 404)
-    assert "no case 'nobody'" in server.refusal("brats_resunet", "nobody", 404)
+    nobody = server.refusal("brats_resunet", "nobody", 404)
+    assert "no case 'nobody'" in nobody
+    assert GLIOMA in nobody, "the cases that are there"
     assert "brain_tissue_vnet can" in server.refusal("brats_resunet", HEAD, 404)
 
     missing = studies / "glioma" / "VirtualGlioma_00003"
@@ -328,12 +334,12 @@ def test_bad_input_is_explained_and_the_server_lives_on(server: Server, folder: 
     for name in BUNDLES:
         assert "fix:" in server.refusal(name, files=with_junk)
 
-    shutil.copytree(studies / "glioma" / GLIOMA, tmp_path / GLIOMA)
-    cut = tmp_path / GLIOMA / f"{GLIOMA}_t2.nii.gz"
+    bad = shutil.copytree(studies / "glioma" / GLIOMA, studies / ".bad" / GLIOMA)
+    cut = bad / f"{GLIOMA}_t2.nii.gz"
     cut.write_bytes(cut.read_bytes()[:-2000])
-    assert "cannot be decoded to its end" in server.refusal("brats_resunet", str(tmp_path / GLIOMA))
+    assert "cannot be decoded to its end" in server.refusal("brats_resunet", str(bad))
     nib.save(nib.Nifti1Image(np.ones((8, 8, 8), np.int16), np.eye(4)), cut)
-    assert "the grid of" in server.refusal("brats_resunet", str(tmp_path / GLIOMA))
+    assert "the grid of" in server.refusal("brats_resunet", str(bad))
 
     assert "no model 'spleen'" in server.call("POST", "/train/spleen", params={"run_sync": True}).json()["detail"]
     server.infer("brats_resunet", GLIOMA)
@@ -344,6 +350,94 @@ def test_case_that_cannot_be_used_is_named(server: Server) -> None:
     """By name, as a viewer asks: a case without its FLAIR is not listed for this bundle, and the server says why."""
     detail = server.refusal("brats_resunet", "VirtualGlioma_00003", 404)
     assert "VirtualGlioma_00003_flair.nii.gz (FLAIR)" in detail
+
+
+def files_of(*folders: Path) -> dict[str, bytes]:
+    """What lies in the folders; not what the server logs."""
+    files = (
+        file for folder in folders for file in folder.rglob("*") if file.is_file() and "__pycache__" not in str(file)
+    )
+    return {str(file): file.read_bytes() for file in files if file.suffix != ".log"}
+
+
+def test_strangers_are_turned_away(server: Server) -> None:
+    """Another page in the browser, and another name that was made to lead to this machine."""
+    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{server.port + 1}"):
+        for method, path in (("GET", "/info/"), ("POST", "/train/brats_resunet"), ("OPTIONS", "/datastore/image")):
+            answer = server.call(method, path, headers={"Origin": origin})
+            assert answer.status_code == 403, (origin, method, path)
+            assert "access-control-allow-origin" not in answer.headers
+    for host in ("evil.example", f"evil.example:{server.port}"):
+        assert server.call("GET", "/info/", headers={"Host": host}).status_code == 400
+    for host in ("127.0.0.1", "localhost"):
+        own = f"http://{host}:{server.port}"
+        answer = server.call("GET", "/info/", headers={"Origin": own, "Host": f"{host}:{server.port}"})
+        assert answer.headers["access-control-allow-origin"] == own
+
+
+def test_nothing_leaves_its_folder(server: Server, folder: Path, tmp_path: Path) -> None:
+    """Values of requests that would become paths, programs or processes."""
+    case = folder / "studies" / "glioma" / GLIOMA
+    scan, label = case / f"{GLIOMA}_t1.nii.gz", case / f"{GLIOMA}_seg.nii.gz"
+    outside = shutil.copytree(case, tmp_path / GLIOMA)
+    (tmp_path / "shifted.nii.gz").write_bytes((folder / "studies" / BUNDLES["brain_tissue_vnet"].file).read_bytes())
+    image = nib.load(label)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), np.eye(4)), tmp_path / "shifted.nii.gz")  # type: ignore[attr-defined]
+    script = ("x.py", b"open('pwned', 'w')")
+    before = files_of(folder / "studies", server.app, folder / "weights")
+
+    def refused(method: str, path: str, status: int = 400, **more: Any) -> str:
+        answer = server.call(method, path, **more)
+        assert answer.status_code == status, (method, path, more, answer.text)
+        return str(answer.json()["detail"])
+
+    for name in ("../app/main", str(tmp_path / "x"), f"{GLIOMA}/{GLIOMA}_t1", "..", GLIOMA):
+        for upload in (script, ("x.nii.gz", scan.read_bytes())):
+            refused("PUT", "/datastore/image", params={"image": name}, files={"file": upload})
+    assert "no NIfTI" in refused("PUT", "/datastore/image", files={"file": script})
+    for path in ("/datastore/image", "/datastore/"):
+        assert "leaves alone" in refused("DELETE", path, params={"id": HEAD})
+    for tag in ("../../x", str(tmp_path), ".."):
+        label_file = {"label": ("x.nii.gz", label.read_bytes())}
+        refused("PUT", "/datastore/label", params={"image": GLIOMA, "tag": tag}, files=label_file)
+        refused("DELETE", "/datastore/label", params={"id": GLIOMA, "tag": tag})
+        refused(
+            "POST", "/infer/brats_resunet", params={"image": GLIOMA}, data={"params": json.dumps({"label_tag": tag})}
+        )
+    for sent in (script, ("x.nii.gz", b"letter"), ("x.nii.gz", (tmp_path / "shifted.nii.gz").read_bytes())):
+        refused("PUT", "/datastore/label", params={"image": GLIOMA}, files={"label": sent})
+    for path in (str(outside), str(folder / "studies" / ".." / ".." / GLIOMA), "../x", str(server.app / "main.py")):
+        assert "sess" not in server.refusal("brats_resunet", path)
+        refused("POST", "/infer/brats_resunet", params={"image": GLIOMA}, data={"params": json.dumps({"image": path})})
+    for params in ({"model_filename": "../last.pt"}, {"result_extension": "/../x.py"}, {"x": "$1"}, {"_target_": "os"}):
+        refused("POST", "/infer/brats_resunet", params={"image": GLIOMA}, data={"params": json.dumps(params)})
+    refused("POST", "/infer/brats_resunet", params={"session_id": "../../x"})
+    refused("PUT", "/session/", params={"uncompress": "true"}, files={"files": script})
+    for body in (
+        {"seed": "$__import__('os').system('touch pwned')"}, {"loss": {"_target_": "os.system"}}, {"x": "@y"},
+        {"output_dir": str(tmp_path)}, {"imports": ["os"]}, {"max_epochs": 0},
+    ):  # fmt: skip
+        refused("POST", "/train/brats_resunet", params={"run_sync": True}, json=body)
+    for path in ("/train/brats_resunet", "/scoring/dice", "/batch/infer/brats_resunet"):
+        refused("POST", path, json={"bundle_path": str(tmp_path)})
+        refused("POST", path, json={"x": "$1"})
+    refused("POST", "/activelearning/random", json={"x": "$1"})
+    refused("POST", "/train/nobody", 404)
+    for method, path in (("PUT", "/model/brats_resunet"), ("DELETE", "/model/brats_resunet"), ("POST", "/reload"),
+                         ("POST", "/infer/wsi_v2/brats_resunet"), ("GET", "/proxy/dicom/wado/x")):  # fmt: skip
+        refused(method, path, 404)
+    assert files_of(folder / "studies", server.app, folder / "weights") == before
+
+
+def test_an_image_that_is_sent_is_kept_beside_the_labels(server: Server, folder: Path) -> None:
+    scan = folder / "studies" / BUNDLES["brain_tissue_vnet"].file
+    sent = server.call(
+        "PUT", "/datastore/image", params={"image": "sent"}, files={"file": ("x.nii.gz", scan.read_bytes())}
+    )
+    assert sent.json() == {"image": "sent"}
+    assert server.infer("brain_tissue_vnet", "sent") == server.infer("brain_tissue_vnet", HEAD)
+    assert server.call("DELETE", "/datastore/image", params={"id": "sent"}).status_code == 200
+    assert "no case 'sent'" in server.refusal("brain_tissue_vnet", "sent", 404)
 
 
 def test_saved_labels_get_the_data_sets_values(server: Server, folder: Path, tmp_path: Path) -> None:
@@ -399,9 +493,15 @@ def test_training_changes_the_copy_alone(server: Server, folder: Path, tmp_path:
     before = original.read_bytes()
     assert served.read_bytes() == before
     earlier = server.infer(name, BUNDLES[name].case)
-    request = {"max_epochs": 1, "num_workers": 0, "learning_rate": 0.01, "run_id": "", "tracking": "None"}
+    request = {"max_epochs": 3, "num_workers": 0, "learning_rate": 0.01, "run_id": "", "tracking": "None"}
+    request["force_multi_gpu"] = True  # as on a machine with several GPUs
     answer = server.call("POST", f"/train/{name}", params={"run_sync": True}, json=request)
     assert answer.status_code == 200, answer.text + server.log()[-3000:]
+    outcome = answer.json()
+    assert outcome["kept"] == "after", outcome
+    (earlier,) = (served.parent / "earlier").iterdir()
+    assert (earlier / "model.pt").read_bytes() == before, "to be brought back"
+    assert f"--weights {name}={earlier} takes them again" in server.log()
     assert original.read_bytes() == before
     assert not (ROOT / "bundles" / name / "models" / "datalist.json").exists()
     old, new = (torch.load(file, weights_only=True) for file in (original, served))
@@ -412,6 +512,23 @@ def test_training_changes_the_copy_alone(server: Server, folder: Path, tmp_path:
     assert server.infer(name, BUNDLES[name].case) != earlier, "the server takes up the new weights"
     recorded = json.loads((served.parent / "settings.json").read_text())
     assert BUNDLES[name].settings.items() <= (recorded | recorded.get("after_training", {})).items()
+
+
+def test_a_worse_network_is_not_served(server: Server) -> None:
+    """After the fine-tuning above; its labels are there."""
+    name = "brats_resunet"
+    served = server.app / "model" / name / "models" / "model.pt"
+    before = served.read_bytes()
+    request = {"max_epochs": 1, "num_workers": 0, "learning_rate": 30.0, "pretrained": False}
+    for case, file in labels_of(server.app.parent, name).items():
+        save(server, case, file, {"model": name})
+    outcome = server.call("POST", f"/train/{name}", params={"run_sync": True}, json=request).json()
+    assert outcome["kept"] == "before", outcome
+    assert outcome["after"] < outcome["before"]
+    assert served.read_bytes() == before
+    assert f"{outcome['before']:.4f} before, {outcome['after']:.4f} after" in server.log()
+    for case, file in labels_of(server.app.parent, name).items():
+        save(server, case, file, {"model": "brain_metastasis_attention_unet"})  # as the test before left them
 
 
 def tissue_label(file: Path, out: Path) -> Path:

@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 from tools.bundles import names
 from tools.label import app_folder
 from tools.label.app_folder import make_app
-from tools.label.server import label
+from tools.label.server import _origins, label
 
 NAME = "brats_resunet"
 
@@ -89,6 +89,15 @@ def test_weights_of_unknown_origin_are_kept(tmp_path: Path, weights: Path, capsy
     make_app(tmp_path / "app", [NAME], {NAME: str(weights)})
     assert served.read_bytes() == b"fine-tuned"
     assert "--fresh True" in capsys.readouterr().out
+
+
+def test_pages_of_other_servers_need_the_users_word() -> None:
+    own = ["http://127.0.0.1:8001", "http://localhost:8001"]
+    assert _origins(8001, "") == own
+    assert _origins(8001, '["http://localhost:3000"]') == [*own, "http://localhost:3000"]
+    for wrong in ("*", '["*"]', "http://localhost:3000", '{"a": 1}'):
+        with pytest.raises(ValueError, match="a list in JSON"):
+            _origins(8001, wrong)
 
 
 @pytest.mark.parametrize("port", ["abc", 99999, 0, 80.5, True])

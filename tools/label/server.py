@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 from urllib.error import URLError
@@ -54,20 +55,25 @@ def label(
     served = make_app(folder, _list(bundles) or None, _pairs(_list(weights)), fresh)
     where = studies if studies.startswith(("http://", "https://")) else str(_writable(studies, labels))
     _require_free(port)
+    origins = _origins(port, os.environ.get("MONAI_LABEL_CORS_ORIGINS", ""))
     python = environment(gpu)
-    log = folder / "server.log"
     command = [str(python), "-m", "monailabel.main", "start_server", "--app", str(folder), "--studies", where]
     conf = {"models": ",".join(served), "zoo_source": "local", "sam2": "false"}
     if labels:
         conf["labels"] = str(Path(labels).resolve())
     for key, value in conf.items():
         command += ["--conf", key, value]
-    command += ["--host", _HOST, "--port", str(port)]
+    command += ["--host", _HOST, "--port", str(port), "--uvicorn_app", "lib.web:app"]
+    with TemporaryDirectory(prefix="label-") as sent:  # what clients send, in a folder that only this user can enter
+        _serve(command, folder, _variables(python, folder, origins, sent), port, where)
+
+
+def _serve(command: list[str], folder: Path, variables: dict[str, str], port: int, where: str) -> None:
+    """Run the server until Ctrl-C or until it ends by itself, which is an OSError."""
+    log = folder / "server.log"
     with log.open("w") as out:
         # a process group of its own: Ctrl-C reaches this process alone, which stops the server and its trainings
-        server = subprocess.Popen(
-            command, cwd=folder, env=_variables(python, folder), stdout=out, stderr=out, start_new_session=True
-        )
+        server = subprocess.Popen(command, cwd=folder, env=variables, stdout=out, stderr=out, start_new_session=True)
     heeded = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores
     previous = {number: signal.signal(number, _interrupt) for number in heeded}
     try:
@@ -134,8 +140,26 @@ def _require_free(port: int) -> None:
             ) from None
 
 
-def _variables(python: Path, folder: Path) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")}
+def _origins(port: int, more: str) -> list[str]:
+    """Origins of the web pages whose requests are answered: the server's own, and those that the user names.
+
+    Raises:
+        ValueError: if `more` is no JSON list.
+    """
+    try:
+        named = json.loads(more or "[]")
+        if not isinstance(named, list) or not all(str(origin).startswith(("http://", "https://")) for origin in named):
+            raise ValueError
+    except ValueError:
+        example = '["http://localhost:3000"]'
+        raise ValueError(f"MONAI_LABEL_CORS_ORIGINS is {more}; expected a list in JSON, e.g. {example}") from None
+    return [*(f"http://{host}:{port}" for host in (_HOST, "localhost")), *map(str, named)]
+
+
+def _variables(python: Path, folder: Path, origins: Sequence[str], sent: str) -> dict[str, str]:
+    # MONAI Label 0.8.5 cannot start with MONAI_LABEL_CORS_ORIGINS: lib.web tells them to it
+    left = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME", "MONAI_LABEL_CORS_ORIGINS")
+    kept = {key: value for key, value in os.environ.items() if key not in left}
     return {
         **kept,
         "PATH": os.pathsep.join([str(python.parent), kept.get("PATH", "")]),
@@ -143,6 +167,8 @@ def _variables(python: Path, folder: Path) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # would segment every case at each start, and after each sample
         "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
+        "LABEL_ORIGINS": json.dumps(origins),
+        "TMPDIR": sent,
     }
 
 

@@ -23,6 +23,7 @@ from bundlekit.training.beginning import ScoreBefore
 from bundlekit.training.diverging import StopAtNaN
 from bundlekit.training.resuming import ResumeRun
 from bundlekit.training.saving import RecordRun, SaveCheckpoints, require_new_run
+from bundlekit.training.starting import ScoreFirst
 from bundlekit.training.stopping import StopInTime
 from bundlekit.training.validation import AddAccuracyd, AddLossd
 from bundlekit.version import __version__, require

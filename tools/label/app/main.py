@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from fastapi import HTTPException
 from lib import bundles
+from lib.checks import inside, listed, plain_name
 from lib.datastore import CaseDatastore
 from lib.infer import CaseInfer
 from lib.scoring import LabelDice, Uncertainty
@@ -25,7 +27,8 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from monailabel.tasks.activelearning.epistemic import Epistemic
 
-from bundlekit.errors import bundle_error_in
+from bundlekit.errors import BundleError, bundle_error_in
+from bundlekit.expressions import refuse_expressions
 
 logger = logging.getLogger(__name__)
 
@@ -100,29 +103,77 @@ class BundlesApp(_stock.MyApp, MONAILabelApp):  # type: ignore[name-defined, mis
         """Segment a case given by its name, or by the path of its folder or of one of its files.
 
         Raises:
-            HTTPException: 404 for a model or case that is not there, 400 for bad input, with what to do about it.
+            HTTPException: 404 for a model or case that is not there, 400 for bad input or a path outside of the
+                studies, with what to do about it.
         """
         with _Explained():
-            store, image = datastore or self.datastore(), request.get("image")
-            model = request.get("model")
-            known = isinstance(store, CaseDatastore) and model in self._infers
-            if known and isinstance(image, str) and not os.path.exists(image):
-                request = {**request, "case_file": store.input_file(model, image)}
-            return super().infer(request, datastore)
+            refuse_expressions(request, "the request")
+            return self._infer(request, datastore or self.datastore())
+
+    def _infer(self, request: dict[str, Any], store: Any) -> dict[str, Any]:
+        request = {key: value for key, value in request.items() if key != "case_file"}
+        tag = request.get("label_tag", "original")
+        plain_name(getattr(tag, "value", tag), "label_tag")
+        model, image = request.get("model"), request.get("image")
+        if model not in self._infers:
+            message = f"There is no model {model!r} available; there are {listed(self._infers)}."
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, message)
+        if isinstance(image, str) and os.path.isabs(image):
+            request["image"] = inside(image, [*self._studies(), tempfile.gettempdir(), self._sent()])
+            if request["image"] is None or not os.path.exists(request["image"]):
+                where = " or ".join(self._studies()) or "the DICOMweb server"
+                raise BundleError(f"{image} is no file or folder of {where}; name a case, or send the file itself.")
+        else:
+            plain_name(image, "image")
+            if isinstance(store, CaseDatastore):
+                request["case_file"] = store.input_file(str(model), str(image))
+        return super().infer(request, store)
+
+    def _studies(self) -> list[str]:
+        """The folder whose files a request may name; none for a DICOMweb server."""
+        return [self.studies] if isinstance(self.datastore(), CaseDatastore) else []
+
+    def _sent(self) -> str:
+        """Folder of what clients sent in sessions."""
+        return str(self.sessions().store_path) if self.sessions() else tempfile.gettempdir()
+
+    def infer_wsi(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Whole slides are nothing for these bundles; raises HTTPException (404)."""
+        raise HTTPException(404, detail="whole slides are not segmented here.")
 
     def batch_infer(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
-        """As MONAI Label does, going on after a case that fails, and without GPUs where there is none."""
+        """As MONAI Label does, going on after a case that fails, and without GPUs where there is none.
+
+        Raises:
+            HTTPException: 400 for a request with expressions or of no meaning.
+        """
         if not torch.cuda.is_available():
             request = {**request, "multi_gpu": False}
 
         def infer(one: dict[str, Any], store: Any) -> dict[str, Any]:
             try:
-                return self.infer(one, store)
+                with _Explained():
+                    return self._infer(one, store)
             except HTTPException as error:
                 logger.error("%s: %s", one.get("image"), error.detail)
                 return {"error": error.detail}
 
-        return self._batch_infer(request, datastore or self.datastore(), infer)
+        with _Explained():
+            refuse_expressions(request, "the request")
+            return self._batch_infer(request, datastore or self.datastore(), infer)
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The case to label next.
+
+        Raises:
+            HTTPException: 404 for a strategy that is not there, 400 for a request with expressions.
+        """
+        with _Explained():
+            refuse_expressions(request, "the request")
+            if request.get("strategy") not in self._strategies:
+                message = f"no strategy {request.get('strategy')!r}; there are {listed(self._strategies)}."
+                raise MONAILabelException(MONAILabelError.INVALID_INPUT, message)
+            return super().next_sample(request)
 
     def train(self, request: dict[str, Any]) -> dict[str, Any]:
         """Fine-tune a bundle on the saved labels.
@@ -131,6 +182,7 @@ class BundlesApp(_stock.MyApp, MONAILabelApp):  # type: ignore[name-defined, mis
             HTTPException: 404 for a model that is not there, 400 for labels or settings that the bundle refuses.
         """
         with _Explained():
+            refuse_expressions(request, "the request")
             return super().train(request)
 
     def scoring(self, request: dict[str, Any], datastore: Any = None) -> dict[str, Any]:
@@ -140,6 +192,7 @@ class BundlesApp(_stock.MyApp, MONAILabelApp):  # type: ignore[name-defined, mis
             HTTPException: 404 for a method that is not there, 400 for cases that the bundle refuses.
         """
         with _Explained():
+            refuse_expressions(request, "the request")
             return super().scoring(request, datastore)
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monailabel.datastore.local import LocalDatastore
+from filelock import FileLock
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 from bundlekit.errors import BundleError
+from bundlekit.expressions import refuse_expressions
+from bundlekit.files import write_whole
+from lib.checks import NIFTI, check_image, check_label, inside, listed, plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +29,13 @@ class CaseDatastore(LocalDatastore):
     An image's id is the case's name, its file the one that a viewer shows (T1ce where a case has four). MONAI Label
     builds a file's path as id and "extension": an image of this store has its path below the folder for that, a label
     its extension as usual. The folder is searched when the server starts and whenever it is asked for a case that it
-    does not know.
+    does not know. Whatever a request says, no scan of the studies is replaced or removed, and nothing is written but
+    labels on a scan's grid and new images, both below `labels`.
 
     Args:
         studies: folder of scans, searched to any depth; nothing is written to it unless `labels` lies in it.
-        labels: folder that gets MONAI Label's `labels/` and `datastore_v2.json`.
+        labels: folder that gets MONAI Label's `labels/` and `datastore_v2.json`, and `.uploads/` with images that
+            clients send.
         searches: name -> `scan_cases` of each bundle.
         settings: name -> arguments of that search.
         modalities: name -> the images that a case of the bundle has.
@@ -52,6 +60,7 @@ class CaseDatastore(LocalDatastore):
         self.cases: dict[str, dict[str, dict[str, Any]]] = {}  # bundle -> name of the case -> case
         self.findings: list[Any] = []
         self._ids: dict[str, str] = {}  # path below the folder -> name of the case
+        self.uploads = os.path.join(os.path.realpath(labels), ".uploads")  # hidden: no search for cases goes there
         here = os.path.realpath(studies) == os.path.realpath(labels)
         super().__init__(labels, images_dir="." if here else os.path.realpath(studies), **kwargs)
 
@@ -65,20 +74,37 @@ class CaseDatastore(LocalDatastore):
         Raises:
             MONAILabelException: if there is no such case, or none that the bundle can take.
         """
-        if image_id not in self._datastore.objects:
-            self.refresh()
+        self._require(image_id)
         case = self.case(bundle, image_id)
         if case is not None:
             return next(file for file in case["image"] if file)
-        why = [str(finding) for finding in self.findings if image_id in str(finding)]
         others = [name for name, cases in self.cases.items() if image_id in cases]
-        if image_id not in self._datastore.objects:
-            there = f"no case {image_id!r} among the {len(self._datastore.objects)} of {self._datastore.image_path()}"
-            raise MONAILabelException(MONAILabelError.INVALID_INPUT, "\n".join([there, *why]))
         if others:
-            message = f"case {image_id!r} is none that {bundle} can take; {', '.join(others)} can."
-            raise MONAILabelException(MONAILabelError.INVALID_INPUT, "\n".join([message, *why]))
+            message = (
+                f"case {image_id!r} is none that {bundle} can take; {', '.join(others)} can. "
+                f"For {bundle} there are {listed(self.cases.get(bundle, {}))}."
+            )
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, "\n".join([message, *self._why(image_id)]))
         return self.get_image_uri(image_id)  # uploaded
+
+    def _require(self, image_id: str) -> None:
+        """Look for a case that is not known, and say which are there if there is none of that name."""
+        if image_id not in self._datastore.objects:
+            self.refresh()
+        if image_id not in self._datastore.objects:
+            there = (
+                f"no case {image_id!r} in {self._datastore.image_path()}; there are {listed(self._datastore.objects)}."
+            )
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, "\n".join([there, *self._why(image_id)]))
+
+    def _why(self, image_id: str) -> list[str]:
+        """What the searches found wrong about a case."""
+        return [str(finding) for finding in self.findings if image_id in str(finding)]
+
+    def get_image_uri(self, image_id: str) -> str:
+        """As MONAI Label does; for a case that is not there it says which are."""
+        self._require(image_id)
+        return super().get_image_uri(image_id)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """As MONAI Label does; a viewer takes the name for a file of its own, so it has no folder."""
@@ -89,13 +115,97 @@ class CaseDatastore(LocalDatastore):
         """As MONAI Label does, with the data set's numbers in place of those that a viewer gave the segments.
 
         3D Slicer numbers the segments it saves by their order, and sends the name of each beside the file.
+
+        Raises:
+            MONAILabelException: if there is no such case.
+            BundleError: for a tag that is a path, expressions, or a file that is no label map on the case's grid.
         """
-        segments = (label_info or {}).get("label_info") or []
-        numbers = self._numbers(image_id, segments) if segments else None
+        tag, name = plain_name(getattr(label_tag, "value", label_tag), "tag"), plain_name(image_id, "image")
+        label_info = _plain_info(label_info)
+        self._require(name)
+        cases = [cases[name]["image"] for cases in self.cases.values() if name in cases]
+        check_label(label_filename, [next(filter(None, c)) for c in cases] or [self.get_image_uri(name)], name)
+        segments = label_info.get("label_info") or []
+        numbers = self._numbers(name, segments) if segments else None
         if numbers and _renumber(label_filename, numbers):
             renamed = [{**segment, "idx": numbers.get(int(segment["idx"]), segment["idx"])} for segment in segments]
             label_info = {**label_info, "label_info": renamed}
-        return super().save_label(image_id, label_filename, label_tag, label_info)
+        extension = next(e for e in reversed(NIFTI) if label_filename.endswith(e))
+        file = Path(self._datastore.label_path(tag), name + extension)
+        with FileLock(self._lock_file):
+            write_whole(file, lambda out: out.write(Path(label_filename).read_bytes()))
+            info = {**label_info, "ts": int(time.time()), "name": file.name}
+            self._datastore.objects[name].labels[tag] = DataModel(info=info, ext=extension)
+            self._update_datastore_file(lock=False)
+        return name
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        """As MONAI Label does.
+
+        Raises:
+            MONAILabelException: if there is no such label.
+        """
+        file = self.get_label_uri(label_id, label_tag)
+        if not file or inside(file, [self._datastore.label_path(None)]) is None:
+            message = f"no label {label_tag!r} of {label_id!r}. Labelled cases: {listed(self.get_labeled_images())}."
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, message)
+        super().remove_label(label_id, label_tag)
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Take an image that a client sends; it is kept beside the labels, never among the studies.
+
+        Raises:
+            BundleError: for a name that is a path or that a case has, expressions, or what is no NIfTI volume.
+        """
+        name, image_info = plain_name(image_id, "image"), _plain_info(image_info)
+        if name in self._datastore.objects:
+            raise BundleError(f"there is a case {name!r} already, and scans are not replaced; send it by another name.")
+        check_image(image_filename, name)
+        extension = next(e for e in reversed(NIFTI) if image_filename.endswith(e))
+        file = Path(self.uploads, name + extension)
+        with FileLock(self._lock_file):
+            write_whole(file, lambda out: out.write(Path(image_filename).read_bytes()))
+            info = {**image_info, "ts": int(time.time()), "name": file.name}
+            self._datastore.objects[name] = ImageLabelModel(image=DataModel(info=info, ext=str(file)))
+            self._update_datastore_file(lock=False)
+        return name
+
+    def remove_image(self, image_id: str) -> None:
+        """Remove an image that a client has sent, with its labels.
+
+        Raises:
+            MONAILabelException: if there is no such case.
+            BundleError: for a scan of the studies.
+        """
+        file = self.get_image_uri(image_id)
+        if inside(file, [self.uploads]) is None:
+            raise BundleError(
+                f"{image_id!r} is a scan of the studies, which the server leaves alone: remove it yourself."
+            )
+        for tag in list(self._datastore.objects[image_id].labels):
+            self.remove_label(image_id, tag)
+        Path(file).unlink(missing_ok=True)
+        self._datastore.objects.pop(image_id, None)
+        self._update_datastore_file()
+
+    def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        """As MONAI Label does, but for expressions."""
+        self._require(image_id)
+        super().update_image_info(image_id, _plain_info(info))
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """As MONAI Label does, but for expressions."""
+        super().update_label_info(label_id, label_tag, _plain_info(info))
+
+    def get_dataset_archive(self, limit_cases: int | None) -> str:
+        """As MONAI Label does.
+
+        Raises:
+            MONAILabelException: if no label is saved.
+        """
+        if not self.datalist():
+            raise MONAILabelException(MONAILabelError.INVALID_INPUT, "no label is saved yet: there is nothing to pack.")
+        return super().get_dataset_archive(limit_cases)
 
     def labelled_for(self, bundle: str) -> list[str]:
         """Cases whose saved label is one for this bundle: the same case may be labelled with other classes for another.
@@ -118,14 +228,6 @@ class CaseDatastore(LocalDatastore):
             if own:
                 found.append(image_id)
         return found
-
-    def remove_image(self, image_id: str) -> None:
-        """As MONAI Label does for an uploaded image; a case of several files is refused, not left without one."""
-        if any(len(cases[image_id]["image"]) > 1 for cases in self.cases.values() if image_id in cases):
-            raise MONAILabelException(
-                MONAILabelError.INVALID_INPUT, f"{image_id!r} is a case of several files: remove its folder yourself."
-            )
-        super().remove_image(image_id)
 
     def _numbers(self, image_id: str, segments: list[dict[str, Any]]) -> dict[int, int]:
         """Number in the file -> number in the data set, where a bundle knows all the names; {} otherwise."""
@@ -173,6 +275,14 @@ class CaseDatastore(LocalDatastore):
         self._ids = {os.path.relpath(file, folder): case for case, file in shown.items()}
 
 
+def _plain_info(info: Any) -> dict[str, Any]:
+    """What a client says about an image or label, without expressions."""
+    if not isinstance(info or {}, dict):
+        raise BundleError(f"params: a {type(info).__name__}; expected an object with names and values.")
+    refuse_expressions(info, "params")
+    return dict(info or {})
+
+
 def _shown(files: list[str], modalities: Sequence[str]) -> str:
     """The file of a case that a viewer shows: T1ce, in which tumours stand out, of four; else the first."""
     if "T1ce" in modalities and len(files) == len(modalities) and files[modalities.index("T1ce")]:
@@ -181,10 +291,7 @@ def _shown(files: list[str], modalities: Sequence[str]) -> str:
 
 
 def _renumber(file: str, numbers: Mapping[int, int]) -> bool:
-    """Give the voxels of a NIfTI label map other numbers, in place; False if it is none, or holds further numbers."""
-    if not file.endswith((".nii", ".nii.gz")):
-        logger.warning("%s: only NIfTI label maps can be renumbered and trained on", os.path.basename(file))
-        return False
+    """Give the voxels of a NIfTI label map other numbers, in place; False if it holds further numbers."""
     image = nib.load(file)
     voxels = np.asarray(image.dataobj)  # type: ignore[attr-defined]
     if not set(np.unique(voxels).tolist()) <= {0, *numbers}:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
+import re
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +17,16 @@ from monai.utils import convert_to_numpy
 from monailabel.tasks.infer.bundle import BundleInferTask
 
 from bundlekit.cases.served import load_served
+from bundlekit.errors import BundleError
 from bundlekit.images.writing import on_grid_of
 from bundlekit.weights.loading import load_network, read_checkpoint
 from lib.bundles import case_settings, find_cases
+
+# of a request; and what the bundle's search for cases can be told
+_KNOWN = {
+    "model", "image", "case_file", "device", "description", "logging", "save_label", "label_tag", "model_filename",
+    "result_extension", "result_dtype", "result_compress",
+}  # fmt: skip
 
 
 class CaseInfer(BundleInferTask):
@@ -44,13 +54,31 @@ class CaseInfer(BundleInferTask):
 
     def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[Any, dict[str, Any]]:
         """Segment the case of `request["image"]`, a path; `case_file`, if there, is the one that the bundle prefers."""
-        request = dict(request)
+        request = self._known(request)
         request["image"] = request.pop("case_file", None) or request["image"]
         file, result = super().__call__(request, callbacks)
         values = result.pop("label_values", None)
         if values is not None and "label_names" in result:
             result["label_names"] = _named(self.labels, values)
         return file, result
+
+    def _known(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What this task goes by: of all that a request may say, names of files most of all, nothing else reaches it.
+
+        Raises:
+            BundleError: for weights that are not offered, or an extension that is none.
+        """
+        search = set(inspect.signature(find_cases(self.bundle_path)).parameters) - {"dataset_dir", "datalist"}
+        known = {key: value for key, value in request.items() if key in _KNOWN or key in search}
+        file, offered = known.get("model_filename", "model.pt"), self._config["model_filename"]
+        if file not in (*offered, offered):
+            raise BundleError(f"model_filename is {file!r}; expected one of {', '.join(offered)}.")
+        extension = known.get("result_extension") or ".nii.gz"
+        if not re.fullmatch(r"(\.\w{1,5}){1,2}", str(extension), re.ASCII):
+            raise BundleError(f"result_extension is {extension!r}; expected e.g. .nii.gz or .nrrd")
+        if str(known.get("logging", "INFO")).upper() not in logging.getLevelNamesMapping():
+            raise BundleError(f"logging is {known['logging']!r}; expected e.g. INFO or WARNING")
+        return known
 
     def _check_weights(self) -> None:
         """Refuse weights of another network now, in the bundle's words, and not at the first request."""

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
+from monai.bundle import create_workflow
 from monailabel.tasks.train.bundle import BundleTrainTask
 
-from bundlekit.expressions import refuse_expressions
-from bundlekit.weights.settings import AFTER_TRAINING, read_settings
+from bundlekit.errors import BundleError
+from bundlekit.files import write_whole
+from bundlekit.training.starting import ScoreFirst
+from bundlekit.weights.aside import keep_aside
+from bundlekit.weights.settings import AFTER_TRAINING, SETTINGS, read_settings
 from lib.bundles import handed_on, package
+from lib.checks import training_settings
 from lib.datastore import CaseDatastore
 
-_OF_THE_SERVER = ("model", "device", "datalist", "bundle_root")  # in a request these are not settings of train.yaml
+logger = logging.getLogger(__name__)
+# one process on one GPU: it is a handful of cases. No address or file of an experiment's record from a request
+_FIXED = {
+    "multi_gpu": False,
+    "force_multi_gpu": False,
+    "tracking": "None",
+    "run_id": "run",
+    "model_filename": "model.pt",
+}
 
 
 class CaseTrain(BundleTrainTask):
     """`BundleTrainTask` that leaves cases, split and checks to the bundle's own config.
 
     The saved labels ("final") go to it as a datalist; network and preprocessing are those of the weights it starts from
-    (`models/settings.json`). A request may set anything else in `train.yaml` too, e.g. `{"max_epochs": 5,
-    "learning_rate": 1e-5}`. The newly trained weights replace those of the server's copy of the bundle.
+    (`models/settings.json`). A request may set what a user turns in `train.yaml` too, e.g. `{"max_epochs": 5,
+    "learning_rate": 1e-5}`. The training has a folder of its own, `models/training`; its best weights replace those of
+    the server's copy of the bundle if they score better on the validation part, by the bundle's key metric. Those from
+    before are kept in `models/earlier`.
 
     Args:
         name: of the bundle, and of its package.
@@ -33,19 +51,67 @@ class CaseTrain(BundleTrainTask):
         super().__init__(path, conf, load_strict=True)
         self.name = name
         self.request: dict[str, Any] = {}
+        self.models = Path(path, "models")
+        self.outcome: dict[str, Any] = {}
 
     def config(self) -> dict[str, Any]:
         """What a viewer offers to set; weights to start from are those that the server infers with."""
-        return {**super().config(), "model_filename": ["model.pt"]}
+        offered = super().config().items()
+        return {key: value for key, value in offered if key not in _FIXED and not key.startswith("tracking")}
 
     def __call__(self, request: dict[str, Any], datastore: CaseDatastore) -> dict[str, Any]:
         """Train.
 
+        Returns:
+            `kept`: "before" or "after", which weights are served now; `metric`, and its values `before` and `after`.
+
         Raises:
             ValueError: if no label is saved that the bundle can take, or for what the bundle refuses.
         """
-        self.request = {key: value for key, value in request.items() if value != ""}  # as a viewer leaves a field
-        return super().__call__(self.request, datastore)
+        self.request = {key: value for key, value in request.items() if value != ""} | _FIXED  # "": a field left empty
+        epochs, part = self.request.get("max_epochs", 50), self.request.get("val_split", 0.2)
+        if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+            raise BundleError(f"max_epochs is {epochs!r}; expected a whole number from 1 on.")
+        if isinstance(part, bool) or not isinstance(part, (int, float)) or part >= 1:
+            raise BundleError(f"val_split is {part!r}; expected a number below 1, e.g. 0.2.")
+        assert isinstance(self.bundle_config.config, dict)
+        training_settings(self.request, self.bundle_config.config)  # before anything is looked for
+        super().__call__(self.request, datastore)
+        return self.outcome
+
+    def run_single_gpu(self, request: dict[str, Any], overrides: dict[str, Any]) -> None:
+        """Train in a folder of its own, and take over what is better."""
+        new = Path(overrides["ckpt_dir"])
+        shutil.rmtree(new, ignore_errors=True)  # of an earlier training, whose model.pt is not this one's
+        files = {"config_file": self.bundle_config_path, "meta_file": self.bundle_metadata_path}
+        workflow = create_workflow(**files, init_id=None, run_id="run", final_id=None, **overrides)
+        workflow.run()
+        workflow.finalize()
+        handlers = workflow.parser.get_parsed_content("train::handlers")
+        (scores,) = (handler for handler in handlers if isinstance(handler, ScoreFirst))
+        better = (new / "model.pt").is_file()
+        self.outcome = {
+            "kept": "after" if better else "before",
+            "metric": scores.validator.state.key_metric_name,
+            "before": scores.before,
+            "after": scores.after,
+        }
+        served = f"those from before stay (the last network of the training is {new / 'last.pt'})"
+        if better:
+            earlier = keep_aside(self.models)
+            settings = (new / SETTINGS).read_bytes()
+            write_whole(self.models / SETTINGS, lambda file: file.write(settings))
+            os.replace(new / "model.pt", self.models / "model.pt")
+            served = f"the new ones (those from before: --weights {self.name}={earlier} takes them again)"
+        after = "not validated" if scores.after is None else f"{scores.after:.4f}"
+        logger.info(
+            "%s: %s of the validation part %.4f before, %s after; weights that are served now: %s",
+            self.name,
+            self.outcome["metric"],
+            scores.before,
+            after,
+            served,
+        )
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: CaseDatastore) -> list[dict[str, Any]]:
         own = getattr(package(self.bundle_path), "SAVED_LABEL", {})  # what the bundle says about labels it has written
@@ -68,19 +134,23 @@ class CaseTrain(BundleTrainTask):
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[dict[str, Any]]) -> None:
         """The bundle's own loader, which refuses weights of another network; the base class's takes what fits."""
         loader = {"_target_": "bundlekit.LoadWeights", "path": model_pytorch, "network": "@network_def"}
-        train_handlers[:] = [handler for handler in train_handlers if handler.get("_target_") != loader["_target_"]]
-        if pretrained:
-            train_handlers.insert(0, loader)
+        first = {
+            "_target_": "bundlekit.ScoreFirst",
+            "validator": "@validate::evaluator",
+            "network": "@network_def",
+            "weights": model_pytorch,
+        }
+        own = (loader["_target_"], first["_target_"])
+        others = [handler for handler in train_handlers if handler.get("_target_") not in own]
+        train_handlers[:] = [*([loader] if pretrained else []), first, *others]
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
         config = self.bundle_config.config
         assert isinstance(config, dict)
         for key in (self.const.key_train_dataset_data(), self.const.key_validate_dataset_data()):
             overrides.pop(key, None)
-        given = {k: v for k, v in self.request.items() if k in config and k not in _OF_THE_SERVER}
-        refuse_expressions(given, "the request")
-        overrides.update({**self._recorded(config), **given})
-        overrides.update(datalist=self._datalist(), ckpt_dir=os.path.join(self.bundle_path, "models"), overwrite=True)
+        overrides.update({**self._recorded(config), **training_settings(self.request, config)})
+        overrides.update(datalist=self._datalist(), ckpt_dir=str(self.models / "training"), overwrite=True)
         overrides["epochs"] = overrides[self.const.key_train_trainer_max_epochs()]
         part = float(self.request.get("val_split", 0.2))
         if 0 < part < 1:
@@ -89,7 +159,7 @@ class CaseTrain(BundleTrainTask):
 
     def _recorded(self, config: dict[str, Any]) -> dict[str, Any]:
         """Values of train.yaml with which the present weights were trained, and what inference does to their masks."""
-        recorded = read_settings(os.path.join(self.bundle_path, "models", "model.pt"))
+        recorded = read_settings(self.models / "model.pt")
         ids = {key: value[1:] for key, value in config.get("settings", {}).items() if str(value).startswith("@")}
         fixed = {key: value for key, value in config.get("settings", {}).items() if str(value)[:1] not in ("@", "$")}
         other = [key for key in fixed if recorded.get(key, fixed[key]) != fixed[key]]
@@ -103,4 +173,4 @@ class CaseTrain(BundleTrainTask):
         )
 
     def _datalist(self) -> str:
-        return os.path.join(self.bundle_path, "models", "saved_labels.json")
+        return str(self.models / "saved_labels.json")
