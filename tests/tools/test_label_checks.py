@@ -12,7 +12,15 @@ import pytest
 
 from bundlekit.errors import BundleError
 from tools.bundles import names, parse
-from tools.label.app.lib.checks import check_image, check_label, inside, listed, plain_name, training_settings
+from tools.label.app.lib.checks import (
+    check_address,
+    check_image,
+    check_label,
+    inside,
+    listed,
+    plain_name,
+    training_settings,
+)
 
 AFFINE = np.diag([1.0, 1.0, 2.0, 1.0])
 
@@ -28,6 +36,37 @@ def test_paths_are_no_names(value: Any) -> None:
 @pytest.mark.parametrize("value", ["final", "BraTS2021_00006", "sub-01_T1w", "Fall Müller (2)", "1.2.840.10008"])
 def test_names_pass(value: str) -> None:
     assert plain_name(value, "image") == value
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/datastore/image", "image=../labelapp/main"),
+        ("/datastore/label", "image=a&tag=final&tag=..%2F..%2Fx"),
+        ("/datastore/", "id=/etc/x"),
+        ("/infer/brats_resunet", "session_id=../../x"),
+        ("/session/..", ""),
+        ("/session/", "uncompress=true"),
+        ("/session/", "uncompress=on"),
+        ("/ohif/../../x", ""),
+    ],
+)
+def test_addresses_that_lead_elsewhere_are_refused(path: str, query: str) -> None:
+    with pytest.raises(BundleError):
+        check_address(path, query)
+
+
+@pytest.mark.parametrize(
+    ("path", "query"),
+    [
+        ("/datastore/label", "image=BraTS2021_00006&tag=final"),
+        ("/infer/brats_resunet", "image=%2Fdata%2Fa.nii.gz&session_id=&output=json"),
+        ("/session/980a45e4-eb2c-11f1-9e58-02fc00000001", "image=true"),
+        ("/session/", "uncompress=False&expiry=10"),
+    ],
+)
+def test_addresses_of_viewers_pass(path: str, query: str) -> None:
+    check_address(path, query)
 
 
 def test_paths_stay_in_their_folders(tmp_path: Path) -> None:
@@ -55,7 +94,15 @@ def test_long_lists_are_cut() -> None:
 def test_a_request_sets_settings_alone(name: str) -> None:
     config = parse(name, "train.yaml").config
     assert isinstance(config, dict)
-    given = {"max_epochs": 3, "learning_rate": 1e-4, "amp": False, "patches_per_case": 2, "seed": 1, "device": "cpu"}
+    given = {
+        "max_epochs": 3,
+        "learning_rate": 1e-4,
+        "amp": False,
+        "patches_per_case": 2,
+        "seed": 1,
+        "device": "cpu",
+        "model": name,
+    }
     found = training_settings(given, config)
     assert found == {key: given[key] for key in ("learning_rate", "amp", "patches_per_case", "seed")}
     refused: list[dict[str, Any]] = [

@@ -43,11 +43,12 @@ def label(
     Args:
         studies: folder of scans, searched to any depth; or the address of a DICOMweb server.
         bundles: names with commas between them; default: all that have weights.
-        weights: NAME=PATH of a trained model.pt (settings.json beside it), several with commas between them.
+        weights: NAME=PATH of a trained model.pt (settings.json beside it), several with commas between them. The same
+            file again keeps what was fine-tuned from it in `app`; another file replaces it.
         port: of the server.
         app: folder of the served copies, their weights and the log; kept from one start to the next.
         labels: folder for labels and MONAI Label's list of studies; default: the studies folder itself.
-        fresh: start from the original weights again, not from those that were fine-tuned in `app`.
+        fresh: start from the original weights again; those that were fine-tuned in `app` are kept in models/earlier.
         gpu: whether MONAI Label's PyTorch is to have CUDA; default: if this machine has nvidia-smi.
     """
     _require_port(port)

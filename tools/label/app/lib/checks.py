@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from urllib.parse import parse_qsl
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,7 @@ from bundlekit.expressions import refuse_expressions
 
 NIFTI = (".nii", ".nii.gz")
 _SHOWN = 10  # names in a list of them
+_SESSION = re.compile(r"[0-9a-f-]{36}")  # a UUID, as MONAI Label gives them
 # of train.yaml, but not for a request to set: where files lie, and what the server itself decides
 _OF_THE_SERVER = {
     "bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "cache_dir", "overwrite", "device", "rank",
@@ -36,6 +38,31 @@ def plain_name(value: Any, what: str) -> str:
     ):
         raise BundleError(f"{what} is {value!r}; expected a name of at most 200 bytes: no path, not hidden.")
     return value
+
+
+def check_address(path: str, query: str) -> None:
+    """Refuse an address of a request whose parts would lead out of their folders, or have an archive unpacked.
+
+    Args:
+        path: of the address, decoded.
+        query: of the address, as it was sent.
+
+    Raises:
+        BundleError: for a name of an image, label, tag or session that is none, `uncompress`, or `..` in the path.
+    """
+    sessions = [path.removeprefix("/session/")] if path.startswith("/session/") else []
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key == "session_id":
+            sessions.append(value)
+        if key == "uncompress" and value.lower() not in ("false", "0", ""):
+            raise BundleError("archives are not unpacked: send the files.")
+        if path.startswith("/datastore") and key in ("image", "id", "label", "tag") and value:
+            plain_name(value, key)
+    for session in filter(None, sessions):
+        if not _SESSION.fullmatch(session):
+            raise BundleError(f"the session is {session!r}; expected the session_id that PUT /session/ gave.")
+    if ".." in path.split("/"):
+        raise BundleError("a path with .. leads elsewhere.")
 
 
 def inside(path: str, folders: Iterable[str]) -> str | None:
@@ -70,7 +97,7 @@ def training_settings(request: Mapping[str, Any], config: Mapping[str, Any]) -> 
         BundleError: for an expression, or a key of `train.yaml` that is no plain setting (paths, components).
     """
     refuse_expressions(request, "the request")
-    found = {key: value for key, value in request.items() if key in config and key not in ("device", "bundle_root")}
+    found = {key: value for key, value in request.items() if key in config and key not in ("model", "device")}
     for key, value in found.items():
         if key in _OF_THE_SERVER or not (_is_plain(config[key]) or key == "amp"):
             raise BundleError(
