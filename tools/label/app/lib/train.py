@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 from pathlib import Path
@@ -63,7 +64,8 @@ class CaseTrain(BundleTrainTask):
         """Train.
 
         Returns:
-            `kept`: "before" or "after", which weights are served now; `metric`, and its values `before` and `after`.
+            `kept`: "before" or "after", which weights are served now; `metric`, and its values `before` and `after`,
+            None where there is none.
 
         Raises:
             ValueError: if no label is saved that the bundle can take, or for what the bundle refuses.
@@ -93,8 +95,8 @@ class CaseTrain(BundleTrainTask):
         self.outcome = {
             "kept": "after" if better else "before",
             "metric": scores.validator.state.key_metric_name,
-            "before": scores.before,
-            "after": scores.after,
+            "before": scores.before if math.isfinite(scores.before) else None,  # JSON has no NaN
+            "after": scores.after if scores.after is not None and math.isfinite(scores.after) else None,
         }
         served = f"those from before stay (the last network of the training is {new / 'last.pt'})"
         if better:
