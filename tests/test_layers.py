@@ -11,7 +11,18 @@ import pytest
 from tests.conftest import ROOT
 from tools.bundles import KIT, names
 
-GROUND = ("errors", "values", "bfloat16", "files", "memory", "progress", "command_line", "expressions", "run", "version")
+GROUND = (
+    "errors",
+    "values",
+    "bfloat16",
+    "files",
+    "memory",
+    "progress",
+    "command_line",
+    "expressions",
+    "run",
+    "version",
+)
 # what each room of bundlekit may import, besides itself
 ALLOWED = {
     "errors": (),
