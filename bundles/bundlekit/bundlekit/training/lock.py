@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
+import contextlib
 import json
 import logging
 import os
@@ -15,9 +15,15 @@ import ignite.distributed as idist
 
 from bundlekit.errors import BundleError, Finding
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
 _log = logging.getLogger(__name__)
 _LOCK = ".lock"
-_held: dict[tuple[str, int], int] = {}  # open files by folder and by process: a fork has none
+# open files, and whether the folder was made for them, by folder and by process: a fork has none
+_held: dict[tuple[str, int], tuple[int, bool]] = {}
 
 
 def lock_run(ckpt_dir: str) -> None:
@@ -27,6 +33,8 @@ def lock_run(ckpt_dir: str) -> None:
     the process ends, however that is: what a killed one leaves is taken over. `filelock` says nothing of the owner, and
     its locks outlive a killed process as long as loader processes of it do.
 
+    Without the locks of POSIX (Windows) nothing is locked.
+
     Args:
         ckpt_dir: folder, made if missing.
 
@@ -34,10 +42,11 @@ def lock_run(ckpt_dir: str) -> None:
         BundleError: if another process trains there, or the folder cannot be written to.
     """
     folder = os.path.abspath(ckpt_dir)
-    if idist.get_rank() != 0 or (folder, os.getpid()) in _held:
+    if fcntl is None or idist.get_rank() != 0 or (folder, os.getpid()) in _held:
         return
     path = Path(folder, _LOCK)
     try:
+        made = not Path(folder).exists()
         Path(folder).mkdir(parents=True, exist_ok=True)
         descriptor = _open(path)
     except BlockingIOError:
@@ -53,21 +62,26 @@ def lock_run(ckpt_dir: str) -> None:
     os.ftruncate(descriptor, 0)
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
     os.write(descriptor, json.dumps(owner).encode())
-    _held[folder, os.getpid()] = descriptor
+    _held[folder, os.getpid()] = descriptor, made
     atexit.register(unlock_run, folder)
 
 
 def unlock_run(ckpt_dir: str) -> None:
     """Let other trainings into the folder again; nothing happens if this process does not hold it.
 
+    A folder that it made, and in which nothing was written, is removed.
+
     Args:
         ckpt_dir: as in `lock_run`.
     """
     folder = os.path.abspath(ckpt_dir)
-    descriptor = _held.pop((folder, os.getpid()), None)
+    descriptor, made = _held.pop((folder, os.getpid()), (None, False))
     if descriptor is not None:
         Path(folder, _LOCK).unlink(missing_ok=True)
         os.close(descriptor)
+        if made:
+            with contextlib.suppress(OSError):  # it holds what was written
+                os.rmdir(folder)
 
 
 def _open(path: Path) -> int:
