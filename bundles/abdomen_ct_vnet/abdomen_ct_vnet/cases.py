@@ -23,12 +23,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundlekit.cases.case import Case, doubled_cases, refuse_findings
+from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.folders import nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
 
-from .layouts import IMAGES, LABEL_EXPECTED, LAYOUTS, VOLUME, LayoutFile, file_of, stem_of, walk
+from .layouts import IMAGES, LABEL_EXPECTED, LAYOUTS, VOLUME, LayoutFile, file_of, stem_of, volumes_below
 from .numberings import check_organs, label_values, numbering_of, output_numbering_of
 from .organs import UPSTREAM_ORGANS, Classes, organ_classes, segmentation_file
 from .shear import check_shear
@@ -85,13 +86,13 @@ def scan_cases(
         numbering_of(numbering, "--numbering")
     if not dataset_dir and not datalist:
         return [], []
-    where = str(datalist or dataset_dir)
+    where = str(datalist or Path(str(dataset_dir)).expanduser())
     if datalist:
         cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled, classes)
     else:
         cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled, classes)
     if not cases and not findings:
-        raise BundleError(Finding(where, "no case", LAYOUTS, "check the folder given as --dataset_dir"))
+        raise BundleError(nothing_found(where, LAYOUTS))
     for case in cases:
         if numbering is not None and not case.get("label_parts"):
             case["numbering"] = dict(numbering) if isinstance(numbering, Mapping) else numbering
@@ -101,7 +102,7 @@ def scan_cases(
         own = case["numbering"] or output_numbering_of(None, classes)
         case["label_values"] = label_values(classes, own if written == "dataset" else written)
     cases.sort(key=lambda case: case["case"])
-    findings += doubled_cases(cases, where) + (_numbering_findings(cases, where) if labelled else [])
+    findings += check_names(cases, where) + (_numbering_findings(cases, where) if labelled else [])
     if not labelled:
         cases = [{**case, "label": "", "label_parts": []} for case in cases]
     wrong = [found or check_shear(case) for case, found in zip(cases, check_headers(cases), strict=True)]
@@ -138,7 +139,7 @@ def _from_folder(root: Path, labelled: bool, classes: Classes) -> tuple[list[Cas
         if not VOLUME.search(root.name):
             raise BundleError(Finding(str(root), "a file of another type", "a .nii or .nii.gz file", "give the CT"))
         return _from_file(root, labelled, classes)
-    paths = walk(root)
+    paths = volumes_below(root)
     files = [file for path in paths if (file := file_of(path))]
     if not labelled and not any(not file.is_label for file in files):
         return [_case(stem_of(path), path) for path in paths if not file_of(path)], []
@@ -151,7 +152,7 @@ def _from_file(path: Path, labelled: bool, classes: Classes) -> tuple[list[Case]
     if not labelled:
         return [_case(file.case if file else stem_of(path), path)], []
     root = path.parent.parent if IMAGES.match(path.parent.name) else path.parent
-    near = [found for other in walk(root) if (found := file_of(other))]
+    near = [found for other in volumes_below(root) if (found := file_of(other))]
     mine = [other for other in near if file and (other.layout, other.key) == (file.layout, file.key)]
     if not mine:
         return [], [_without_label(path, f"one of the layouts {LAYOUTS}")]

@@ -13,10 +13,11 @@ These layouts are known, at any depth, with files that end on .nii or .nii.gz:
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from bundlekit.cases.folders import walk
 
 VOLUME = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 IMAGES = re.compile(r"^(images?|imgs?)(Tr|Ts|Va|Val)?$", re.IGNORECASE)
@@ -84,10 +85,7 @@ def file_of(path: Path) -> LayoutFile | None:
     return None
 
 
-def walk(root: Path) -> list[Path]:
-    """NIfTI files below a folder, in sorted order; hidden ones and results of inference are passed over."""
-    files: list[Path] = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [Path(folder, n) for n in sorted(names) if not n.startswith(".") and VOLUME.search(n)]
+def volumes_below(root: Path) -> list[Path]:
+    """NIfTI files below a folder, as `bundlekit.cases.folders.walk` finds them, without results of inference."""
+    files = (folder / name for folder, names in walk(root) for name in filter(VOLUME.search, names))
     return [path for path in files if not _RESULT.search(stem_of(path))]

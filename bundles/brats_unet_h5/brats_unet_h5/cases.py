@@ -25,8 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from bundlekit.brats.patients import patient_of
-from bundlekit.cases.case import Case, doubled_cases, refuse_findings
+from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.hdf5 import affine_in, open_h5
 
@@ -152,7 +153,7 @@ def scan_cases(
     else:
         cases, findings = _from_folder(Path(str(dataset_dir)).expanduser())
     cases.sort(key=lambda case: case["case"])
-    findings += doubled_cases(cases, str(datalist or dataset_dir))
+    findings += check_names(cases, str(datalist or dataset_dir))
     complete = []
     for case in cases:
         found = _inspect(case, said, labelled, patch_size)
@@ -181,28 +182,29 @@ def _from_folder(root: Path) -> tuple[list[Case], list[Finding]]:
             return [_case(_ENDING.sub("", root.name), [root])], []
         only, root = named["case"], root.parent
     cases, nifti, results = [], 0, 0
-    for folder, folders, files in os.walk(root, followlinks=True):
-        # the slices of a volume lie beside the one that names it
-        folders[:] = [] if only else sorted(f for f in folders if not f.startswith("."))
+    # the other slices of a volume lie beside the one that was named, not in folders below
+    for folder, files in walk(root, prune=None if only is None else lambda *_: True):
         slices: dict[str, list[tuple[int, Path]]] = {}
-        for name in sorted(f for f in files if not f.startswith(".")):
+        for name in files:
             nifti += bool(_NIFTI.search(name))
             named = SLICE.match(name)
             if named is not None:
                 if only in (None, named["case"]):
-                    slices.setdefault(named["case"], []).append((int(named["slice"]), Path(folder, name)))
-            elif _RESULT.search(name) and only is None and _is_result(Path(folder, name)):
+                    slices.setdefault(named["case"], []).append((int(named["slice"]), folder / name))
+            elif _RESULT.search(name) and only is None and _is_result(folder / name):
                 results += 1
             elif _ENDING.search(name) and only is None:
-                cases.append(_case(_ENDING.sub("", name), [Path(folder, name)]))
+                cases.append(_case(_ENDING.sub("", name), [folder / name]))
         for name, parts in slices.items():
             cases.append({**_case(name, [file for _, file in sorted(parts)]), "layout": "slices"})
     if not cases:
         found = f"no HDF5 file, but {nifti} NIfTI file(s)" if nifti else "no HDF5 file"
         if results:
             found = f"no HDF5 file but {results} segmentation(s), *_seg.h5 without an image"
+        if not nifti and not results:
+            raise BundleError(nothing_found(root, "files that end on .h5 or .hdf5", "no HDF5 file"))
         fix = "check --dataset_dir"
-        if nifti and not results:
+        if not results:
             fix += ", or convert them: python -m tools convert h5 --from THIS_FOLDER --to ANOTHER"
         raise BundleError(Finding(str(root), found, "files that end on .h5 or .hdf5", fix))
     return cases, []

@@ -591,6 +591,28 @@ def test_datalist_with_a_patient_on_both_sides() -> None:
         split_cases(cases)
 
 
+@pytest.mark.parametrize(
+    "part", ["_t1c", "_T1CE", "_T1Gd", "_t1post", "_T1_CE", "_t1-gd", "-t1c", "-t1ce", "-T1Gd", "-t1post"]
+)
+def test_other_names_of_a_t1_after_contrast_medium(tmp_path: Path, part: str) -> None:
+    folder = write_case(tmp_path / "a", NAMES_2018 if part[0] == "_" else NAMES_2023)
+    (own,) = (file for file in folder.iterdir() if file.name.endswith(("_t1ce.nii.gz", "-t1c.nii.gz")))
+    other = own.rename(folder / f"a{part}.nii.gz")
+    (case,) = find_cases(tmp_path)
+    assert case["image"][1] == str(other)
+    assert case["case"] == "a"
+    write_nifti(folder / f"a{part[0]}t1pc.nii.gz", scan())
+    (finding,) = findings_of(tmp_path)
+    assert "more than one T1ce" in finding.found
+
+
+def test_a_file_that_may_be_the_missing_one_is_named(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "a")
+    (folder / "a_t1ce.nii.gz").rename(folder / "a_T1_contrast.nii.gz")
+    (finding,) = findings_of(tmp_path)
+    assert "a_T1_contrast.nii.gz" in finding.fix
+
+
 # --- what can be wrong ------------------------------------------------------------------------------------------------
 
 
@@ -672,6 +694,9 @@ SPOILERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "packed text": (lambda path: path.write_bytes(gzip.compress(b"404: not found" * 50)), "cannot be read"),
     "cut header": (lambda path: path.write_bytes(path.read_bytes()[:60]), "cannot be read"),
     "affine": (spoil_affine, "not invertible"),
+    "micrometres": (lambda path: write_nifti(path, scan(), LPS @ np.diag([1e3, 1e3, 1e3, 1])), "1e+03x1e+03x1e+03 mm"),
+    "tiny voxels": (lambda path: write_nifti(path, scan(), LPS @ np.diag([0.05, 0.05, 0.05, 1])), "0.05x0.05x0.05 mm"),
+    "dicom": (lambda path: path.write_bytes(bytes(128) + b"DICM"), "it is DICOM"),
     "affine of NaN": (spoil_affine_with_nan, "not invertible"),
 }
 

@@ -46,6 +46,12 @@ def test_label_map_of_unknown_numbers_is_named(tmp_path: Path) -> None:
     assert "99 (40 voxels)" in caught.value.findings[0].found
 
 
+def test_an_empty_label_map_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "map.nii.gz", numbers((0,)))
+    with pytest.raises(BundleError, match=r"map\.nii\.gz[\s\S]*0 in every voxel"):
+        read_structures(str(path))
+
+
 @pytest.mark.skipif(not (SHARED / "tissue_labelmaps").is_dir(), reason="no real data")
 def test_label_maps_of_synthseg() -> None:
     cases = find_label_maps(SHARED / "tissue_labelmaps")

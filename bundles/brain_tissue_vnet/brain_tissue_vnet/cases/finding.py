@@ -26,7 +26,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundlekit.cases.case import Case, doubled_cases, refuse_findings
+from bundlekit.cases.case import Case, check_names, refuse_findings
+from bundlekit.cases.folders import nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
 from bundlekit.label_maps.numberings import check_numbering
@@ -77,18 +78,18 @@ def scan_cases(
         return [], []
     if numbering is not None:
         check_numbering(numbering, "--numbering")
-    where = str(datalist or dataset_dir)
+    where = str(datalist or Path(str(dataset_dir)).expanduser())
     if datalist:
         cases, findings = from_datalist(Path(datalist).expanduser(), dataset_dir, labelled)
     else:
         cases, findings = from_folder(Path(str(dataset_dir)).expanduser(), labelled, numbering)
     if not cases and not findings:
-        raise BundleError(Finding(where, "no case", LAYOUTS, "check the folder given as --dataset_dir"))
+        raise BundleError(nothing_found(where, LAYOUTS))
     for case in cases:
         if numbering and case["label"] and "label_parts" not in case:
             case["numbering"] = numbering
     cases.sort(key=lambda case: case["case"])
-    findings += doubled_cases(cases, where)
+    findings += check_names(cases, where)
     wrong = check_headers(cases)
     if not labelled:
         wrong = _without_bad_labels(cases, wrong)

@@ -35,8 +35,9 @@ from bundlekit.brats.naming import (
     scheme_of,
 )
 from bundlekit.brats.patients import patient_of
-from bundlekit.cases.case import Case, doubled_cases, refuse_findings
+from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
 
@@ -104,14 +105,12 @@ def scan_cases(
     else:
         cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled, fill_missing)
     if not cases and not findings:
-        raise BundleError(
-            Finding(str(datalist or dataset_dir), "no case", EXPECTED, "check the folder given as --dataset_dir")
-        )
+        raise BundleError(nothing_found(str(datalist or Path(str(dataset_dir)).expanduser()), EXPECTED))
     for case in cases:
         if channel_order is not None and len(case["image"]) == 1:
             case["channels"] = [int(c) for c in channel_order]
     cases.sort(key=lambda case: case["case"])
-    findings += doubled_cases(cases, str(datalist or dataset_dir))
+    findings += check_names(cases, str(datalist or dataset_dir))
     wrong = check_headers(cases, patch_size)
     findings += [finding for found in wrong for finding in found]
     cases = [case for case, found in zip(cases, wrong, strict=True) if not found]
@@ -130,22 +129,21 @@ def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[C
         only, root = named[0], root.parent
     named_files: dict[str, dict[str, list[Path]]] = {}
     other: list[Path] = []
-    for folder, folders, files in os.walk(root, followlinks=True):
-        # the files of a case lie beside the one that names it
-        folders[:] = [] if only else sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(f for f in files if not f.startswith(".") and NIFTI.search(f)):
+    # the other files of a case lie beside the one that was named, not in folders below
+    for folder, files in walk(root, prune=None if only is None else lambda *_: True):
+        for name in filter(NIFTI.search, files):
             named = role_of(name)
             if named is None:
-                other.append(Path(folder, name))
+                other.append(folder / name)
             elif only in (None, named[0]):
-                named_files.setdefault(named[0], {}).setdefault(named[1], []).append(Path(folder, name))
+                named_files.setdefault(named[0], {}).setdefault(named[1], []).append(folder / name)
     if named_files:
-        return _named_cases(named_files, labelled, fill_missing)
+        return _named_cases(named_files, other, labelled, fill_missing)
     return _volume_cases([file for file in other if may_be_4d(file)], labelled)
 
 
 def _named_cases(
-    files: dict[str, dict[str, list[Path]]], labelled: bool, fill_missing: bool
+    files: dict[str, dict[str, list[Path]]], other: Sequence[Path], labelled: bool, fill_missing: bool
 ) -> tuple[list[Case], list[Finding]]:
     cases, findings = [], []
     for name in sorted(files):
@@ -168,12 +166,14 @@ def _named_cases(
             continue
         doubled = [role for role, found in roles.items() if len(found) > 1]
         if missing:
+            beside = [file.name for file in other if file.parent == any_file.parent]
+            rename = f"rename the file if it is one of {', '.join(beside[:6])}; " if beside else ""
             findings.append(
                 Finding(
                     str(any_file.parent),
                     f"case {name} has " + (", ".join(f.name for role in roles.values() for f in role)),
                     "also " + ", ".join(f"{scheme.file_of(name, role)} ({role})" for role in missing),
-                    "add the missing file, or take the case out of the folder",
+                    rename + "add the missing file, or take the case out of the folder",
                 )
             )
         if doubled:

@@ -20,7 +20,8 @@ class NamingScheme:
     Args:
         years: of the challenges that name their files so.
         separator: between case and suffix.
-        suffixes: suffix -> modality, or "label" for the segmentation.
+        suffixes: suffix -> modality, or "label" for the segmentation; of several for one, the first is the scheme's
+            own and the others are what people call it elsewhere.
         et_label: value of enhancing tumour that goes with these names.
     """
 
@@ -41,9 +42,13 @@ class NamingScheme:
         return f"{case}{self.separator}{suffix}.nii.gz"
 
 
+# a T1 after contrast medium, by its gadolinium or by its time
+_T1CE = dict.fromkeys(("t1ce", "t1c", "t1gd", "t1post", "t1pc", "t1_ce", "t1_gd", "t1_post", "t1-ce", "t1-gd"), "T1ce")
+_T1CE |= {"t1-post": "T1ce"}
+
 SCHEMES = (
-    NamingScheme("2018-2021", "_", {"t1": "T1", "t1ce": "T1ce", "t2": "T2", "flair": "FLAIR", "seg": "label"}, 4),
-    NamingScheme("2023+", "-", {"t1n": "T1", "t1c": "T1ce", "t2w": "T2", "t2f": "FLAIR", "seg": "label"}, 3),
+    NamingScheme("2018-2021", "_", {"t1": "T1", **_T1CE, "t2": "T2", "flair": "FLAIR", "seg": "label"}, 4),
+    NamingScheme("2023+", "-", {"t1n": "T1", "t1c": "T1ce", **_T1CE, "t2w": "T2", "t2f": "FLAIR", "seg": "label"}, 3),
 )
 
 # Medical Segmentation Decathlon Task01 stores FLAIR, T1w, T1gd, T2w in one 4-D file and numbers ED 1, NCR 2, ET 3

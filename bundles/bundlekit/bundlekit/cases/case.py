@@ -9,6 +9,8 @@ from bundlekit.errors import BundleError, Finding
 
 Case = dict[str, Any]
 
+_LONGEST = 180  # bytes: with what is added to it, a name of a file has at most 255
+
 
 def require_cases(cases: Sequence[Case]) -> None:
     """Refuse to run on nothing.
@@ -37,12 +39,24 @@ def refuse_findings(cases: list[Case], findings: Sequence[Finding]) -> list[Case
     return cases
 
 
-def doubled_cases(cases: Sequence[Case], where: str) -> list[Finding]:
-    """Findings for cases of one name: their results would be one file."""
+def check_names(cases: Sequence[Case], where: str) -> list[Finding]:
+    """Findings for names that are no file's name, and for cases of one name: their results would be one file.
+
+    Args:
+        cases: of one data set; their names become those of masks and scores.
+        where: data set or datalist, for the message.
+    """
+    findings = []
     first_files: dict[str, list[str]] = {}
     for case in cases:
-        first_files.setdefault(case["case"], []).append((case["image"] or [case["label"]])[0])
-    return [
+        name = case["case"]
+        first_files.setdefault(name, []).append(([file for file in case["image"] if file] or [case["label"]])[0])
+        reason = _unsafe(name)
+        if reason:
+            fix = 'rename the file, or give the entry of the datalist another "case"'
+            found = f"the case name {name[:_LONGEST]!r} of {first_files[name][0]}, which {reason}"
+            findings.append(Finding(where, found, "the name of a file, without folders", fix))
+    return findings + [
         Finding(
             where,
             f"case {name} more than once: {', '.join(files)}",
@@ -52,3 +66,14 @@ def doubled_cases(cases: Sequence[Case], where: str) -> list[Finding]:
         for name, files in first_files.items()
         if len(files) > 1
     ]
+
+
+def _unsafe(name: str) -> str:
+    """Why a name cannot be that of a result; "" if it can."""
+    if not name.strip():
+        return "is empty"
+    if "/" in name or "\\" in name or name in (".", ".."):
+        return "leads to another folder"
+    if not name.isprintable():
+        return "has characters that cannot be printed"
+    return f"is longer than {_LONGEST} bytes" if len(name.encode(errors="replace")) > _LONGEST else ""

@@ -9,7 +9,9 @@ import numpy as np
 
 from bundlekit.cases.case import Case
 from bundlekit.errors import Finding
-from bundlekit.images.nifti import open_nifti
+from bundlekit.images.nifti import is_dicom, open_nifti
+
+_EDGES_MM = (0.1, 20.0)  # of a voxel: what no scan of a patient lies outside of
 
 
 def check_headers(cases: Sequence[Case], patch_size: Sequence[int] | None = None) -> list[list[Finding]]:
@@ -35,9 +37,10 @@ def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:
             header = open_nifti(file)
             shape, affine = tuple(int(n) for n in header.shape), np.asarray(header.affine)
         except Exception as error:  # nibabel raises a dozen types for what is one thing to the user
-            findings.append(
-                Finding(file, f"cannot be read ({error})", "a NIfTI file", "copy or download the file again")
-            )
+            reason, fix = str(error), "copy or download the file again"
+            if is_dicom(file):
+                reason, fix = "it is DICOM", "convert the series to NIfTI first, e.g. with dcm2niix"
+            findings.append(Finding(file, f"cannot be read ({reason})", "a NIfTI file", fix))
             continue
         volume = "channels" in case and [file] == case["image"]
         dimensions = 4 if volume else 3
@@ -67,6 +70,12 @@ def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:
             findings.append(
                 Finding(file, "an affine that is not invertible", "a spatial grid in mm", "mend the header")
             )
+            continue
+        edges = np.linalg.norm(affine[:3, :3], axis=0)
+        if edges.min() < _EDGES_MM[0] or edges.max() > _EDGES_MM[1]:
+            expected = f"edges of {_EDGES_MM[0]:g} to {_EDGES_MM[1]:g} mm"
+            fix = "mend the affine in the header: it is in mm, not in metres, micrometres or voxels"
+            findings.append(Finding(file, f"voxels of {'x'.join(f'{edge:.3g}' for edge in edges)} mm", expected, fix))
             continue
         if reference is None:
             reference = (file, shape[:3], affine)

@@ -12,6 +12,11 @@ from isal import igzip
 
 from bundlekit.errors import BundleError, Finding
 
+_LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
+_SAMPLE = 500_000  # voxels that are looked at for the usual intensity
+_USUAL = 99.9  # % of them that are below it
+_SPIKE = 300.0  # times that: with one voxel in a million, the standard deviation is a quarter off
+
 
 def read_array(path: str) -> np.ndarray:
     """Voxels of a NIfTI or MGH file in its own axis order (i, j, k[, channel]) and type, intensity scaling applied.
@@ -20,13 +25,14 @@ def read_array(path: str) -> np.ndarray:
     every damaged file (nibabel misses a wrong checksum, ITK fills what is cut off with zeros and says nothing).
 
     Raises:
-        BundleError: if the file cannot be decoded to its end.
+        BundleError: if the file cannot be decoded to its end, or a voxel of it is no single real number (colours,
+            complex numbers).
     """
     try:
         raw = Path(path).read_bytes()
         if raw[:2] == b"\x1f\x8b":
             raw = igzip.decompress(raw)
-        return np.asarray(type(open_nifti(path)).from_bytes(raw).dataobj)
+        array = np.asarray(type(open_nifti(path)).from_bytes(raw).dataobj)
     except Exception as error:  # nibabel, gzip and the system raise a dozen types for what is one thing to the user
         raise BundleError(
             Finding(
@@ -36,6 +42,11 @@ def read_array(path: str) -> np.ndarray:
                 "copy or download the file again; `gzip -t` tells whether it is whole",
             )
         ) from error
+    if array.dtype.kind not in "biuf":
+        kind = "colours (RGB)" if array.dtype.fields else "complex numbers" if array.dtype.kind == "c" else "no numbers"
+        fix = "give the scan or label map itself; of complex data, the magnitude as a file of its own"
+        raise BundleError(Finding(str(path), f"voxels that are {kind}", "one real number in each voxel", fix))
+    return array
 
 
 def read_volume(path: str) -> np.ndarray:
@@ -57,12 +68,23 @@ def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
     """`nibabel.load` for NIfTI and FreeSurfer's MGH alone: header and affine now, voxels when they are asked for.
 
     Raises:
-        ValueError: if the file is of another format that nibabel knows.
+        ValueError: if the file is of another format that nibabel knows, or half of a pair of .hdr and .img.
     """
     image = nib.load(path)
-    if not isinstance(image, (nib.Nifti1Pair, nib.MGHImage)):
+    if not isinstance(image, (nib.Nifti1Image, nib.MGHImage)):
+        if isinstance(image, nib.AnalyzeImage | nib.Nifti1Pair):
+            raise ValueError("one of a pair of .hdr and .img; convert them to one .nii or .nii.gz file")
         raise ValueError(f"{path} is {type(image).__name__}, not NIfTI or MGH")
     return cast("nib.Nifti1Image", image)
+
+
+def is_dicom(path: str | os.PathLike) -> bool:
+    """Whether a file is DICOM, by the four letters that follow its preamble."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
 
 
 def read_affine(path: str) -> np.ndarray:
@@ -71,7 +93,15 @@ def read_affine(path: str) -> np.ndarray:
 
 
 def check_voxels(file: str, array: np.ndarray) -> list[Finding]:
-    """What is wrong with the intensities of an image: a NaN or infinite voxel, or the same value everywhere."""
+    """What is wrong with the intensities of an image, which are computed with in float32.
+
+    A NaN or infinite voxel, numbers that float32 cannot hold, the same value everywhere, or a few voxels so far beyond
+    all others (300 times the 99.9 % percentile of those that are not 0) that any normalisation would follow them.
+
+    Args:
+        file: name for the message.
+        array: real numbers, of any shape.
+    """
     if np.issubdtype(array.dtype, np.floating):
         bad = int((~np.isfinite(array)).sum())
         if bad:
@@ -85,4 +115,16 @@ def check_voxels(file: str, array: np.ndarray) -> list[Finding]:
         return [
             Finding(file, f"the value {low:g} in every voxel", "an image", "replace the file, it holds no information")
         ]
+    largest = max(abs(low), abs(high))
+    if largest > _LARGEST or high - low < _SMALLEST:
+        expected = f"numbers that 32 bits can hold, at most {_LARGEST:.0e} and at least {_SMALLEST:.0e} apart"
+        fix = "rescale the image, e.g. to 0 to 1000; a wrong slope in the header (scl_slope) has this effect, too"
+        return [Finding(file, f"intensities from {low:g} to {high:g}", expected, fix)]
+    sample = array.ravel()[:: max(array.size // _SAMPLE, 1)]
+    sample = np.abs(sample[sample != 0].astype(np.float64))
+    usual = float(np.percentile(sample, _USUAL)) if sample.size else largest
+    if largest > _SPIKE * usual > 0:
+        found = f"a voxel of {high if high == largest else low:g} where {_USUAL:g} % are below {usual:g}"
+        expected = "intensities of one scale; this voxel alone would decide the normalisation"
+        return [Finding(file, found, expected, "set the outlying voxels to the value of their neighbours")]
     return []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+
+from bundlekit.cases.folders import walk
 
 VOLUME = re.compile(r"\.(nii(\.gz)?|mgz)$", re.IGNORECASE)
 """The end of a file name that is a volume's."""
@@ -35,11 +37,10 @@ def in_freesurfer(path: Path) -> bool:
 
 
 def volumes_below(root: Path) -> list[Path]:
-    """NIfTI and MGH files below a folder, through links, in sorted order; hidden files and folders are left out."""
-    files: list[Path] = []
-    for folder, folders, names in os.walk(root, followlinks=True):
-        below = Path(folder).name == "mri" and any(n in names for n in ("T1.mgz", "norm.mgz", "brain.mgz", "aseg.mgz"))
-        # below a FreeSurfer subject's mri lie only what its own steps read
-        folders[:] = [] if below else sorted(f for f in folders if not f.startswith("."))
-        files += [Path(folder, n) for n in sorted(names) if not n.startswith(".") and VOLUME.search(n)]
-    return files
+    """NIfTI and MGH files below a folder, as `bundlekit.cases.folders.walk` finds them."""
+    return [folder / name for folder, names in walk(root, prune=_is_subject) for name in filter(VOLUME.search, names)]
+
+
+def _is_subject(folder: Path, names: Sequence[str]) -> bool:
+    """Whether it is a FreeSurfer subject's `mri`, below which lie only what its own steps read."""
+    return folder.name == "mri" and any(name in names for name in ("T1.mgz", "norm.mgz", "brain.mgz", "aseg.mgz"))

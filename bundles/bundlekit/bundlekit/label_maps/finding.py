@@ -21,8 +21,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bundlekit.cases.case import Case, doubled_cases, refuse_findings
+from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.folders import nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
 from bundlekit.label_maps.file_names import FREESURFER_LABELS, in_freesurfer, patient_of, stem_of, volumes_below
@@ -63,16 +64,16 @@ def scan_label_maps(
         raise BundleError(f"numbering is {numbering!r}; label maps without images are read as {_NUMBERING!r} alone.")
     if not dataset_dir and not datalist:
         return [], []
-    where = str(datalist or dataset_dir)
+    where = str(datalist or Path(str(dataset_dir)).expanduser())
     if datalist:
         cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir)
     else:
         cases, findings = _from_folder(Path(str(dataset_dir)).expanduser()), []
     if not cases and not findings:
         expected = "label maps, .nii, .nii.gz or .mgz"
-        raise BundleError(Finding(where, "no case", expected, "check the folder given as --dataset_dir"))
+        raise BundleError(nothing_found(where, expected))
     cases.sort(key=lambda case: case["case"])
-    findings += doubled_cases(cases, where)
+    findings += check_names(cases, where)
     wrong = check_headers(cases)
     findings += [finding for found in wrong for finding in found]
     return [case for case, found in zip(cases, wrong, strict=True) if not found], findings

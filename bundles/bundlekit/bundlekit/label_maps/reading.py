@@ -10,6 +10,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
+from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import read_affine, read_volume
 from bundlekit.label_maps.numberings import to_structures
 
@@ -24,9 +25,12 @@ def read_structures(file: str) -> tuple[np.ndarray, np.ndarray]:
         HWD uint8 and the 4x4 affine (mm).
 
     Raises:
-        BundleError: for a file that is not whole, and for numbers that FreeSurfer does not have.
+        BundleError: for a file that is not whole, for numbers that FreeSurfer does not have, and for an empty map.
     """
-    return to_structures(read_volume(file), file), read_affine(file)
+    structures = to_structures(read_volume(file), file)
+    if not structures.any():
+        raise BundleError(Finding(file, "0 in every voxel", "a label map of a head", "mend the file, or take it out"))
+    return structures, read_affine(file)
 
 
 class LoadStructuresd(Transform):
@@ -36,7 +40,7 @@ class LoadStructuresd(Transform):
     as `source` and `label_file`.
 
     Raises:
-        BundleError: for a file that is not whole, and for numbers that FreeSurfer does not have.
+        BundleError: for a file that is not whole, for numbers that FreeSurfer does not have, and for an empty map.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
