@@ -13,7 +13,7 @@ from monai.bundle import ConfigParser
 from torch.utils.data import DataLoader
 
 from brats_unet_h5 import LoadHDF5d, find_cases
-from brats_unet_h5.reading import air_of, label_reader, read_classes, read_image, read_label, without_air
+from brats_unet_h5.reading import label_reader, read_classes, read_image, read_label
 from bundlekit import brats
 from bundlekit.errors import BundleError
 from bundlekit.patches.dataset import PatchDataset
@@ -54,45 +54,6 @@ def test_only_the_chunks_of_the_box_are_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(case, (slice(4, 8),) * 3), image()[:, 4:8, 4:8, 4:8])
     with pytest.raises(BundleError, match="cannot be read to its end"):
         read_image(case, (slice(3, 8),) * 3)
-
-
-def test_air_of_volumes_and_slices() -> None:
-    volume = image().astype(float)
-    for layout in ("file", "slices"):
-        assert not air_of({"layout": layout}, volume).any()
-    shifted = volume + np.array([0, 1, -2, 3.5])[:, None, None, None]
-    air = air_of({"layout": "file"}, shifted)
-    assert air.ravel().tolist() == [0, 1, -2, 3.5]
-    np.testing.assert_array_equal(without_air(shifted, air), volume)
-    per_slice = volume * 2 - np.arange(1, 9)  # every slice on a scale of its own
-    np.testing.assert_array_equal(without_air(per_slice, air_of({"layout": "slices"}, per_slice)), 2 * volume)
-    shifted[1, 0, 0, 0] = 7  # no air in that corner: nothing is subtracted
-    assert air_of({"layout": "file"}, shifted).ravel().tolist() == [0, 0, -2, 3.5]
-
-
-@pytest.mark.parametrize(
-    ("dtype", "brain", "air"),
-    [
-        (np.uint8, 30, 80),
-        (np.int8, -100, 100),
-        (np.uint16, 7, 60000),
-        (np.int16, -30000, 30000),
-        (np.float16, -2047, 2048),
-        (np.int32, 16777217, 16777216),  # 2^24 + 1: no number of 32 bits
-        (np.uint32, 3, 4000000000),
-        (np.float64, 1 / 3, -0.3),
-    ],
-)
-def test_air_is_subtracted_in_floating_point(dtype: Any, brain: float, air: float) -> None:
-    volume = np.full((4, 5, 5, 5), air, dtype)
-    volume[:, 2, 2, 2] = brain
-    found = air_of({"layout": "file"}, volume)
-    expected = np.zeros(volume.shape, np.float32)
-    expected[:, 2, 2, 2] = float(dtype(brain)) - float(dtype(air))
-    for given in (found, found.astype(np.float64)):  # of whole cases, and as it is kept for chunks
-        result = without_air(volume, given)
-        assert result.dtype == np.float32
-        np.testing.assert_array_equal(result, expected)
 
 
 def test_labels_are_read_for_scoring(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from monai.transforms import Transform
 from bundlekit.cases.case import Case
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
+from bundlekit.images.intensities import air_of, without_air
 from bundlekit.images.nifti import check_voxels, read_affine, read_volume
 from bundlekit.label_maps.numberings import CSF_OR_GM, GM, IGNORE, WM, detect, to_tissue
 
@@ -44,10 +45,10 @@ def read_tissue(case: Case) -> tuple[np.ndarray, np.ndarray]:
 class LoadTissued(Transform):
     """Decode and check one case (`cases.Case`): the only place where the bundle reads voxels of a T1 or its label.
 
-    The output holds `image` (1xHWD float32 `MetaTensor`), `label` (1xHWD uint8 `MetaTensor`, 0 to 3 and IGNORE, which
-    CSF_OR_GM is for a loss, only if `with_label`), and for those who write or score: `case`, `source` (the T1 file),
-    `label_file` ("" if none), `label_values` (4 integers) and `numbering` (of the label, found out if the case does not
-    say; "" for probability maps and without label).
+    The output holds `image` (1xHWD float32 `MetaTensor`; a constant that the air holds is subtracted), `label` (1xHWD
+    uint8 `MetaTensor`, 0 to 3 and IGNORE, which CSF_OR_GM is for a loss, only if `with_label`), and for those who write
+    or score: `case`, `source` (the T1 file), `label_file` ("" if none), `label_values` (4 integers) and `numbering` (of
+    the label, found out if the case does not say; "" for probability maps and without label).
 
     Where `image` is a path instead of a list, as from MONAI Label, the case it belongs to is found and checked as
     `find_cases` does, and other keys are kept.
@@ -87,8 +88,9 @@ class LoadTissued(Transform):
             raise BundleError(findings)
         assert image is not None
         affine = torch.from_numpy(read_affine(file))
+        intensities = without_air(image[None], air_of(image[None]))[0]
         result: dict[Hashable, Any] = {
-            "image": MetaTensor(torch.from_numpy(_native(image, np.float32))[None], affine=affine),
+            "image": MetaTensor(torch.from_numpy(_native(intensities, np.float32))[None], affine=affine),
             "case": data["case"],
             "source": file,
             "label_file": data["label"],

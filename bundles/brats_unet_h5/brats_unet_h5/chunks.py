@@ -9,8 +9,10 @@ import torch
 from monai.transforms import Transform
 from monai.transforms.traits import RandomizableTrait
 
+from bundlekit.images.intensities import without_air
+
 from .preprocessing import NormaliseBraind
-from .reading import Box, read_classes, read_image, without_air
+from .reading import Box, read_classes, read_image
 
 _KEPT = (
     "case", "source", "label_file", "label_values", "read_from", "air", "tumour_voxels", "tumour_classes",

@@ -15,6 +15,7 @@ from bundlekit.brats.reading import class_indices
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.hdf5 import affine_in, open_h5
+from bundlekit.images.intensities import air_of, without_air
 from bundlekit.images.nifti import check_voxels
 
 Box = tuple[slice, slice, slice]
@@ -70,37 +71,6 @@ def read_classes(case: Mapping[Any, Any], box: Box = _WHOLE) -> np.ndarray:
         found = f"{double} voxel(s) of two classes, for channels {', '.join(names)}"
         raise BundleError(Finding(file, found, "classes that do not overlap", fix))
     return (part["NCR"] + 2 * part["ED"] + 3 * part["ET"]).astype(np.uint8)
-
-
-def air_of(case: Mapping[Any, Any], image: np.ndarray) -> np.ndarray:
-    """What air has as intensity in each modality, to be subtracted, so that air is 0: 4x1x1x1, of slices 4x1x1xD.
-
-    Exports that were z-scored together with the air around the brain hold a constant there that is not 0. It is looked
-    up in the corners of the volume, or of every slice, and taken as air where all of them hold the same value.
-
-    Args:
-        case: to which `image` belongs.
-        image: the whole volume, CHWD.
-    """
-    corners = image[:, :: image.shape[1] - 1, :: image.shape[2] - 1, :]
-    if case["layout"] == "slices":
-        corners = corners.reshape(len(image), 4, image.shape[3])
-    else:
-        corners = corners[..., :: image.shape[3] - 1].reshape(len(image), 8, 1)
-    same = (corners == corners[:, :1]).all(axis=1)
-    return np.where(same, corners[:, 0], 0)[:, None, None, :]
-
-
-def without_air(image: np.ndarray, air: np.ndarray) -> np.ndarray:
-    """`image` (CHWD) as float32 in which air is 0; `air` as `air_of` gives it, or its part of the same slices.
-
-    Subtracted in floating point, with 64 bits where 32 do not hold the file's numbers: unsigned and narrow integers
-    would wrap around below 0.
-    """
-    if not air.any():
-        return image.astype(np.float32)
-    exact = np.promote_types(image.dtype, np.float32)
-    return np.subtract(image, air, dtype=exact, casting="unsafe").astype(np.float32)
 
 
 def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +134,7 @@ class LoadHDF5d(Transform):
             for modality, channel in zip(MODALITIES, image, strict=True):
                 findings += check_voxels(f"{where} ({modality})", channel)
             if not findings:
-                air = air_of(data, image)
+                air = air_of(image, per_slice=data["layout"] == "slices")
                 result["image"] = MetaTensor(torch.from_numpy(without_air(image, air)), affine=affine)
                 if self.for_chunks:
                     result |= {"air": torch.from_numpy(air.astype(np.float64)), "read_from": dict(data)}

@@ -13,6 +13,7 @@ from monai.transforms import Transform
 from bundlekit.brats.cases import find_cases
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
+from bundlekit.images.intensities import air_of, without_air
 from bundlekit.images.nifti import check_voxels, read_affine, read_array
 
 
@@ -70,9 +71,10 @@ def class_indices(raw: np.ndarray, label_values: Sequence[int], path: str) -> np
 class LoadCased(Transform):
     """Decode and check one case (see `cases`): the only place where voxels of an input are read.
 
-    The output holds `image` (4xHWD float32 `MetaTensor` in the order T1, T1ce, T2, FLAIR, with the affine of the
-    first file), `label` (1xHWD uint8 class indices 0..3, only if `with_label`), and for those who write or score:
-    `case`, `source` (first image file), `label_file` ("" if none) and `label_values` (4 integers).
+    The output holds `image` (4xHWD float32 `MetaTensor` in the order T1, T1ce, T2, FLAIR, with the affine of the first
+    file; air is 0, also where the files hold another constant there), `label` (1xHWD uint8 class indices 0..3, only if
+    `with_label`), and for those who write or score: `case`, `source` (first image file), `label_file` ("" if none) and
+    `label_values` (4 integers).
 
     Where `image` is a path instead of a case's list of files, as from MONAI Label, it may be any of the four files,
     their folder, or a 4-D file: the case it belongs to is found and checked as `find_cases` does, and other keys are
@@ -125,7 +127,9 @@ class LoadCased(Transform):
         shape = next(channel.shape for channel in channels if channel is not None)
         image = np.empty((len(channels), *shape), np.float32)
         for out, part in zip(image, channels, strict=True):
-            out[...] = 0 if part is None else part  # casts and makes contiguous in one pass
+            air = 0 if part is None else air_of(part[None])
+            # casts and makes contiguous in one pass
+            out[...] = 0 if part is None else without_air(part[None], air)[0] if np.any(air) else part
         affine = torch.from_numpy(read_affine(source))
         result: dict[Hashable, Any] = {
             "image": MetaTensor(torch.from_numpy(image), affine=affine),

@@ -33,7 +33,7 @@ def walk(
     closed: list[OSError] = []
     visited: set[tuple[int, int]] = set()
     _first_visit(Path(root), visited)
-    for name, folders, files in os.walk(root, onerror=closed.append, followlinks=True):
+    for name, folders, files in os.walk(str(root), onerror=closed.append, followlinks=True):
         folder = Path(name)
         kept = sorted(file for file in files if not file.startswith("."))
         yield folder, kept

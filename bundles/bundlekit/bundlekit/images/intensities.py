@@ -17,6 +17,38 @@ _CLIP = 6.0  # standard deviations: bright vessels and fat do not stretch the re
 ZERO_AIR = 0.1  # share of voxels that are exactly 0 from which 0 is taken to be air that was set to it
 
 
+def air_of(image: np.ndarray, per_slice: bool = False) -> np.ndarray:
+    """What air has as intensity in each channel, to be subtracted so that air is 0: Cx1x1x1, or Cx1x1xD.
+
+    Scans that were z-scored together with the air around the brain hold a constant there that is not 0; so do those
+    whose air somebody set to -1000. It is looked up in the corners and taken as air where all of them hold the same
+    value.
+
+    Args:
+        image: whole volumes, CHWD.
+        per_slice: whether each slice may have an air of its own, and is looked at in its four corners.
+    """
+    corners = image[:, :: image.shape[1] - 1, :: image.shape[2] - 1, :]
+    if per_slice:
+        corners = corners.reshape(len(image), 4, image.shape[3])
+    else:
+        corners = corners[..., :: image.shape[3] - 1].reshape(len(image), 8, 1)
+    same = (corners == corners[:, :1]).all(axis=1)
+    return np.where(same, corners[:, 0], 0)[:, None, None, :]
+
+
+def without_air(image: np.ndarray, air: np.ndarray) -> np.ndarray:
+    """`image` (CHWD) as float32 in which air is 0; `air` as `air_of` gives it, or its part of the same slices.
+
+    Subtracted in floating point, with 64 bits where 32 do not hold the file's numbers: unsigned and narrow integers
+    would wrap around below 0.
+    """
+    if not air.any():
+        return image.astype(np.float32)
+    exact = np.promote_types(image.dtype, np.float32)
+    return np.subtract(image, air, dtype=exact, casting="unsafe").astype(np.float32)
+
+
 def foreground(image: torch.Tensor | np.ndarray) -> np.ndarray:
     """Voxels that are not air, bool, of the shape of `image` (HWD, 1HWD, or a sample of voxels).
 
