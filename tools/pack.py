@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from bundlekit.cases.datalist import TRAINED_ON
 from bundlekit.files import write_whole
 from bundlekit.weights.settings import SETTINGS
 from bundlekit.weights.shipped import RECORD, check_shipped
@@ -72,6 +73,7 @@ def _contents(bundle: str) -> dict[str, bytes]:
     if (models / RECORD).is_file():  # else what lies there is of a run on this machine
         check_shipped(models / "model.pt")
         found += [models / "model.pt", models / SETTINGS, models / RECORD]
+        found += [file for file in [models / TRAINED_ON] if file.is_file()]
     else:
         print(f"{bundle}: ships no weights")
     found += (folder / bundle).rglob("*.py")

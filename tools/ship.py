@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from bundlekit.cases.datalist import TRAINED_ON, trained_cases
 from bundlekit.files import write_whole
 from bundlekit.weights.settings import SETTINGS, read_settings
 from bundlekit.weights.shipped import RECORD
@@ -21,8 +22,10 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     """Copy trained weights to a bundle's `models/model.pt`, with their settings and their SHA-256.
 
     Writes `model.pt` (a plain state dict, loadable with `weights_only=True`), `settings.json` (what inference has to
-    do as training did) and `SHA256SUMS` (readable by `sha256sum -c`). The split of the training stays behind: it names
-    files of the machine it ran on. Evaluate the shipped file: half precision is only worth it if the scores agree.
+    do as training did), `trained_on.json` (names of the cases that trained it and the weights it began with, so that
+    evaluation knows them) and `SHA256SUMS` (readable by `sha256sum -c`). The split of the training stays behind: it
+    names files of the machine it ran on. Evaluate the shipped file: half precision is only worth it if the scores
+    agree.
 
     Example: python -m tools ship brain_tissue_vnet --checkpoint run/model.pt
 
@@ -58,6 +61,7 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     files = {
         "model.pt": content,
         SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
+        TRAINED_ON: (json.dumps(trained_cases(source.parent), indent=2) + "\n").encode(),
         RECORD: f"{digest}  model.pt\n".encode(),
     }
     for name, data in files.items():

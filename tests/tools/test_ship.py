@@ -44,14 +44,18 @@ def trained(tmp_path: Path) -> Path:
     folder.mkdir()
     torch.save(network().state_dict(), folder / "model.pt")
     (folder / "settings.json").write_text('{"channels": [2, 4, 8], "patch_size": [16, 16, 16]}')
-    (folder / "datalist.json").write_text('{"training": []}')
+    (folder / "datalist.json").write_text('{"training": [{"case": "b", "image": ["/home/me/b.nii.gz"]}]}')
+    (folder / "trained_on.json").write_text('["a"]')  # the weights it began with
     return folder / "model.pt"
 
 
 @pytest.mark.parametrize("half", [True, False])
 def test_shipped_weights_load_and_are_checked(bundles: Path, trained: Path, half: bool) -> None:
     shipped = Path(tools.ship.ship("brats_resunet", str(trained), half=half))
-    assert sorted(file.name for file in shipped.parent.iterdir()) == ["SHA256SUMS", "model.pt", "settings.json"]
+    assert sorted(file.name for file in shipped.parent.iterdir()) == [
+        *("SHA256SUMS", "model.pt", "settings.json", "trained_on.json")
+    ]
+    assert json.loads((shipped.parent / "trained_on.json").read_text()) == ["a", "b"]
     other = network()
     torch.nn.init.zeros_(next(other.parameters()))
     LoadWeights(str(shipped), other)(Engine(lambda *_: None))

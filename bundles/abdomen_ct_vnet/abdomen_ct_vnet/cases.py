@@ -3,7 +3,7 @@
 A case is a plain dict, so that it can be hashed, cached and written as JSON:
 
     case          name of the scan, unique within the data set
-    patient       name that all scans of one patient share; the case, unless a datalist says otherwise
+    patient       name that all scans of one patient share, by the case's name, unless a datalist says otherwise
     image         list with the CT file
     label         file of the segmentation, "" where there is none
     label_parts   where the segmentation is a file for each organ (TotalSegmentator): those that the classes need;
@@ -27,6 +27,7 @@ from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.folders import nothing_found
 from bundlekit.cases.headers import check_headers
+from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 
 from .layouts import IMAGES, LABEL_EXPECTED, LAYOUTS, VOLUME, LayoutFile, file_of, stem_of, volumes_below
@@ -236,7 +237,7 @@ def _listed(entry: Mapping[str, Any], base: Path, where: str, labelled: bool, cl
     file = file_of(base / images[0])
     name = str(entry.get("case") or (file.case if file else stem_of(Path(images[0]))))
     case = _case(name, base / images[0], base / label if label else "")
-    case["patient"] = str(entry.get("patient") or name)
+    case["patient"] = str(entry.get("patient") or case["patient"])
     of_label = file_of(base / label) if label else None
     told = of_label.layout if of_label and of_label.layout not in ("plain", "totalsegmentator") else ""
     case["numbering"] = entry.get("numbering") or told
@@ -261,7 +262,7 @@ def _listed(entry: Mapping[str, Any], base: Path, where: str, labelled: bool, cl
 def _case(name: str, image: Path, label: Path | str = "", numbering: str = "") -> Case:
     return {
         "case": name,
-        "patient": name,
+        "patient": patient_of(name),
         "image": [str(image)],
         "label": str(label),
         "numbering": numbering,

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundlekit.brats.patients import patient_of
 from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.folders import nothing_found, walk
+from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.hdf5 import affine_in, open_h5
 

@@ -22,7 +22,7 @@ from bundlekit.training.accumulating import AccumulatingTrainer
 from bundlekit.training.beginning import ScoreBefore
 from bundlekit.training.diverging import StopAtNaN
 from bundlekit.training.resuming import ResumeRun
-from bundlekit.training.saving import RecordRun, SaveCheckpoints, require_new_run
+from bundlekit.training.saving import RecordPretraining, RecordRun, SaveCheckpoints, require_new_run
 from bundlekit.training.starting import ScoreFirst
 from bundlekit.training.stopping import StopInTime
 from bundlekit.training.validation import AddAccuracyd, AddLossd

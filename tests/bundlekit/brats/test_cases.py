@@ -16,9 +16,9 @@ import pytest
 
 from bundlekit.brats import enhancing_label
 from bundlekit.brats.cases import find_cases, scan_cases
-from bundlekit.brats.patients import patient_of
 from bundlekit.cases.case import Case, require_cases
 from bundlekit.cases.datalist import write_datalist
+from bundlekit.cases.patients import patient_of
 from bundlekit.cases.split import select_cases, split_cases
 from bundlekit.errors import BundleError
 from bundlekit.images.nifti import open_nifti
@@ -503,27 +503,6 @@ def test_datalist_is_written_by_rank_0_alone(tmp_path: Path) -> None:
 
 def made_up(case_names: Sequence[str], subset: str = "") -> list[Case]:
     return [{"case": name, "patient": patient_of(name), "subset": subset} for name in case_names]
-
-
-@pytest.mark.parametrize(
-    ("name", "patient"),
-    [
-        ("BraTS-GLI-00001-000", "BraTS-GLI-00001"),
-        ("BraTS-GLI-00001-101", "BraTS-GLI-00001"),
-        ("BraTS-MEN-RT-0001-1", "BraTS-MEN-RT-0001-1"),
-        ("brats-gli-00001-000", "brats-gli-00001"),
-        ("Brats18_TCIA01_147_1", "Brats18_TCIA01_147"),
-        ("Brats17_2013_10_1", "Brats17_2013_10"),
-        ("BraTS19_TMC_06290_1", "BraTS19_TMC_06290"),
-        ("Brats18_CBICA_AAB_1", "Brats18_CBICA_AAB_1"),  # one scan each: the name itself serves
-        ("BraTS20_Training_001", "BraTS20_Training_001"),
-        ("BraTS2021_00006", "BraTS2021_00006"),
-        ("BRATS_001", "BRATS_001"),
-        ("case_1_2", "case_1_2"),
-    ],
-)
-def test_patient_of_a_case(name: str, patient: str) -> None:
-    assert patient_of(name) == patient
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from bundlekit.cases.datalist import write_datalist
 from bundlekit.cases.split import split_cases
 from bundlekit.errors import BundleError
 from bundlekit.label_maps import find_label_maps, scan_label_maps
-from bundlekit.label_maps.file_names import patient_of
 from tests.bundlekit.label_maps.conftest import numbers, write
 
 
@@ -75,23 +74,6 @@ def test_the_patient_is_that_of_the_scan(tmp_path: Path, name: str, patient: str
     write(tmp_path / name)
     (case,) = find_label_maps(tmp_path)
     assert case["patient"] == patient
-
-
-@pytest.mark.parametrize(
-    ("scan", "patient"),
-    [
-        ("sub-01", "sub-01"),
-        ("sub-01_ses-2_run-1_desc-preproc", "sub-01"),
-        ("sub-A7_ses-1.long.sub-A7", "sub-A7"),
-        ("bert.long.base", "base"),
-        ("1001_3", "1001"),
-        ("1000", "1000"),
-        ("IBSR_01", "IBSR_01"),
-        ("subject_1", "subject_1"),
-    ],
-)
-def test_patient_of_a_scan(scan: str, patient: str) -> None:
-    assert patient_of(scan) == patient
 
 
 def test_one_name_twice_and_damaged_files(tmp_path: Path) -> None:

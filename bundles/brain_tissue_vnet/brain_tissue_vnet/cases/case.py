@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bundlekit.cases.case import Case
+from bundlekit.cases.patients import patient_of
 from bundlekit.errors import Finding
-from bundlekit.label_maps.file_names import patient_of
 
 PARTS = ("CSF", "GM", "WM")
 """Tissues of a label in probability maps, in the order of `label_parts`."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from bundlekit.cases.case import Case
 from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
-from bundlekit.label_maps.file_names import patient_of, stem_of
+from bundlekit.label_maps.file_names import stem_of
 from bundlekit.label_maps.numberings import check_numbering
 
 from .bids import bids_name, bids_numbering, is_bids

@@ -34,11 +34,11 @@ from bundlekit.brats.naming import (
     role_of,
     scheme_of,
 )
-from bundlekit.brats.patients import patient_of
 from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.headers import check_headers
+from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 
 

@@ -12,6 +12,8 @@ from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 
+TRAINED_ON = "trained_on.json"
+
 
 def write_datalist(split: Mapping[str, Sequence[Case]], path: str, rank: int = 0) -> None:
     """Write a split as a datalist that `find_cases` reads back; by rank 0 alone.
@@ -58,6 +60,37 @@ def recorded_split(ckpt_dir: str) -> str | None:
     """The datalist that a training wrote beside its checkpoints; None if there is none yet."""
     path = Path(ckpt_dir, "datalist.json")
     return str(path) if path.is_file() else None
+
+
+def trained_cases(folder: str | os.PathLike) -> list[str]:
+    """Names of the cases that trained the weights in a folder, in sorted order; none where nothing is recorded.
+
+    Those of its `datalist.json`, which a training writes, and of its `trained_on.json`, which lists the cases of
+    weights that came without a datalist, or that a fine-tuning began with.
+
+    Raises:
+        BundleError: if a record cannot be read.
+    """
+    names: set[str] = set()
+    for path in (Path(folder, "datalist.json"), Path(folder, TRAINED_ON)):
+        if path.is_file():
+            try:
+                content = json.loads(path.read_text())
+                listed = content if isinstance(content, list) else content["training"]
+                names |= {str(entry["case"] if isinstance(entry, dict) else entry) for entry in listed}
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                found, expected = (
+                    f"cannot be read ({type(error).__name__}: {error})",
+                    "the cases that trained the weights",
+                )
+                raise BundleError(Finding(str(path), found, expected, "copy it again, or remove it")) from error
+    return sorted(names)
+
+
+def write_trained_cases(names: Sequence[str], folder: str | os.PathLike) -> None:
+    """Write `trained_on.json`, see `trained_cases`; an earlier one is replaced."""
+    text = json.dumps(sorted(names), indent=2) + "\n"
+    write_result(Path(folder, TRAINED_ON), lambda file: file.write(text.encode()), "ckpt_dir")
 
 
 def _entry(case: Case) -> dict[str, Any]:

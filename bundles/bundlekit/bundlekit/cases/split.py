@@ -16,6 +16,8 @@ from pathlib import Path
 from sklearn.model_selection import GroupKFold
 
 from bundlekit.cases.case import Case
+from bundlekit.cases.datalist import TRAINED_ON
+from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError
 
 _log = logging.getLogger(__name__)
@@ -37,9 +39,9 @@ def split_cases(
         cases: in sorted order.
         train_cases: number of cases that train, where there are more than that.
         train_fraction: the part of the cases that trains where there are not more than `train_cases`, 0 to 1.
-        trained: the datalist that a training wrote beside its checkpoints. Where that file exists, the patients it
-            trained on are "training" and all others "validation", whatever folder the cases come from. Several of
-            them for an ensemble.
+        trained: the datalist that a training wrote beside its checkpoints. Where that file or a `trained_on.json`
+            beside it exists, the patients in them are "training" and all others "validation", whatever folder the cases
+            come from. Several of them for an ensemble.
 
     Returns:
         `{"training": [...], "validation": [...]}`.
@@ -47,13 +49,14 @@ def split_cases(
     Raises:
         BundleError: if one side is left without a case (with `trained`: if no case is left for validation).
     """
-    if cases and _datalists(trained):
+    _count_patients(cases)
+    if cases and _records(trained):
         seen = _trained_patients(trained)
         known = [case for case in cases if case["patient"] in seen]
         unseen = [case for case in cases if case["patient"] not in seen]
         if not unseen:
             raise BundleError(
-                f"all {len(cases)} case(s) trained the network, says {_datalists(trained)[0]}. Give other cases, or "
+                f"all {len(cases)} case(s) trained the network, says {_records(trained)[0]}. Give other cases, or "
                 "score them knowingly with --subset training."
             )
         return {"training": known, "validation": unseen}
@@ -103,6 +106,7 @@ def fold_cases(cases: Sequence[Case], fold: int, num_folds: int = 5, seed: int =
         raise BundleError(
             f"fold is {fold} of num_folds {num_folds}; expected num_folds 2 or more and fold 0 to num_folds - 1."
         )
+    _count_patients(cases)
     patients = [case["patient"] for case in cases]
     if not patients:
         return {"training": [], "validation": []}
@@ -151,13 +155,25 @@ def select_cases(
     return part
 
 
-def _datalists(trained: str | os.PathLike | Sequence[str] | None) -> list[Path]:
-    """Those of the datalists that exist."""
+def _records(trained: str | os.PathLike | Sequence[str] | None) -> list[Path]:
+    """Those of the datalists that exist, and the lists of cases beside them (see `datalist.trained_cases`)."""
     several = [] if trained is None else [trained] if isinstance(trained, (str, os.PathLike)) else trained
-    return [Path(file) for file in several if Path(file).is_file()]
+    files = [path for file in several for path in (Path(file), Path(file).with_name(TRAINED_ON))]
+    return [path for path in files if path.is_file()]
 
 
 def _trained_patients(trained: str | os.PathLike | Sequence[str] | None) -> set[str]:
-    """Patients that the datalists of trainings name as their own; none where there is no such file."""
-    lists = [json.loads(file.read_text()) for file in _datalists(trained)]
-    return {entry.get("patient") for datalist in lists for entry in datalist.get("training", [])}
+    """Patients that trained, by what they are called in the records and by the names of their cases."""
+    patients: set[str] = set()
+    for file in _records(trained):
+        content = json.loads(file.read_text())
+        entries = [{"case": name} for name in content] if isinstance(content, list) else content.get("training", [])
+        patients |= {str(entry["patient"]) for entry in entries if entry.get("patient")}
+        # an earlier version may have told scans apart that are of one patient
+        patients |= {patient_of(str(entry["case"])) for entry in entries if entry.get("case")}
+    return patients
+
+
+def _count_patients(cases: Sequence[Case]) -> None:
+    if cases:
+        _log.info("%d case(s) of %d patient(s), by their names", len(cases), len({case["patient"] for case in cases}))

@@ -17,18 +17,10 @@ SYNTHSEG = re.compile(r"^(.+)_synthseg$")
 FREESURFER_LABELS = {"aseg": 0, "aparc+aseg": 1, "wmparc": 2, "aseg.presurf": 3}
 """Stems of label maps in a FreeSurfer subject's `mri`, and their rank: the lowest is preferred."""
 
-_PATIENT = re.compile(r"^(sub-[A-Za-z0-9]+)(?:[_.].*)?$|^.+\.long\.(.+)$|^(\d{4})_\d$")  # BIDS, FreeSurfer, OASIS
-
 
 def stem_of(path: Path) -> str:
     """Name of a volume without its ending."""
     return VOLUME.sub("", path.name)
-
-
-def patient_of(scan: str) -> str:
-    """Name that all scans of one patient share, e.g. "sub-01" for "sub-01_ses-1"."""
-    match = _PATIENT.match(scan)
-    return next(filter(None, match.groups())) if match else scan
 
 
 def in_freesurfer(path: Path) -> bool:

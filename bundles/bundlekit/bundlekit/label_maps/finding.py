@@ -25,8 +25,9 @@ from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.folders import nothing_found
 from bundlekit.cases.headers import check_headers
+from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
-from bundlekit.label_maps.file_names import FREESURFER_LABELS, in_freesurfer, patient_of, stem_of, volumes_below
+from bundlekit.label_maps.file_names import FREESURFER_LABELS, in_freesurfer, stem_of, volumes_below
 
 _NUMBERING = "freesurfer"
 _OF_A_SCAN = re.compile(r"^(.+?)_(?:synthseg|seg_ana|seg|label)$")  # SynthSeg, IBSR18's structures, plain names

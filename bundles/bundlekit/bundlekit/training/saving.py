@@ -12,7 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from bundlekit.cases.datalist import write_datalist
+from bundlekit.cases.datalist import TRAINED_ON, trained_cases, write_datalist, write_trained_cases
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 from bundlekit.training.command import RESUME, write_resume
@@ -193,6 +193,8 @@ class RecordRun:
         if self.started and all((folder / name).is_file() for name in ("datalist.json", SETTINGS)):
             return
         folder.joinpath(RECORD).unlink(missing_ok=True)  # what it speaks of is being replaced
+        if not self.started and engine.state.epoch == 1:  # a new run, not a resumed one
+            folder.joinpath(TRAINED_ON).unlink(missing_ok=True)
         write_datalist(self.split, str(folder / "datalist.json"))
         write_settings(self.settings, self.ckpt_dir)
         write_resume(self.ckpt_dir)
@@ -212,6 +214,31 @@ class RecordRun:
 def _count(cases: Sequence[Mapping[str, Any]]) -> str:
     patients = len({case.get("patient") for case in cases})
     return f"{len(cases)} {'case' if len(cases) == 1 else 'cases'} of {patients} patient{'s' if patients > 1 else ''}"
+
+
+class RecordPretraining:
+    """MONAI handler: write `trained_on.json`, the cases behind the weights that a fine-tuning begins with.
+
+    So that their scores are known to flatter the fine-tuned network, too. Written by rank 0 alone, when the first epoch
+    starts; nothing is written where nothing is recorded beside the weights.
+
+    Args:
+        pretrained: the weights.
+        ckpt_dir: folder of the new run, made if missing.
+    """
+
+    def __init__(self, pretrained: str, ckpt_dir: str) -> None:
+        self.names = trained_cases(Path(pretrained).parent)
+        self.ckpt_dir = ckpt_dir
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED(once=1), self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the file; raises `BundleError` if that is not possible."""
+        if self.names and idist.get_rank() == 0:
+            write_trained_cases(self.names, self.ckpt_dir)
 
 
 def named_apart(also: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -1,0 +1,95 @@
+"""Names that are of one patient, and names that are not."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+from ignite.engine import Engine
+
+from bundlekit.cases.datalist import trained_cases
+from bundlekit.cases.patients import patient_of
+from bundlekit.cases.split import select_cases, split_cases
+from bundlekit.errors import BundleError
+from bundlekit.training.saving import RecordPretraining
+
+
+@pytest.mark.parametrize(
+    ("patient", "scans"),
+    [
+        ("sub-01", ["sub-01", "sub-01_ses-1", "sub-01_ses-2_run-1_desc-preproc", "sub-01_ses-1.long.sub-01"]),
+        ("base", ["bert.long.base"]),
+        ("sub1", ["sub1_ses1", "sub1_ses2", "sub1-session-3", "sub1_visit2", "sub1_tp02", "sub1_FU1"]),
+        ("Patient-001", ["Patient-001_week-000-1", "Patient-001_week-040", "Patient-001_baseline"]),
+        ("BraTS-GLI-00001", ["BraTS-GLI-00001-000", "BraTS-GLI-00001-101"]),
+        ("brats-met-00001", ["brats-met-00001-000"]),
+        ("Brats18_TCIA01_147", ["Brats18_TCIA01_147_1"]),
+        ("Brats17_2013_10", ["Brats17_2013_10_1"]),
+        ("OAS1_0061", ["OAS1_0061_MR1", "OAS1_0061_MR2"]),
+        ("OAS2_0001", ["OAS2_0001_MR1", "OAS2_0001_MR2"]),
+        ("OAS30001", ["OAS30001_MR_d0129", "OAS30001_MR_d0757"]),
+        ("1001", ["1001", "1001_3"]),
+        ("002_S_0295", ["002_S_0295", "002_S_0295_2006-04-18", "ADNI_002_S_0295_MR_MPR", "002_S_0295.m12"]),
+        ("UPENN-GBM-00001", ["UPENN-GBM-00001_11", "UPENN-GBM-00001_21"]),
+        ("UCSF-PDGM-0431", ["UCSF-PDGM-0431", "UCSF-PDGM-0431_FU001d"]),
+        ("TCGA-02-0054", ["TCGA-02-0054", "TCGA-02-0054_1999.10.01"]),
+    ],
+)
+def test_scans_of_one_patient(patient: str, scans: list[str]) -> None:
+    assert {patient_of(scan) for scan in scans} == {patient}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "BraTS2021_00006", "BraTS20_Training_001", "Brats18_CBICA_AAB_1", "BRATS_001", "BraTS-MEN-RT-0001-1",
+        "IXI012-HH-1211", "IBSR_01", "training_seg_01", "subject_1", "case_1_2", "1000", "VirtualGlioma_00000",
+        "amos_0001", "img0001", "s0001", "FLARE22_Tr_0001", "volume-0", "session_1", "A00028185", "ses-1",
+    ],
+)  # fmt: skip
+def test_other_names_stay_apart(name: str) -> None:
+    assert patient_of(name) == name
+
+
+def test_how_many_patients_were_told_apart_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    names = ["OAS1_0061_MR1", "OAS1_0061_MR2", "OAS1_0062_MR1"]
+    cases = [{"case": name, "patient": patient_of(name), "subset": ""} for name in names]
+    with caplog.at_level(logging.INFO):
+        split = split_cases(cases, train_fraction=0.4)
+    assert [case["case"] for case in split["validation"]] == ["OAS1_0062_MR1"]
+    assert "3 case(s) of 2 patient(s)" in caplog.text
+
+
+def test_a_record_that_told_two_scans_apart_keeps_nobody_from_being_known(tmp_path: Path) -> None:
+    (tmp_path / "datalist.json").write_text(
+        json.dumps({"training": [{"case": "OAS1_0061_MR1", "patient": "OAS1_0061_MR1"}]})
+    )
+    cases = [{"case": f"OAS1_006{n}_MR2", "patient": f"OAS1_006{n}", "subset": ""} for n in (1, 2)]
+    (unseen,) = select_cases(cases, trained=tmp_path / "datalist.json")
+    assert unseen["case"] == "OAS1_0062_MR2"
+
+
+def test_cases_that_trained_shipped_weights_are_known(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "trained_on.json").write_text(json.dumps(["BraTS2021_00006"]))
+    trained = tmp_path / "datalist.json"  # which is not there
+    cases = [{"case": name, "patient": name, "subset": ""} for name in ("BraTS2021_00006", "x", "y")]
+    assert select_cases(cases, "all", trained=trained) == cases
+    assert "1 of these cases trained the network: their scores flatter it" in caplog.text
+    assert select_cases(cases, trained=trained) == cases[1:]
+    assert trained_cases(tmp_path) == ["BraTS2021_00006"]
+
+
+def test_what_a_fine_tuning_began_with_is_recorded(tmp_path: Path) -> None:
+    earlier, run = tmp_path / "earlier", tmp_path / "run"
+    earlier.mkdir()
+    (earlier / "datalist.json").write_text(json.dumps({"training": [{"case": "b"}], "validation": [{"case": "c"}]}))
+    (earlier / "trained_on.json").write_text(json.dumps(["a"]))
+    engine = Engine(lambda engine, batch: None)
+    RecordPretraining(str(earlier / "model.pt"), str(run)).attach(engine)
+    engine.run([0], max_epochs=2)
+    assert trained_cases(run) == ["a", "b"]
+    (earlier / "trained_on.json").write_text("{")
+    with pytest.raises(BundleError, match=r"trained_on\.json"):
+        trained_cases(earlier)
