@@ -23,6 +23,7 @@ def check(
     label_maps: bool = False,
     voxels: bool = True,
     num_workers: int = 2,
+    allow_unprepared: bool = False,
     **options: Any,
 ) -> None:
     """Check a data set for a bundle: files, headers, and every voxel. Each finding names file, found, expected, fix.
@@ -39,6 +40,7 @@ def check(
         label_maps: check label maps in FreeSurfer's numbering, for a training from label maps alone.
         voxels: also decode every file and check every voxel (0.3 s per case and core); --novoxels for headers.
         num_workers: threads that decode.
+        allow_unprepared: accept scans with the skull or in thick slices, of the bundles for BraTS data.
         options: further settings of the bundle's data, e.g. --et_label 4.
     """
     if not dataset_dir and not datalist:
@@ -53,7 +55,8 @@ def check(
     cases, findings = scan_cases(dataset_dir, datalist=datalist, **options)
     checked = len(cases)
     if voxels:
-        load = LoadStructuresd() if label_maps else reader_of(bundle)(with_label=labelled)
+        reading = {"with_label": labelled} | ({"allow_unprepared": True} if allow_unprepared else {})
+        load = LoadStructuresd() if label_maps else reader_of(bundle)(**reading)
         with ThreadPoolExecutor(num_workers) as pool:
             results = pool.map(lambda case: _findings(load, case), cases)
             bar = tqdm(results, total=checked, desc="check", unit="case", disable=not sys.stderr.isatty())

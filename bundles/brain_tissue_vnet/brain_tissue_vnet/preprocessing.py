@@ -13,19 +13,17 @@ from skimage.exposure import equalize_adapthist
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.intensities import PERCENTILES, check_method, foreground, normalise, statistics
-
-# millilitres of tissue in a scan: brains with their sulci stay below 2000, heads start above 2300
-_LARGEST_BRAIN_ML = 2100.0
+from bundlekit.images.stripping import LARGEST_BRAIN_ML, whole_head
 
 
 class CheckSkullStrippedd(Transform):
     """Refuse a scan with the skull where the network has seen none.
 
-    A scan counts as whole head if it holds more than 2100 ml that is not air (`foreground`).
+    A scan counts as whole head if more than a brain's volume is not air of one value, see `bundlekit.images.stripping`.
 
     Args:
-        whole_head: whether the network was trained on whole heads too; True accepts everything.
-        key: 1HWD `MetaTensor`.
+        whole_head: whether the network was trained on scans of whole heads; True accepts everything.
+        key: 1HWD `MetaTensor`; air that has one value is 0.
 
     Raises:
         BundleError: while running, for a whole head where `whole_head` is False.
@@ -40,16 +38,15 @@ class CheckSkullStrippedd(Transform):
         if not self.whole_head:
             image = data[self.key]
             voxel_ml = abs(float(torch.linalg.det(image.affine[:3, :3]))) / 1000
-            volume = float(foreground(image).sum()) * voxel_ml
-            if volume > _LARGEST_BRAIN_ML:
+            found = whole_head(image[0].numpy(), voxel_ml)
+            if found:
                 raise BundleError(
                     Finding(
                         str(data["source"]),
-                        f"{volume:.0f} ml that is not air: a head with its skull",
-                        "a skull-stripped scan (at most 2100 ml), as this network was trained on",
-                        "strip the skull (SynthStrip, HD-BET), use a network that has seen heads (trained with "
-                        "--whole_head True, or from label maps with --strip_probability below 1), or go on knowingly "
-                        "with --whole_head True",
+                        found,
+                        f"a skull-stripped scan: a brain of at most {LARGEST_BRAIN_ML:.0f} ml, and air of one value",
+                        "strip the skull first (SynthStrip, HD-BET); a network that was trained on scans of heads "
+                        "takes them with --whole_head True",
                     )
                 )
         return dict(data)

@@ -31,10 +31,13 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
         output_dir: folder, made if missing.
         write_h5: whether to write HDF5 too.
         classes: as in `bundlekit.WriteSegmentations`.
+        written_by: as in `bundlekit.WriteSegmentations`.
     """
 
-    def __init__(self, output_dir: str, write_h5: bool = False, classes: Sequence[str] = ()) -> None:
-        super().__init__(output_dir, classes=classes)
+    def __init__(
+        self, output_dir: str, write_h5: bool = False, classes: Sequence[str] = (), written_by: str = ""
+    ) -> None:
+        super().__init__(output_dir, classes=classes, written_by=written_by)
         self.write_h5 = write_h5
 
     def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> tuple[Path, nib.Nifti1Image]:
@@ -55,6 +58,7 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
         for kind in ("set_qform", "set_sform"):
             getattr(image, kind)(header_affine, code=1)
         image.header.set_xyzt_units("mm")
+        image.header["descrip"] = self.signature.encode()
         write_result(path, partial(writing.to_gzip, image), "output_dir")
         if self.write_h5 and suffix == self.suffix:
             values = [int(v) for v in item["label_values"]]

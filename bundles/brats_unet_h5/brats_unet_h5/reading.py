@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from bundlekit.brats.naming import MODALITIES
+from bundlekit.brats.prepared import refuse_unprepared
 from bundlekit.brats.reading import class_indices
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError, Finding
@@ -112,14 +113,16 @@ class LoadHDF5d(Transform):
     Args:
         with_label: whether to decode the mask too.
         for_chunks: whether to add what `chunks` needs: `air` (what was subtracted) and `read_from` (the case).
+        allow_unprepared: whether to take scans with the skull or in thick slices, see `bundlekit.brats.prepared`.
 
     Raises:
-        BundleError: for a file that is not whole, a NaN or infinite voxel, a constant modality, an unknown label; all
-            findings of the case at once.
+        BundleError: for a file that is not whole, a NaN or infinite voxel, a constant modality, an unknown label, all
+            findings of the case at once; for a scan that is not prepared.
     """
 
-    def __init__(self, with_label: bool = True, for_chunks: bool = False) -> None:
+    def __init__(self, with_label: bool = True, for_chunks: bool = False, allow_unprepared: bool = False) -> None:
         self.with_label = with_label
+        self.allow_unprepared = allow_unprepared
         self.for_chunks = for_chunks
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -148,6 +151,8 @@ class LoadHDF5d(Transform):
                 findings += error.findings
         if findings:
             raise BundleError(list(dict.fromkeys(findings)))
+        if not self.allow_unprepared:
+            refuse_unprepared(where, result["image"].numpy(), affine.numpy())
         return result | {
             "case": data["case"],
             "source": source,

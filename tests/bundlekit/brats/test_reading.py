@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -305,7 +306,7 @@ def test_oblique_geometry_reaches_the_image(tmp_path: Path) -> None:
     for position, name in enumerate(NAMES_2018[:4]):
         write_nifti(tmp_path / f"case{name}.nii.gz", scan(position), OBLIQUE)
     (case,) = find_cases(tmp_path, labelled=False)
-    affine = LoadCased(with_label=False)(case)["image"].affine
+    affine = LoadCased(with_label=False, allow_unprepared=True)(case)["image"].affine
     np.testing.assert_array_equal(affine, nib.load(case["image"][0]).affine)
     np.testing.assert_allclose(affine, OBLIQUE, atol=1e-5)
 
@@ -387,3 +388,29 @@ def test_a_missing_modality_is_zeros_where_that_is_asked_for(tmp_path: Path) -> 
     (folder / "BraTS-MET-00001-000-t1n.nii.gz").unlink()
     with pytest.raises(BundleError, match="add the missing file"):
         find_cases(folder, fill_missing=True)
+
+
+def raw_scan(tmp_path: Path, edges: Sequence[float], air: int = 3) -> Path:
+    """A case whose air is noise, with voxels of these edges (mm)."""
+    folder = tmp_path / "a"
+    for seed, part in enumerate(NAMES_2018[:4]):
+        voxels = scan(seed, (30, 30, 20)) // 20 + air
+        write_nifti(folder / f"a{part}.nii.gz", voxels, np.diag([*edges, 1.0]))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("edges", "found"),
+    [((6, 6, 6), "a head with its skull"), ((1, 1, 6.5), "thick slices"), ((0.4, 0.4, 2.5), "thick")],
+)
+def test_a_scan_as_it_leaves_the_scanner_is_refused(tmp_path: Path, edges: Sequence[float], found: str) -> None:
+    (case,) = find_cases(raw_scan(tmp_path, edges), labelled=False)
+    with pytest.raises(BundleError, match=rf"a_t1\.nii\.gz[\s\S]*{found}[\s\S]*--allow_unprepared True"):
+        LoadCased(with_label=False)(case)
+    assert LoadCased(with_label=False, allow_unprepared=True)(case)["image"].shape == (4, 30, 30, 20)
+
+
+@pytest.mark.parametrize("edges", [(1, 1, 1), (0.6, 0.6, 1.8), (3, 3, 3.3)])
+def test_a_part_of_a_brain_is_not(tmp_path: Path, edges: Sequence[float]) -> None:
+    (case,) = find_cases(raw_scan(tmp_path, edges), labelled=False)
+    LoadCased(with_label=False)(case)

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.data import Dataset, MetaTensor, decollate_batch, list_data_collate
+from torch.utils.data import DataLoader
 
 from bundlekit.brats.cases import find_cases
 from bundlekit.brats.reading import LoadCased
@@ -251,6 +252,35 @@ def test_a_mask_of_an_earlier_run_is_replaced(tmp_path: Path) -> None:
         write(tmp_path / "out", item, pred=torch.full((1, *SHAPE), value))
     assert (read_array(str(tmp_path / "out" / "case_seg.nii.gz")) == 4).all()
     assert (read_array(str(folder / "case_seg.nii.gz")) == segmentation()).all()
+
+
+def test_only_masks_of_the_same_bundle_are_replaced(tmp_path: Path) -> None:
+    source = write_nifti(tmp_path / "case_t1.nii.gz", scan())
+    cases = [{"case": name, "image": [str(source)]} for name in ("a", "b", "c")]
+    computed = []
+
+    def run(bundle: str) -> None:
+        def step(engine: Engine, case: dict[str, Any]) -> list[dict[str, Any]]:
+            computed.append(case["case"])
+            engine.state.batch = [item_of(source, case["case"])]  # type: ignore[assignment]
+            return [{"pred": classes()}]
+
+        engine = Engine(step)
+        engine.logger.disabled = True
+        WriteSegmentations(str(tmp_path / "out"), written_by=bundle).attach(engine)
+        engine.run(DataLoader(Dataset(cases), batch_size=None))
+
+    run("one")
+    run("one")
+    assert computed == ["a", "b", "c"] * 2
+    assert nib.load(tmp_path / "out" / "a_seg.nii.gz").header["descrip"].item() == b"segmented by one"
+    (tmp_path / "out" / "b_seg.nii.gz").write_bytes(b"")  # nobody's
+    (tmp_path / "out" / "c_seg.nii.gz").unlink()
+    before = (tmp_path / "out" / "a_seg.nii.gz").read_bytes()
+    with pytest.raises(BundleError, match=r"a_seg[\s\S]*segmented by one[\s\S]*b_seg[\s\S]*--output_dir"):
+        run("two")
+    assert computed == ["a", "b", "c"] * 2
+    assert (tmp_path / "out" / "a_seg.nii.gz").read_bytes() == before
 
 
 def test_a_link_to_another_file_is_replaced_not_followed(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import Transform
 
 from bundlekit.brats.cases import find_cases
+from bundlekit.brats.prepared import refuse_unprepared
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.intensities import air_of, without_air
@@ -82,14 +83,16 @@ class LoadCased(Transform):
 
     Args:
         with_label: whether to decode the segmentation too.
+        allow_unprepared: whether to take scans with the skull or in thick slices, see `prepared`.
 
     Raises:
         BundleError: for a file that is not whole, a NaN or infinite voxel, a constant modality, an unknown label
-            value; all findings of the case at once.
+            value, all findings of the case at once; for a scan that is not prepared.
     """
 
-    def __init__(self, with_label: bool = True) -> None:
+    def __init__(self, with_label: bool = True, allow_unprepared: bool = False) -> None:
         self.with_label = with_label
+        self.allow_unprepared = allow_unprepared
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Decode `data`, one case as `cases.find_cases` gives it, or one that a path names."""
@@ -127,10 +130,12 @@ class LoadCased(Transform):
         shape = next(channel.shape for channel in channels if channel is not None)
         image = np.empty((len(channels), *shape), np.float32)
         for out, part in zip(image, channels, strict=True):
-            air = 0 if part is None else air_of(part[None])
-            # casts and makes contiguous in one pass
-            out[...] = 0 if part is None else without_air(part[None], air)[0] if np.any(air) else part
+            if part is not None and (air := air_of(part[None])).any():
+                part = without_air(part[None], air)[0]
+            out[...] = 0 if part is None else part  # casts and makes contiguous in one pass
         affine = torch.from_numpy(read_affine(source))
+        if not self.allow_unprepared:
+            refuse_unprepared(source, image, affine.numpy())
         result: dict[Hashable, Any] = {
             "image": MetaTensor(torch.from_numpy(image), affine=affine),
             "case": data["case"],

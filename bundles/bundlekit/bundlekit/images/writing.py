@@ -33,16 +33,42 @@ class WriteSegmentations:
         output_dir: folder, made if missing.
         suffix: of the mask's name.
         classes: names of the classes but the background, for the log, which tells the volume of each.
+        written_by: the bundle. Its name goes into the headers (`descrip`), and a mask that is there already is replaced
+            only if it has that name, too: what another bundle wrote or somebody corrected stays. "": no name, and
+            every mask is replaced.
     """
 
-    def __init__(self, output_dir: str, suffix: str = "seg", classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, output_dir: str, suffix: str = "seg", classes: Sequence[str] = (), written_by: str = ""
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.suffix = suffix
         self.classes = list(classes)
+        self.signature = f"segmented by {written_by}" if written_by else ""
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batch and output are decollated."""
+        engine.add_event_handler(Events.STARTED, self.keep_others)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def keep_others(self, engine: Engine) -> None:
+        """Before anything is computed, look for masks of the evaluator's cases that this bundle did not write.
+
+        Raises:
+            BundleError: naming them.
+        """
+        if not self.signature:
+            return
+        cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
+        findings = []
+        for case in cases:
+            path = self.output_dir / f"{case['case']}_{self.suffix}.nii.gz"
+            if path.is_file() and (found := _signature_of(path)) != self.signature:
+                fix = "set --output_dir to a folder for this bundle alone, or move the file away"
+                found = f"a mask with the remark {found!r}" if found else "a file that no bundle has put its name to"
+                findings.append(Finding(str(path), found, f"a new file, or one {self.signature}", fix))
+        if findings:
+            raise BundleError(findings)
 
     def __call__(self, engine: Engine) -> None:
         """Write the cases of this iteration.
@@ -81,6 +107,7 @@ class WriteSegmentations:
             found = "the folder of the scan itself, where a result is taken for a reference the next time"
             raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
         image = on_grid_of(source, array)
+        image.header["descrip"] = self.signature.encode()
         write_result(path, lambda file: to_gzip(image, file), "output_dir")
         return path, image
 
@@ -113,6 +140,14 @@ def on_grid_of(source: str | os.PathLike, array: np.ndarray) -> nib.Nifti1Image:
         code = int(header[f"{kind}_code"])
         getattr(image, f"set_{kind}")(getattr(original, f"get_{kind}")() if code else None, code)
     return image
+
+
+def _signature_of(path: Path) -> str:
+    """Who wrote a mask, by its header; "" for a file that cannot be read."""
+    try:
+        return bytes(open_nifti(path).header["descrip"].item()).decode(errors="replace").strip("\0 ")
+    except Exception:  # nibabel raises a dozen types
+        return ""
 
 
 def to_gzip(image: nib.Nifti1Image, file: Any) -> None:
