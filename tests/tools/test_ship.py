@@ -76,9 +76,10 @@ def test_a_run_does_not_replace_shipped_weights_unasked(bundles: Path, trained: 
     require_new_run(str(models), overwrite=True)
     require_new_run(str(models.parent / "another"))
     RecordRun(str(models), {"training": [], "validation": [{"case": "a", "image": [], "label": ""}]}, {})(
-        SimpleNamespace()  # type: ignore[arg-type]
+        SimpleNamespace(state=SimpleNamespace(epoch=1))  # type: ignore[arg-type]
     )
     assert not (models / "SHA256SUMS").exists(), "the run's own weights are no shipped ones"
+    assert not (models / "trained_on.json").exists()
     assert training_folder(models.parent) == str(models)
 
 

@@ -91,7 +91,7 @@ def test_a_run_resumes_with_its_own_split_and_order_of_classes(
     parts = (first.network, first.optimizer, first.lr_scheduler)
     SaveCheckpoints(str(tmp_path), *parts)(SimpleNamespace(state=state))  # type: ignore[arg-type]
     recorded = cases({"training": ["x", "y"], "validation": ["z"]})
-    RecordRun(str(tmp_path), recorded, {"organs": {"a": 1, "b": 2}})(SimpleNamespace())  # type: ignore[arg-type]
+    RecordRun(str(tmp_path), recorded, {"organs": {"a": 1, "b": 2}})(SimpleNamespace(state=SimpleNamespace(epoch=1)))  # type: ignore[arg-type]
     resume = ResumeRun(str(tmp_path / "last.pt"), *parts, settings=settings, split=cases(split))
     engine: Any = SimpleNamespace(state=state, scaler=None)
     if not message:

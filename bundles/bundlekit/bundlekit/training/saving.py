@@ -219,8 +219,8 @@ def _count(cases: Sequence[Mapping[str, Any]]) -> str:
 class RecordPretraining:
     """MONAI handler: write `trained_on.json`, the cases behind the weights that a fine-tuning begins with.
 
-    So that their scores are known to flatter the fine-tuned network, too. Written by rank 0 alone, when the first epoch
-    starts; nothing is written where nothing is recorded beside the weights.
+    So that their scores are known to flatter the fine-tuned network, too. Written by rank 0 alone, when an epoch starts,
+    once; nothing is written where nothing is recorded beside the weights. Attach it after `RecordRun`.
 
     Args:
         pretrained: the weights.
@@ -233,12 +233,13 @@ class RecordPretraining:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
-        engine.add_event_handler(Events.EPOCH_STARTED(once=1), self)
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Write the file; raises `BundleError` if that is not possible."""
         if self.names and idist.get_rank() == 0:
             write_trained_cases(self.names, self.ckpt_dir)
+        self.names = []  # once is enough
 
 
 def named_apart(also: Mapping[str, Any] | None) -> dict[str, Any]:
