@@ -219,8 +219,8 @@ def _count(cases: Sequence[Mapping[str, Any]]) -> str:
 class RecordPretraining:
     """MONAI handler: write `trained_on.json`, the cases behind the weights that a fine-tuning begins with.
 
-    So that their scores are known to flatter the fine-tuned network, too. Written by rank 0 alone, when an epoch starts,
-    once; nothing is written where nothing is recorded beside the weights. Attach it after `RecordRun`.
+    So that their scores are known to flatter the fine-tuned network, too. Written by rank 0 alone, before the first
+    epoch; nothing is written where nothing is recorded beside the weights. Attach it after `RecordRun`.
 
     Args:
         pretrained: the weights.
