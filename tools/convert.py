@@ -193,7 +193,8 @@ def _names_of(case: Mapping[str, Any]) -> dict[str, str]:
 
 def _safe(name: str, case: Mapping[str, Any]) -> str:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.name.lower().endswith((".nii", ".nii.gz")):
+    unsafe = path.is_absolute() or ".." in path.parts or "\\" in name or not name.isprintable()
+    if unsafe or not path.name.lower().endswith((".nii", ".nii.gz")):
         raise ValueError(f"{case['image'][0]} names a file {name!r}; expected a NIfTI file below the folder; mend it.")
     return name
 

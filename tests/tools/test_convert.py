@@ -132,11 +132,12 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
         to_nifti(str(tmp_path / "file"), **{"from": str(tmp_path / "nifti")})
 
 
-def test_a_file_cannot_name_places_outside(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["../../t1.nii.gz", "/tmp/t1.nii.gz", "..\\t1.nii.gz", "a\nb.nii.gz", "t1.txt"])
+def test_a_file_cannot_name_places_outside(tmp_path: Path, name: str) -> None:
     write_case(tmp_path / "nifti" / "Case_1")
     (path,) = to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
     with h5py.File(path, "a") as file:
-        file["nifti/t1"].attrs["file"] = "../../t1.nii.gz"
+        file["nifti/t1"].attrs["file"] = name
     with pytest.raises(ValueError, match="below the folder"):
         to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "h5")})
 
