@@ -147,12 +147,12 @@ def record(folder: Path) -> RecordRun:
 
 def test_cases_and_patients_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        record(tmp_path)(SimpleNamespace())  # type: ignore[arg-type]
+        record(tmp_path)(SimpleNamespace(state=SimpleNamespace(epoch=1)))  # type: ignore[arg-type]
     assert "3 cases of 2 patients for training, 1 case of 1 patient for validation" in caplog.text
 
 
 def test_what_is_deleted_while_training_is_written_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    folder, engine = tmp_path / "run", SimpleNamespace()
+    folder, engine = tmp_path / "run", SimpleNamespace(state=SimpleNamespace(epoch=1))
     handler = record(folder)
     handler(engine)  # type: ignore[arg-type]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

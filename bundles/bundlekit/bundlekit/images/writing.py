@@ -38,9 +38,7 @@ class WriteSegmentations:
             every mask is replaced.
     """
 
-    def __init__(
-        self, output_dir: str, suffix: str = "seg", classes: Sequence[str] = (), written_by: str = ""
-    ) -> None:
+    def __init__(self, output_dir: str, suffix: str = "seg", classes: Sequence[str] = (), written_by: str = "") -> None:
         self.output_dir = Path(output_dir)
         self.suffix = suffix
         self.classes = list(classes)
