@@ -73,7 +73,10 @@ def test_another_network_or_grid_is_not_resumed(run: Run, metastases: Path, trai
     last["trainer"]["epoch"] -= 1
     torch.save(last, stopped / "last.pt")
     both = bundle_run("training", "train.yaml", "resume.yaml", bundle=NAME)
-    for more, message in (({"network": "resunet"}, "--network unet"), ({"fit": "resize"}, "now fit resize")):
+    for more, message in (
+        ({"network": "resunet"}, "a run with network unet"),
+        ({"fit": "resize"}, "a run with fit native"),
+    ):
         arguments = training(NAME, metastases, stopped, **more)
         assert message in refusal(run(*both, *arguments, status=1))
     assert json.loads((stopped / "settings.json").read_text())["fit"] == "native", "a refused run changes nothing"

@@ -202,7 +202,7 @@ def test_it_runs_alone(
     weights = folder / "models" if (folder / "models" / "model.pt").is_file() else out
     patterns = {"brats_unet_h5": "*.h5", "brain_tissue_vnet": "*_T1w.nii.gz"}
     one = sorted(cases.rglob(patterns.get(name, "*.nii.gz")))[0]
-    shared = ["--dataset_dir", str(one), "--ckpt_dir", str(weights), "--num_workers", "0"]
+    shared = ["--dataset_dir", str(one), "--ckpt_dir", str(weights), "--num_workers", "0", "--overlap", "0"]
     train = ["monai.bundle", "run", "run", "--config_file", "configs/train.yaml"]
     train += training(name, cases, out, epochs=1, patches_per_case=1)
     infer = ["monai.bundle", "run", "run", "--config_file", "configs/inference.json", *shared]
@@ -250,15 +250,16 @@ def alone(arguments: Sequence[str], cwd: Path, path: Sequence[Path] = ()) -> sub
 def test_zips_of_two_releases_refuse_each_other(packed: dict[str, Path], cohort: Path, tmp_path: Path) -> None:
     first = packed["brain_tissue_vnet"]
     second = Path(shutil.copytree(packed["brats_resunet"], tmp_path / "brats_resunet"))
-    both = ["-c", "import brain_tissue_vnet, brats_resunet"]
-    assert alone(both, cohort, [first, second]).returncode == 0, "of one release they go together"
+    packed_package = packed["brats_resunet"] / "brats_resunet" / "__init__.py"
+    together = f"import brain_tissue_vnet, bundlekit; bundlekit.require({str(packed_package)!r}); print('together')"
     other_release(second)
     refusal = (
         rf"brats_resunet \({re.escape(str(second))}\) came with bundlekit [\d.]+, but this process has loaded "
         rf"bundlekit [\d.]+ of brain_tissue_vnet \({re.escape(str(first))}\). Run each in a process of its own"
     )
-    done = alone(both, cohort, [first, second])
+    done = alone(["-c", f"{together}; import brats_resunet"], cohort, [first, second])
     assert done.returncode == 1
+    assert done.stdout == "together\n", "of one release they are"
     assert re.search(f"BundleError: {refusal}", done.stderr)
     config = str(second / "configs" / "inference.yaml")  # MONAI imports lazily, and wraps what goes wrong
     command = ["-m", "monai.bundle", "run", "--config_file", config, "--dataset_dir", str(cohort)]
