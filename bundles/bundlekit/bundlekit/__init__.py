@@ -19,11 +19,10 @@ from bundlekit.progress import Progress, installed
 from bundlekit.run import prepare_run
 from bundlekit.scores.comparing import is_higher, is_lower
 from bundlekit.training.accumulating import AccumulatingTrainer
-from bundlekit.training.beginning import ScoreBefore
+from bundlekit.training.beginning import RequireBetter, ScoreBefore
 from bundlekit.training.diverging import StopAtNaN
 from bundlekit.training.resuming import ResumeRun
 from bundlekit.training.saving import RecordPretraining, RecordRun, SaveCheckpoints, require_new_run
-from bundlekit.training.starting import ScoreFirst
 from bundlekit.training.stopping import StopInTime
 from bundlekit.training.validation import AddAccuracyd, AddLossd
 from bundlekit.version import __version__, require

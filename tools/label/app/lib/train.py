@@ -15,7 +15,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 
 from bundlekit.errors import BundleError
 from bundlekit.files import write_whole
-from bundlekit.training.starting import ScoreFirst
+from bundlekit.training.beginning import RequireBetter
 from bundlekit.weights.aside import keep_aside
 from bundlekit.weights.settings import AFTER_TRAINING, SETTINGS, read_settings
 from lib.bundles import handed_on, package
@@ -90,7 +90,7 @@ class CaseTrain(BundleTrainTask):
         workflow.run()
         workflow.finalize()
         handlers = workflow.parser.get_parsed_content("train::handlers")
-        (scores,) = (handler for handler in handlers if isinstance(handler, ScoreFirst))
+        (scores,) = (handler for handler in handlers if isinstance(handler, RequireBetter))
         better = (new / "model.pt").is_file()
         self.outcome = {
             "kept": "after" if better else "before",
@@ -137,7 +137,7 @@ class CaseTrain(BundleTrainTask):
         """The bundle's own loader, which refuses weights of another network; the base class's takes what fits."""
         loader = {"_target_": "bundlekit.LoadWeights", "path": model_pytorch, "network": "@network_def"}
         first = {
-            "_target_": "bundlekit.ScoreFirst",
+            "_target_": "bundlekit.RequireBetter",
             "validator": "@validate::evaluator",
             "network": "@network_def",
             "weights": model_pytorch,

@@ -9,19 +9,19 @@ import pytest
 import torch
 
 from bundlekit.errors import BundleError
-from bundlekit.training.starting import ScoreFirst
+from bundlekit.training.beginning import RequireBetter
 from bundlekit.weights.loading import read_checkpoint
 from tests.bundlekit.training.conftest import Run, narrow
 from tests.conftest import assert_equal
 
 
-def fine_tune(tmp_path: Path, rate: float, seed: int = 0) -> tuple[Run, ScoreFirst]:
+def fine_tune(tmp_path: Path, rate: float, seed: int = 0) -> tuple[Run, RequireBetter]:
     """A run of three epochs that is compared with the weights of seed 0."""
     torch.save(narrow(seed=0).state_dict(), tmp_path / "served.pt")
     run = Run(tmp_path / "new", epochs=3, seed=seed)
     run.optimizer.param_groups[0]["lr"] = run.optimizer.param_groups[0]["initial_lr"] = rate
     run.lr_scheduler.base_lrs = [rate]
-    first = ScoreFirst(run.validator, run.network, str(tmp_path / "served.pt"))
+    first = RequireBetter(run.validator, run.network, str(tmp_path / "served.pt"))
     first.attach(run.trainer)
     return run.run(), first
 
@@ -56,7 +56,7 @@ def test_training_from_the_start_is_compared_too(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save(narrow((4, 8)).state_dict(), tmp_path / "served.pt")
     run = Run(tmp_path / "new", epochs=1)
-    ScoreFirst(run.validator, run.network, str(tmp_path / "served.pt")).attach(run.trainer)
+    RequireBetter(run.validator, run.network, str(tmp_path / "served.pt")).attach(run.trainer)
     with pytest.raises(BundleError):
         run.run()
     assert not (tmp_path / "new").exists()
