@@ -36,6 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", f"error:::{name}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: item.path.name not in ("test_cv.py", "test_pack.py"))
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MadeOnce:
     """Have a folder made by whichever test process asks first; for all of them, and read-only by convention."""

@@ -128,7 +128,7 @@ class SaveCheckpoints:
             )
         best: Any = self.validator.state if self.validator is not None else None
         gone = engine.state.epoch > 1 and not Path(self.ckpt_dir, "model.pt").is_file()
-        gone = gone and not (best is not None and best.best_metric_epoch == 0)  # 0: `RequireBetter`, none was better yet
+        gone = gone and not (best is not None and best.best_metric_epoch == 0)  # 0: of the start, see `RequireBetter`
         if best is None or gone or best.best_metric_epoch in (-1, engine.state.epoch):  # -1: not validated yet
             self._save("model.pt", self.network.state_dict())
         if gone:
