@@ -111,10 +111,15 @@ class File:
 
     def allows(self, value: Any) -> bool:
         """Whether `value` is one."""
-        if not isinstance(value, (str, Path)) or not str(value).strip():
-            return False
-        standing = next((path for path in (Path(value), *Path(value).absolute().parents) if path.exists()), None)
-        return not self.folder or standing is None or standing.is_dir()
+        return isinstance(value, (str, Path)) and bool(str(value).strip()) and self.in_the_way(value) is None
+
+    def in_the_way(self, value: str | Path) -> Path | None:
+        """The file that keeps `value` from being, or being made, a folder; None for none, or none that can be seen."""
+        try:
+            standing = next((path for path in (Path(value), *Path(value).absolute().parents) if path.exists()), None)
+            return standing if self.folder and standing is not None and not standing.is_dir() else None
+        except (OSError, ValueError):  # a folder that may not be read, a name that is too long: writing there tells
+            return None
 
 
 Rule = Flag | Number | Numbers | File
@@ -144,7 +149,10 @@ RULES: dict[str, Rule] = {
     "spacing": Numbers(Number(0, above=True), 3, null=True, example="[1.0,1.0,1.0]"),
     "percentiles": Numbers(Number(0, 100), 2, example="[0,100]"),
     "window": Numbers(Number(), 2, example="[-160,240]"),
-    **dict.fromkeys(("amp", "fill_core", "whole_head", "n4"), Flag()),
+    **dict.fromkeys(("overwrite", "amp", "deterministic", "allow_unprepared", "whole_head", "n4"), Flag()),
+    **dict.fromkeys(("check_orientation", "rescale_weights", "weigh_focal", "include_background"), Flag()),
+    **dict.fromkeys(("fill_core", "fill_missing", "flips", "whole_brain", "save_probabilities"), Flag()),
+    **dict.fromkeys(("write_h5", "overlays"), Flag()),
     "bf16": Flag(null=True),
     **dict.fromkeys(("dataset_dir", "datalist", "checkpoint", "pretrained", "resume_from"), File()),
     **dict.fromkeys(("output_dir", "ckpt_dir", "cache_dir", "cv_dir"), File(folder=True)),
@@ -180,6 +188,8 @@ def wrong_value(name: str, value: Any, default: Any = None) -> str:
         return ""
     if isinstance(rule, Flag) and str(value).lower() in _WORDS:
         return f"{rule}, with a capital letter"
+    if isinstance(rule, File) and isinstance(value, (str, Path)) and (file := rule.in_the_way(value)):
+        return f"a folder, but {file} is a file: name another folder, or move the file away"
     return str(rule)
 
 
