@@ -117,9 +117,13 @@ def test_a_request_sets_settings_alone(name: str) -> None:
         {"training": []},
         {"loss": 1},
         {"train": {}},
+        {"batch_size": 0},
+        {"learning_rate": "abc"},
+        {"deterministic": "false"},
+        {"epochs": None},
     ]
     for values in refused:
-        with pytest.raises(BundleError, match="the request"):
+        with pytest.raises(BundleError, match=r"the request: .*(; expected|cannot be set)"):
             training_settings(values, config)
 
 

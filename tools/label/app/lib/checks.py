@@ -13,6 +13,7 @@ import numpy as np
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.expressions import refuse_expressions
+from bundlekit.values import wrong_value
 
 NIFTI = (".nii", ".nii.gz")
 _SHOWN = 10  # names in a list of them
@@ -94,7 +95,8 @@ def training_settings(request: Mapping[str, Any], config: Mapping[str, Any]) -> 
         config: `train.yaml`.
 
     Raises:
-        BundleError: for an expression, or a key of `train.yaml` that is no plain setting (paths, components).
+        BundleError: for an expression, a key of `train.yaml` that is no plain setting (paths, components), or a value
+            that the setting cannot be.
     """
     refuse_expressions(request, "the request")
     found = {key: value for key, value in request.items() if key in config and key not in ("model", "device")}
@@ -105,6 +107,9 @@ def training_settings(request: Mapping[str, Any], config: Mapping[str, Any]) -> 
             )
         if not _is_plain(value):
             raise BundleError(f"the request: {key} is {value!r}; expected a number, a word or a list of them.")
+        expected = wrong_value(key, value, config[key])
+        if expected:
+            raise BundleError(f"the request: {key} is {value!r}; expected {expected}.")
     return found
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +71,25 @@ class CaseTrain(BundleTrainTask):
         Raises:
             ValueError: if no label is saved that the bundle can take, or for what the bundle refuses.
         """
-        self.request = {key: value for key, value in request.items() if value != ""} | _FIXED  # "": a field left empty
-        epochs, part = self.request.get("max_epochs", 50), self.request.get("val_split", 0.2)
+        self.request = self.checked(request)  # before anything is looked for
+        super().__call__(self.request, datastore)
+        return self.outcome
+
+    def checked(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """A request without the fields that were left empty, and with what is not for it to say.
+
+        Raises:
+            BundleError: for what cannot be set, or a value that a setting cannot be.
+        """
+        asked = {key: value for key, value in request.items() if value != ""} | _FIXED
+        epochs, part = asked.get("max_epochs", 50), asked.get("val_split", 0.2)
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             raise BundleError(f"max_epochs is {epochs!r}; expected a whole number from 1 on.")
         if isinstance(part, bool) or not isinstance(part, (int, float)) or part >= 1:
             raise BundleError(f"val_split is {part!r}; expected a number below 1, e.g. 0.2.")
         assert isinstance(self.bundle_config.config, dict)
-        training_settings(self.request, self.bundle_config.config)  # before anything is looked for
-        super().__call__(self.request, datastore)
-        return self.outcome
+        training_settings(asked, self.bundle_config.config)
+        return asked
 
     def run_single_gpu(self, request: dict[str, Any], overrides: dict[str, Any]) -> None:
         """Train in a folder of its own, and take over what is better."""

@@ -114,6 +114,11 @@ def _checked(run: Callable) -> Callable:
         if str(asked.get(kind)) not in there:
             message = f"no {kind} {asked.get(kind)!r} for {method}; there are {listed(there)}."
             raise HTTPException(404, detail=message)
+        if method == "train":  # here, since a process in the background can refuse nothing
+            try:
+                there[str(asked["model"])].checked(asked)
+            except BundleError as error:
+                raise HTTPException(400, detail=str(error)) from error
         return run(method, request, params, *more, **options)
 
     return checked
