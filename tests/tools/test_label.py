@@ -81,6 +81,25 @@ def test_fine_tuned_weights_are_kept_until_others_are_named(
     assert b"fine-tuned" in [(kept / "model.pt").read_bytes() for kept in (models / "earlier").iterdir()]
 
 
+def test_newer_weights_of_the_bundle_replace_those_that_nothing_has_changed(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app, models = tmp_path / "app", tmp_path / "app" / "model" / NAME / "models"
+    monkeypatch.setattr(app_folder, "_weights_of", lambda name, given: weights / "model.pt")  # as if it shipped some
+    make_app(app, [NAME], {})
+    (weights / "model.pt").write_bytes(b"newer")
+    make_app(app, [NAME], {})
+    assert (models / "model.pt").read_bytes() == b"newer"
+    assert [(kept / "model.pt").read_bytes() for kept in (models / "earlier").iterdir()] == [b"weights"]
+    capsys.readouterr()
+
+    (models / "model.pt").write_bytes(b"fine-tuned")
+    (weights / "model.pt").write_bytes(b"newest")
+    make_app(app, [NAME], {})
+    assert (models / "model.pt").read_bytes() == b"fine-tuned"
+    assert "fine-tuned there?" in capsys.readouterr().out
+
+
 def test_weights_of_unknown_origin_are_kept(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder that an earlier version made has no record of what was copied."""
     served = tmp_path / "app" / "model" / NAME / "models" / "model.pt"

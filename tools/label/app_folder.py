@@ -20,8 +20,9 @@ def make_app(folder: Path, bundles: Sequence[str] | None, weights: Mapping[str, 
     """Write the app and the bundles to `folder`, and return the names of the bundles that can be served.
 
     Configs and code are copied anew each time. Weights are copied where the folder has none, from `weights` or from the
-    bundle's own `models/`; after that only if `weights` names another file than the one copied before. So those that
-    the server has fine-tuned since are kept. Weights that are replaced go to `models/earlier/` of the copy.
+    bundle's own `models/`; after that only if `weights` names another file than the one copied before, or if the
+    bundle's own are newer than those copied from there. So those that the server has fine-tuned since are kept. Weights
+    that are replaced go to `models/earlier/` of the copy.
 
     Args:
         folder: made if missing.
@@ -81,13 +82,16 @@ def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: boo
     digest = _digest(source)
     if model.is_file():
         record = models / _COPIED
-        copied = json.loads(record.read_text())["sha256"] if record.is_file() else None
-        same = _digest(model) == digest
+        recorded = json.loads(record.read_text()) if record.is_file() else {}
+        copied, served = recorded.get("sha256"), _digest(model)
+        same = served == digest
         if same and copied == digest:
             return
         another = named and copied is not None and copied != digest
-        if not same and not fresh and not another:
-            print(f"{name}: keeping the weights in {models} (fine-tuned there?); --fresh True takes {source} instead")
+        newer = served == copied and not named and not recorded.get("named", True)  # of the bundle, and untouched
+        if not same and not fresh and not another and not newer:
+            why = "from --weights" if served == copied else "fine-tuned there?"
+            print(f"{name}: keeping the weights in {models} ({why}); --fresh True takes {source} instead")
             return
         if not same:
             kept = keep_aside(models)
@@ -102,7 +106,7 @@ def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: boo
     else:
         print(f"{name}: no settings.json beside {source}; taken for a network of the default widths")
     write_whole(model, lambda file: file.write(source.read_bytes()))
-    record_of = json.dumps({"from": str(source.resolve()), "sha256": digest}, indent=2)
+    record_of = json.dumps({"from": str(source.resolve()), "named": named, "sha256": digest}, indent=2)
     write_whole(models / _COPIED, lambda file: file.write(record_of.encode()))
 
 
