@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -15,7 +16,8 @@ import ignite.distributed as idist
 import pytest
 
 from bundlekit.errors import BundleError
-from bundlekit.training.lock import lock_run, unlock_run
+from bundlekit.training import lock
+from bundlekit.training.lock import clear_run, lock_run, unlock_run
 from bundlekit.training.saving import require_new_run
 
 
@@ -29,9 +31,15 @@ def in_another_process(work: Callable[[], object]) -> int:
             os.write(here, b"done")
         except BaseException as error:
             os.write(here, repr(error).encode())
+            os._exit(1)
         time.sleep(60)
         os._exit(0)
-    assert os.read(there, 4096) == b"done"
+    told = os.read(there, 4096)
+    os.close(there)
+    os.close(here)
+    if told != b"done":
+        os.waitpid(child, 0)
+    assert told == b"done"
     return child
 
 
@@ -71,6 +79,36 @@ def test_one_process_may_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyP
     lock_run(".")
     unlock_run(str(tmp_path))
     unlock_run(str(tmp_path))
+
+
+def test_a_folder_is_cleared_for_one_training_alone(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "last.pt").touch()
+    other = in_another_process(lambda: lock_run(str(tmp_path)))
+    try:
+        with pytest.raises(BundleError, match="another training"):
+            clear_run(str(tmp_path))
+        assert {path.name for path in tmp_path.iterdir()} == {"old", "last.pt", ".lock"}
+    finally:
+        end(other)
+    clear_run(str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    unlock_run(str(tmp_path))
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_trains_nonetheless(
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(lock.fcntl, "lockf", refuse)
+    for _ in range(2):
+        require_new_run(str(tmp_path / "run"))
+    assert caplog.text.count("no locks on this file system") == 1
+    unlock_run(str(tmp_path / "run"))
+    assert list((tmp_path / "run").iterdir()) == []
 
 
 def test_rank_0_locks_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

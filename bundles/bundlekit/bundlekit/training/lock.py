@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import logging
 import os
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -22,6 +24,9 @@ except ImportError:  # not a POSIX system
 
 _log = logging.getLogger(__name__)
 _LOCK = ".lock"
+# what a file system without locks says: NFS without its lock service, some of Lustre, FUSE
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_warned: set[str] = set()  # folders of which that was said
 # open files, and whether the folder was made for them, by folder and by process: a fork has none
 _held: dict[tuple[str, int], tuple[int, bool]] = {}
 
@@ -33,7 +38,7 @@ def lock_run(ckpt_dir: str) -> None:
     the process ends, however that is: what a killed one leaves is taken over. `filelock` says nothing of the owner, and
     its locks outlive a killed process as long as loader processes of it do.
 
-    Without the locks of POSIX (Windows) nothing is locked.
+    Without the locks of POSIX (Windows) nothing is locked; nor where the file system has none, which a warning says.
 
     Args:
         ckpt_dir: folder, made if missing.
@@ -54,6 +59,11 @@ def lock_run(ckpt_dir: str) -> None:
         fix = "wait for it, end it, or set --ckpt_dir to another folder"
         raise BundleError(Finding(ckpt_dir, found, "one training at a time", fix)) from None
     except OSError as error:
+        if error.errno in _NO_LOCKS:
+            if folder not in _warned:
+                _log.warning("%s: no locks on this file system (%s): start one training there at a time", folder, error)
+            _warned.add(folder)
+            return
         fix = "set --ckpt_dir to another folder"
         raise BundleError(Finding(ckpt_dir, f"cannot be used ({error})", "a folder to write to", fix)) from error
     before = os.pread(descriptor, 4096, 0)  # opening and closing the file again would let go of it
@@ -64,6 +74,23 @@ def lock_run(ckpt_dir: str) -> None:
     os.write(descriptor, json.dumps(owner).encode())
     _held[folder, os.getpid()] = descriptor, made
     atexit.register(unlock_run, folder)
+
+
+def clear_run(ckpt_dir: str) -> None:
+    """Lock a folder as `lock_run` does, and remove all that an earlier training left in it.
+
+    Args:
+        ckpt_dir: as in `lock_run`.
+
+    Raises:
+        BundleError: as `lock_run`; nothing is removed then.
+    """
+    lock_run(ckpt_dir)
+    for entry in Path(ckpt_dir).iterdir() if Path(ckpt_dir).is_dir() else ():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != _LOCK:
+            entry.unlink()
 
 
 def unlock_run(ckpt_dir: str) -> None:
@@ -92,6 +119,11 @@ def _open(path: Path) -> int:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
                 return descriptor
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in _NO_LOCKS:
+                path.unlink(missing_ok=True)
+            raise
         except BaseException:
             os.close(descriptor)
             raise

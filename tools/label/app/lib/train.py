@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 from bundlekit.errors import BundleError
 from bundlekit.files import write_whole
 from bundlekit.training.beginning import RequireBetter
+from bundlekit.training.lock import clear_run, unlock_run
 from bundlekit.weights.aside import keep_aside
 from bundlekit.weights.settings import AFTER_TRAINING, SETTINGS, read_settings
 from lib.bundles import handed_on, package
@@ -92,9 +92,14 @@ class CaseTrain(BundleTrainTask):
         return asked
 
     def run_single_gpu(self, request: dict[str, Any], overrides: dict[str, Any]) -> None:
-        """Train in a folder of its own, and take over what is better."""
-        new = Path(overrides["ckpt_dir"])
-        shutil.rmtree(new, ignore_errors=True)  # of an earlier training, whose model.pt is not this one's
+        """Train in a folder of its own, and take over what is better; `BundleError` if a training runs there."""
+        clear_run(overrides["ckpt_dir"])  # of an earlier training, whose model.pt is not this one's
+        try:
+            self._run(Path(overrides["ckpt_dir"]), overrides)
+        finally:
+            unlock_run(overrides["ckpt_dir"])  # the server's process goes on after a training that failed
+
+    def _run(self, new: Path, overrides: dict[str, Any]) -> None:
         files = {"config_file": self.bundle_config_path, "meta_file": self.bundle_metadata_path}
         workflow = create_workflow(**files, init_id=None, run_id="run", final_id=None, **overrides)
         workflow.run()
