@@ -22,18 +22,10 @@ from bundlekit.files import write_result, write_whole
 from bundlekit.inference.ensemble import settings_text
 from bundlekit.scores.handler import write_picture
 from bundlekit.scores.statistics import csv_text, summarise
+from bundlekit.training.command import SURROUNDINGS
 from bundlekit.weights.loading import read_checkpoint
 from tools.bundles import ROOT, folder_of
 
-_HARMLESS = {
-    "num_workers",
-    "device",
-    "bf16",
-    "cache",
-    "cache_dir",
-    "val_interval",
-    "time_limit",
-}  # may change between two calls
 _NETWORKS = {  # file of a fold, and whose choice its epoch is
     "last": ("last.pt", "the last epoch: the fold that it is scored on has not chosen it"),
     "best": ("model.pt", "the epoch with the best score on the fold that it is scored on: optimistic"),
@@ -90,7 +82,7 @@ def cv(
     if which not in _NETWORKS:
         raise ValueError(f"which is {which!r}; expected {' or '.join(_NETWORKS)}.")
     training, scoring = _settings_of(folder, overlays, options)
-    deciding = {name: value for name, value in training.items() if name not in _HARMLESS}
+    deciding = {name: value for name, value in training.items() if name not in SURROUNDINGS}
     call = {"bundle": bundle, "num_folds": num_folds, "fold_seed": fold_seed, "configs": list(configs)}
     _same_call(root, {**call, "training": deciding, "which": which})
     shared = {"cv_dir": str(root), "num_folds": num_folds, "fold_seed": fold_seed}

@@ -10,7 +10,7 @@ import pytest
 
 from bundlekit.command_line import read_command_line
 from bundlekit.errors import BundleError
-from bundlekit.training.command import require_same_command, write_resume
+from bundlekit.training.command import how_to_resume, require_same_command, write_resume
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "bundles" / "brats_resunet" / "configs"
@@ -43,15 +43,26 @@ def test_the_command_is_kept_with_every_setting(started: Path) -> None:
 
 
 def test_it_resumes_by_itself(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (started / "resume.json").read_bytes()
-    arguments = ["run", "--args_file", "run/resume.json", "--num_workers", "0", "--epochs", "200"]
+    before = json.loads((started / "resume.json").read_text())
+    arguments = ["run", "--args_file", "run/resume.json", "--num_workers", "0", "--epochs", "200", "--time_limit", "9"]
     monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", *arguments])
     command = read_command_line()
     assert command is not None
     assert command.run_id == "training"
     require_same_command("run")
     write_resume("run")
-    assert (started / "resume.json").read_bytes() == before, "it stays that of the start"
+    after = json.loads((started / "resume.json").read_text())
+    assert after == before | {"epochs": 200, "time_limit": 9}, "for the rest it stays that of the start"
+
+
+def test_several_processes_are_resumed_by_torchrun(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert how_to_resume("run") == "python -m monai.bundle run --args_file run/resume.json"
+    typed(monkeypatch, f"['{TRAIN}','{CONFIGS / 'multi_gpu.yaml'}']", "--dataset_dir", "data")
+    write_resume("run")
+    assert how_to_resume("run") == "torchrun --nproc_per_node N -m monai.bundle run --args_file run/resume.json"
+    assert "configs/resume.yaml" in how_to_resume("elsewhere")
+    (started / "resume.json").write_text("{")
+    assert "--args_file run/resume.json" in how_to_resume("run")
 
 
 @pytest.mark.parametrize(

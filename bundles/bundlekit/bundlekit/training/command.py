@@ -14,33 +14,57 @@ from bundlekit.files import write_result
 RESUME = "resume.json"
 # what resume.yaml sets itself, or what is of one start alone
 _NOT_KEPT = {"overwrite", "datalist", "resume_from", "rank", "world_size"}
-# what may change between two starts of one run: where things are, what computes, how long it may take. Another
-# batch_size takes another number of processes, see `ResumeRun`
-_MAY_CHANGE = {
-    "dataset_dir", "output_dir", "ckpt_dir", "cv_dir", "cache", "cache_dir", "cache_days", "pretrained", "device",
-    "amp", "bf16", "num_workers", "val_interval", "epochs", "time_limit", "stop_patience", "batch_size",
-    "deterministic",
+# where things are, what computes, how long it may take: may change between two starts of one run, and between the
+# trainings of one cross-validation
+SURROUNDINGS = {
+    "dataset_dir", "output_dir", "ckpt_dir", "cv_dir", "cache", "cache_dir", "cache_days", "device", "amp", "bf16",
+    "deterministic", "num_workers", "val_interval", "time_limit",
 }  # fmt: skip
+# and what one run may go on with. Another batch_size takes another number of processes, see `ResumeRun`
+_MAY_CHANGE = SURROUNDINGS | {"pretrained", "epochs", "stop_patience", "batch_size"}
 
 
 def write_resume(ckpt_dir: str) -> None:
     """Write `resume.json`, which MONAI takes as `--args_file`, with the settings of this process's training.
 
-    A run that is itself resumed keeps the file that it has, and nothing is written of a training that was not started
-    by `python -m monai.bundle run`.
+    A run that is itself resumed keeps the file that it has, with the `epochs` and the `time_limit` of now. Nothing is
+    written of a training that was not started by `python -m monai.bundle run`.
 
     Args:
         ckpt_dir: folder of the checkpoints.
     """
     command = read_command_line()
-    if command is None or any(Path(file).stem == "resume" for file in command.files):
+    if command is None:
+        return
+    if any(Path(file).stem == "resume" for file in command.files):
+        if Path(ckpt_dir, RESUME).is_file():
+            before, now = _read(Path(ckpt_dir, RESUME)), command.settings()
+            _write(ckpt_dir, before | {name: now[name] for name in ("epochs", "time_limit") if name in now})
         return
     files = [str(Path(file).absolute()) for file in command.files]
     files.append(str(Path(files[0]).with_name(f"resume{Path(files[0]).suffix}")))
     settings = {name: value for name, value in command.settings().items() if name not in _NOT_KEPT}
-    content = {"run_id": command.run_id, "config_file": files, **settings, "ckpt_dir": os.path.abspath(ckpt_dir)}
-    text = json.dumps(content, indent=2, default=str) + "\n"
-    write_result(Path(ckpt_dir, RESUME), lambda file: file.write(text.encode()), "ckpt_dir")
+    _write(
+        ckpt_dir,
+        {"run_id": command.run_id, "config_file": files, **settings, "ckpt_dir": os.path.abspath(ckpt_dir)},
+    )
+
+
+def how_to_resume(ckpt_dir: str) -> str:
+    """The command that goes on with a run, to be shown; several processes, if it had those, are torchrun's to start.
+
+    Args:
+        ckpt_dir: folder of the checkpoints, with or without a `resume.json`.
+    """
+    path = Path(ckpt_dir, RESUME)
+    if not path.is_file():
+        return "python -m monai.bundle run with configs/resume.yaml added to --config_file"
+    try:
+        files = _read(path).get("config_file")
+    except BundleError:  # who resumes is told
+        files = None
+    several = any(Path(str(file)).stem == "multi_gpu" for file in files or [])
+    return f"{'torchrun --nproc_per_node N' if several else 'python'} -m monai.bundle run --args_file {path}"
 
 
 def require_same_command(ckpt_dir: str) -> None:
@@ -55,11 +79,7 @@ def require_same_command(ckpt_dir: str) -> None:
     path, command = Path(ckpt_dir, RESUME), read_command_line()
     if command is None or not path.is_file():
         return
-    try:
-        before: dict[str, Any] = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        fix = "copy it again, or remove it and give the settings of the start"
-        raise BundleError(Finding(str(path), f"cannot be read ({error})", "what training wrote", fix)) from error
+    before = _read(path)
     now = json.loads(json.dumps(command.settings(), default=str))
     names = [name for name in now if name in before and name not in _MAY_CHANGE | _NOT_KEPT]
     differing = [name for name in names if json.dumps(now[name]) != json.dumps(before[name])]  # order counts too
@@ -69,6 +89,19 @@ def require_same_command(ckpt_dir: str) -> None:
                 str(path),
                 "a run with " + ", ".join(f"{name} {before[name]}" for name in differing),
                 "the same settings; now " + ", ".join(f"{name} {now[name]}" for name in differing),
-                f"resume with: python -m monai.bundle run --args_file {path}",
+                f"resume with: {how_to_resume(ckpt_dir)}",
             )
         )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        fix = "copy it again, or remove it and give the settings of the start"
+        raise BundleError(Finding(str(path), f"cannot be read ({error})", "what training wrote", fix)) from error
+
+
+def _write(ckpt_dir: str, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    write_result(Path(ckpt_dir, RESUME), lambda file: file.write(text.encode()), "ckpt_dir")

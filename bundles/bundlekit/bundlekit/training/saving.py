@@ -15,7 +15,7 @@ from torch import nn
 from bundlekit.cases.datalist import TRAINED_ON, trained_cases, write_datalist, write_trained_cases
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
-from bundlekit.training.command import RESUME, write_resume
+from bundlekit.training.command import how_to_resume, write_resume
 from bundlekit.training.lock import lock_run, unlock_run
 from bundlekit.weights.loading import broken_weights
 from bundlekit.weights.settings import SETTINGS, write_settings
@@ -52,16 +52,14 @@ def require_new_run(ckpt_dir: str, overwrite: bool = False, split: Mapping[str, 
                 "came with the bundle), or replace those with --overwrite True",
             )
         )
-    resume = Path(ckpt_dir, RESUME)
-    how = f"--args_file {resume}" if resume.is_file() else "with configs/resume.yaml added to --config_file"
     if last.is_file() and not overwrite:
         raise BundleError(
             Finding(
                 str(last),
                 "an earlier run",
                 "a folder without one",
-                f"go on with it (python -m monai.bundle run {how}), set --ckpt_dir to another folder, or replace it "
-                "with --overwrite True",
+                f"go on with it ({how_to_resume(ckpt_dir)}), set --ckpt_dir to another folder, or replace it with "
+                "--overwrite True",
             )
         )
     lock_run(ckpt_dir)
