@@ -27,6 +27,7 @@ def check(*more: str, config: str = TRAIN, run_id: str = "training") -> None:
     [
         ["--epochs", "3"],
         ["--epochs=3"],
+        ["-epochs", "3", "-amp", "--weight_decay", "0"],
         ["--batch-size", "2"],
         ["--loss::loss::batch", "True"],
         ["--optimizer::betas", "[0.9,0.99]"],  # a component takes what its class takes
@@ -45,6 +46,7 @@ def test_what_the_config_or_the_runner_has_passes(more: list[str]) -> None:
     ("more", "message"),
     [
         (["--epoch", "3"], "--epoch is no setting of this bundle; did you mean --epochs?"),
+        (["-epoch", "3"], "did you mean --epochs?"),
         (["--wieght_decay=3"], "did you mean --weight_decay?"),
         (["--outputdir", "x"], "did you mean --output_dir?"),
         (["--train::trainr::max_epochs", "5"], "--train::trainr::max_epochs is no setting"),
@@ -86,6 +88,8 @@ def test_other_programs_are_left_alone() -> None:
         (["--epochs", "many"], "--epochs is 'many'; expected a whole number, 1 or more"),
         (["--epochs", "0"], "1 or more"),
         (["--epochs=-2"], "--epochs is -2"),
+        (["-epochs", "0"], "--epochs is 0"),  # Fire takes one hyphen, too
+        (["-epochs=-2"], "--epochs is -2"),
         (["--batch_size", "0"], "1 or more"),
         (["--accumulation_steps", "0"], "1 or more"),
         (["--val_interval", "-1"], "--val_interval is -1"),

@@ -147,8 +147,8 @@ def _values(arguments: Sequence[str]) -> dict[str, Any]:
     """Values by name, as Fire reads them."""
     found: dict[str, Any] = {}
     for position, argument in enumerate(arguments):
-        if argument.startswith("--") and len(argument) > 2:
-            name, equals, value = argument[2:].partition("=")
+        if _FLAG.match(argument) and argument.strip("-"):
+            name, equals, value = argument.lstrip("-").partition("=")  # one hyphen or two
             following = arguments[position + 1] if position + 1 < len(arguments) else "--"
             text = value if equals else "True" if _FLAG.match(following) else following
             found[name if "::" in name else name.replace("-", "_")] = DefaultParseValue(text)

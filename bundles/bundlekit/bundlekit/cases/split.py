@@ -49,7 +49,6 @@ def split_cases(
     Raises:
         BundleError: if one side is left without a case (with `trained`: if no case is left for validation).
     """
-    _count_patients(cases)
     if cases and _records(trained):
         seen = _trained_patients(trained)
         known = [case for case in cases if case["patient"] in seen]
@@ -106,7 +105,6 @@ def fold_cases(cases: Sequence[Case], fold: int, num_folds: int = 5, seed: int =
         raise BundleError(
             f"fold is {fold} of num_folds {num_folds}; expected num_folds 2 or more and fold 0 to num_folds - 1."
         )
-    _count_patients(cases)
     patients = [case["patient"] for case in cases]
     if not patients:
         return {"training": [], "validation": []}
@@ -172,8 +170,3 @@ def _trained_patients(trained: str | os.PathLike | Sequence[str] | None) -> set[
         # an earlier version may have told scans apart that are of one patient
         patients |= {patient_of(str(entry["case"])) for entry in entries if entry.get("case")}
     return patients
-
-
-def _count_patients(cases: Sequence[Case]) -> None:
-    if cases:
-        _log.info("%d case(s) of %d patient(s), by their names", len(cases), len({case["patient"] for case in cases}))
