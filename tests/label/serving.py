@@ -422,9 +422,10 @@ def test_nothing_leaves_its_folder(server: Server, folder: Path, tmp_path: Path)
     refused("PUT", "/session/", params={"uncompress": "true"}, files={"files": script})
     for body in (
         {"seed": "$__import__('os').system('touch pwned')"}, {"loss": {"_target_": "os.system"}}, {"x": "@y"},
-        {"output_dir": str(tmp_path)}, {"imports": ["os"]}, {"max_epochs": 0},
+        {"output_dir": str(tmp_path)}, {"imports": ["os"]}, {"max_epochs": 0}, {"batch_size": 0}, {"amp": "false"},
     ):  # fmt: skip
-        refused("POST", "/train/brats_resunet", params={"run_sync": True}, json=body)
+        for run_sync in (True, False):  # a process in the background could refuse nothing
+            refused("POST", "/train/brats_resunet", params={"run_sync": run_sync}, json=body)
     for path in ("/train/brats_resunet", "/scoring/dice", "/batch/infer/brats_resunet"):
         refused("POST", path, json={"bundle_path": str(tmp_path)})
         refused("POST", path, json={"x": "$1"})
