@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ignite.engine import Engine
 
-from bundlekit.cases.datalist import trained_cases
+from bundlekit.cases.datalist import trained_cases, write_datalist, write_trained_cases
 from bundlekit.cases.patients import patient_of
 from bundlekit.cases.split import select_cases, split_cases
 from bundlekit.errors import BundleError
@@ -90,3 +90,23 @@ def test_what_a_fine_tuning_began_with_is_recorded(tmp_path: Path) -> None:
     (earlier / "trained_on.json").write_text("{")
     with pytest.raises(BundleError, match=r"trained_on\.json"):
         trained_cases(earlier)
+
+
+def test_a_fine_tuned_fold_keeps_its_validation_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where weights that began the training knew it, the scores are said to flatter."""
+    cases = [{"case": name, "patient": name, "image": [], "label": "", "subset": ""} for name in "abcd"]
+    split = {"training": cases[:2], "validation": cases[2:]}
+    write_datalist(split, str(tmp_path / "datalist.json"))
+    write_trained_cases(["b", "c"], tmp_path)
+    trained = tmp_path / "datalist.json"
+    listed = [{**case, "subset": part} for part, some in split.items() for case in some]  # as a datalist is read
+    assert [case["case"] for case in select_cases(listed, trained=trained)] == ["c", "d"]
+    assert "weights that began the training knew 1 of these cases, their scores flatter: c" in caplog.text
+    assert [case["case"] for case in select_cases(listed, "training", trained=trained)] == ["a", "b"]
+    assert len(select_cases(listed, "all", trained=trained)) == 4
+    assert "3 of these cases trained the network" in caplog.text
+    assert [case["case"] for case in select_cases(cases, trained=trained)] == ["d"], "of a folder"
+    moved = [{**case, "subset": "validation"} for case in cases]
+    assert [case["case"] for case in select_cases(moved, trained=trained)] == ["c", "d"], "what trained here, trained"
+    trained.unlink()
+    assert [case["case"] for case in select_cases(listed, trained=trained)] == ["a", "d"], "weights that were shipped"

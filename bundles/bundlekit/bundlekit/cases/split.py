@@ -41,7 +41,8 @@ def split_cases(
         train_fraction: the part of the cases that trains where there are not more than `train_cases`, 0 to 1.
         trained: the datalist that a training wrote beside its checkpoints. Where that file or a `trained_on.json`
             beside it exists, the patients in them are "training" and all others "validation", whatever folder the cases
-            come from. Several of them for an ensemble.
+            come from. Cases that `cases` has as "validation" (a datalist marks them) stay so, with a warning, if only
+            weights that a fine-tuning began with knew them. Several of them for an ensemble.
 
     Returns:
         `{"training": [...], "validation": [...]}`.
@@ -50,9 +51,14 @@ def split_cases(
         BundleError: if one side is left without a case (with `trained`: if no case is left for validation).
     """
     if cases and _records(trained):
-        seen = _trained_patients(trained)
-        known = [case for case in cases if case["patient"] in seen]
-        unseen = [case for case in cases if case["patient"] not in seen]
+        known = _known(cases, trained)
+        names = {case["case"] for case in known}
+        unseen = [case for case in cases if case["case"] not in names]
+        seen = _trained_patients(_records(trained))
+        flattered = sorted(case["case"] for case in unseen if case["patient"] in seen)
+        if flattered:
+            text = "weights that began the training knew %d of these cases, their scores flatter: %s"
+            _log.warning(text, len(flattered), ", ".join(flattered))
         if not unseen:
             raise BundleError(
                 f"all {len(cases)} case(s) trained the network, says {_records(trained)[0]}. Give other cases, or "
@@ -139,10 +145,11 @@ def select_cases(
     """
     if subset not in ("validation", "training", "all"):
         raise BundleError(f"subset is {subset!r}; expected validation, training or all.")
-    seen = _trained_patients(trained)
-    known = [case for case in cases if case["patient"] in seen]
-    if subset != "validation" and known:
-        _log.warning("%d of these cases trained the network: their scores flatter it", len(known))
+    known = _known(cases, trained)
+    seen = _trained_patients(_records(trained))
+    flattering = known if subset == "training" else [case for case in cases if case["patient"] in seen]
+    if subset != "validation" and flattering:
+        _log.warning("%d of these cases trained the network: their scores flatter it", len(flattering))
     if subset == "all":
         return list(cases)
     if subset == "training" and known:
@@ -160,10 +167,19 @@ def _records(trained: str | os.PathLike | Sequence[str] | None) -> list[Path]:
     return [path for path in files if path.is_file()]
 
 
-def _trained_patients(trained: str | os.PathLike | Sequence[str] | None) -> set[str]:
+def _known(cases: Sequence[Case], trained: str | os.PathLike | Sequence[str] | None) -> list[Case]:
+    """Those of the cases that trained, but the validation part of a datalist that only earlier weights knew."""
+    records = _records(trained)
+    fine_tuned = {file.parent for file in records if file.name != TRAINED_ON}
+    own = [file for file in records if file.name != TRAINED_ON or file.parent not in fine_tuned]
+    seen, seen_here = _trained_patients(records), _trained_patients(own)
+    return [c for c in cases if c["patient"] in (seen_here if c["subset"] == "validation" else seen)]
+
+
+def _trained_patients(records: Sequence[Path]) -> set[str]:
     """Patients that trained, by what they are called in the records and by the names of their cases."""
     patients: set[str] = set()
-    for file in _records(trained):
+    for file in records:
         content = json.loads(file.read_text())
         entries = [{"case": name} for name in content] if isinstance(content, list) else content.get("training", [])
         patients |= {str(entry["patient"]) for entry in entries if entry.get("patient")}
