@@ -58,7 +58,7 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
         for kind in ("set_qform", "set_sform"):
             getattr(image, kind)(header_affine, code=1)
         image.header.set_xyzt_units("mm")
-        image.header["descrip"] = self.signature.encode()
+        image.header["descrip"] = self.remark(suffix, array)
         write_result(path, partial(writing.to_gzip, image), "output_dir")
         if self.write_h5 and suffix == self.suffix:
             values = [int(v) for v in item["label_values"]]

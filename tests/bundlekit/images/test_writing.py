@@ -254,12 +254,14 @@ def test_a_mask_of_an_earlier_run_is_replaced(tmp_path: Path) -> None:
     assert (read_array(str(folder / "case_seg.nii.gz")) == segmentation()).all()
 
 
-def test_only_masks_of_the_same_bundle_are_replaced(tmp_path: Path) -> None:
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[[str], list[str]]:
+    """Segment the cases a, b and c into `out` by a bundle of some name; the cases computed so far."""
     source = write_nifti(tmp_path / "case_t1.nii.gz", scan())
     cases = [{"case": name, "image": [str(source)]} for name in ("a", "b", "c")]
-    computed = []
+    computed: list[str] = []
 
-    def run(bundle: str) -> None:
+    def run(bundle: str) -> list[str]:
         def step(engine: Engine, case: dict[str, Any]) -> list[dict[str, Any]]:
             computed.append(case["case"])
             engine.state.batch = [item_of(source, case["case"])]  # type: ignore[assignment]
@@ -269,11 +271,16 @@ def test_only_masks_of_the_same_bundle_are_replaced(tmp_path: Path) -> None:
         engine.logger.disabled = True
         WriteSegmentations(str(tmp_path / "out"), written_by=bundle).attach(engine)
         engine.run(DataLoader(Dataset(cases), batch_size=None))
+        return computed
 
+    return run
+
+
+def test_only_masks_of_the_same_bundle_are_replaced(tmp_path: Path, run: Callable[[str], list[str]]) -> None:
     run("one")
-    run("one")
+    computed = run("one")
     assert computed == ["a", "b", "c"] * 2
-    assert nib.load(tmp_path / "out" / "a_seg.nii.gz").header["descrip"].item() == b"segmented by one"
+    assert nib.load(tmp_path / "out" / "a_seg.nii.gz").header["descrip"].item().startswith(b"segmented by one, CRC-32 ")
     (tmp_path / "out" / "b_seg.nii.gz").write_bytes(b"")  # nobody's
     (tmp_path / "out" / "c_seg.nii.gz").unlink()
     before = (tmp_path / "out" / "a_seg.nii.gz").read_bytes()
@@ -281,6 +288,40 @@ def test_only_masks_of_the_same_bundle_are_replaced(tmp_path: Path) -> None:
         run("two")
     assert computed == ["a", "b", "c"] * 2
     assert (tmp_path / "out" / "a_seg.nii.gz").read_bytes() == before
+
+
+@pytest.mark.parametrize("way", ["nibabel", "itk", "of an earlier version", "cut off"])
+def test_a_mask_that_somebody_corrected_stays(tmp_path: Path, run: Callable[[str], list[str]], way: str) -> None:
+    """With the header kept, as tools do that open a mask, paint, and save it."""
+    run("one")
+    file = tmp_path / "out" / "b_seg.nii.gz"
+    if way == "itk":
+        image = itk.imread(str(file))
+        image[2, 2, 2] = 1 if image[2, 2, 2] != 1 else 2
+        itk.imwrite(image, str(file))
+    elif way == "cut off":
+        file.write_bytes(file.read_bytes()[:-20])
+    else:
+        mask = nib.load(file)
+        voxels = np.array(mask.dataobj)
+        voxels[2, 2, 2] = 1 if voxels[2, 2, 2] != 1 else 2
+        if way == "of an earlier version":
+            mask.header["descrip"] = b"segmented by one"
+        nib.save(nib.Nifti1Image(voxels, mask.affine, mask.header), file)
+    before = file.read_bytes()
+    with pytest.raises(BundleError, match=r"b_seg[\s\S]*corrected[\s\S]*--output_dir") as caught:
+        run("one")
+    assert len(caught.value.findings) == 1
+    file.replace(tmp_path / "mine.nii.gz")
+    assert (tmp_path / "mine.nii.gz").read_bytes() == before
+    assert run("one") == ["a", "b", "c"] * 2, "nothing was computed in between"
+
+
+def test_a_mask_that_was_only_saved_again_is_replaced(tmp_path: Path, run: Callable[[str], list[str]]) -> None:
+    run("one")
+    mask = nib.load(tmp_path / "out" / "b_seg.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(mask.dataobj), mask.affine, mask.header), tmp_path / "out" / "b_seg.nii.gz")
+    assert len(run("one")) == 6
 
 
 def test_a_link_to_another_file_is_replaced_not_followed(tmp_path: Path) -> None:

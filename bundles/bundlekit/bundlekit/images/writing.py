@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import nibabel as nib
 import numpy as np
@@ -16,9 +17,10 @@ from monai.utils import convert_to_numpy
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
-from bundlekit.images.nifti import open_nifti
+from bundlekit.images.nifti import open_nifti, read_array
 
 _log = logging.getLogger(__name__)
+_CHECKSUM = ", CRC-32 "
 
 
 class WriteSegmentations:
@@ -33,9 +35,10 @@ class WriteSegmentations:
         output_dir: folder, made if missing.
         suffix: of the mask's name.
         classes: names of the classes but the background, for the log, which tells the volume of each.
-        written_by: the bundle. Its name goes into the headers (`descrip`), and a mask that is there already is replaced
-            only if it has that name, too: what another bundle wrote or somebody corrected stays. "": no name, and
-            every mask is replaced.
+        written_by: the bundle, at most 50 characters. Its name goes into the headers (`descrip`), into that of the mask
+            with the CRC-32 of the voxels. A mask that is there already is replaced only if it has that name and its
+            voxels still have that checksum: what another bundle wrote or somebody corrected stays. The mask decides
+            for the other files of its case. "": no name, and every mask is replaced.
     """
 
     def __init__(self, output_dir: str, suffix: str = "seg", classes: Sequence[str] = (), written_by: str = "") -> None:
@@ -50,7 +53,9 @@ class WriteSegmentations:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def keep_others(self, engine: Engine) -> None:
-        """Before anything is computed, look for masks of the evaluator's cases that this bundle did not write.
+        """Before anything is computed, look for masks of the evaluator's cases that are not as this bundle wrote them.
+
+        Every mask that would be replaced is decoded.
 
         Raises:
             BundleError: naming them.
@@ -61,12 +66,34 @@ class WriteSegmentations:
         findings = []
         for case in cases:
             path = self.output_dir / f"{case['case']}_{self.suffix}.nii.gz"
-            if path.is_file() and (found := _signature_of(path)) != self.signature:
+            if path.is_file() and (found := self._unlike_ours(path)):
                 fix = "set --output_dir to a folder for this bundle alone, or move the file away"
-                found = f"a mask with the remark {found!r}" if found else "a file that no bundle has put its name to"
-                findings.append(Finding(str(path), found, f"a new file, or one {self.signature}", fix))
+                findings.append(
+                    Finding(str(path), found, f"a new file, or one {self.signature} and left as it was", fix)
+                )
         if findings:
             raise BundleError(findings)
+
+    def _unlike_ours(self, path: Path) -> str:
+        """What tells a file from a mask that this bundle wrote, for a message; "" if nothing does."""
+        remark = _remark_in(path)
+        name, _, checksum = remark.partition(_CHECKSUM)
+        if not remark:
+            return "a file that no bundle has put its name to"
+        if name != self.signature:
+            return f"a mask with the remark {remark!r}"
+        if not checksum:
+            return "a mask of an earlier version, without a checksum: somebody may have corrected it"
+        try:
+            same = _checksum(read_array(str(path))) == checksum
+        except BundleError:
+            same = False
+        return "" if same else "a mask whose voxels are not those that were written: somebody corrected it"
+
+    def remark(self, suffix: str, array: np.ndarray) -> bytes:
+        """What goes into the header (`descrip`, at most 80 bytes) of a file of a case."""
+        checked = self.signature and suffix == self.suffix
+        return f"{self.signature}{_CHECKSUM}{_checksum(array)}".encode() if checked else self.signature.encode()
 
     def __call__(self, engine: Engine) -> None:
         """Write the cases of this iteration.
@@ -105,7 +132,7 @@ class WriteSegmentations:
             found = "the folder of the scan itself, where a result is taken for a reference the next time"
             raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
         image = on_grid_of(source, array)
-        image.header["descrip"] = self.signature.encode()
+        image.header["descrip"] = self.remark(suffix, array)
         write_result(path, lambda file: to_gzip(image, file), "output_dir")
         return path, image
 
@@ -140,8 +167,13 @@ def on_grid_of(source: str | os.PathLike, array: np.ndarray) -> nib.Nifti1Image:
     return image
 
 
-def _signature_of(path: Path) -> str:
-    """Who wrote a mask, by its header; "" for a file that cannot be read."""
+def _checksum(mask: np.ndarray) -> str:
+    """CRC-32 of labels, whatever type they are stored in."""
+    return f"{crc32(mask.astype(np.float32).tobytes(order='F')):08x}"
+
+
+def _remark_in(path: Path) -> str:
+    """`descrip` of a mask's header; "" for a file that cannot be read."""
     try:
         return bytes(open_nifti(path).header["descrip"].item()).decode(errors="replace").strip("\0 ")
     except Exception:  # nibabel raises a dozen types
