@@ -14,8 +14,9 @@ import ignite.distributed as idist
 import pytest
 import torch
 
+from bundlekit.cases.datalist import write_trained_cases
 from bundlekit.errors import BundleError
-from bundlekit.training.saving import RecordRun, require_new_run
+from bundlekit.training.saving import RecordPretraining, RecordRun, require_new_run
 from bundlekit.weights.loading import read_checkpoint
 from tests.bundlekit.conftest import leftovers
 from tests.bundlekit.training.conftest import Run, narrow, save
@@ -151,16 +152,27 @@ def test_cases_and_patients_are_told(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "3 cases of 2 patients for training, 1 case of 1 patient for validation" in caplog.text
 
 
-def test_what_is_deleted_while_training_is_written_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("gone", ["all", "resume.json", "trained_on.json"])
+def test_what_is_deleted_while_training_is_written_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: str
+) -> None:
     folder, engine = tmp_path / "run", SimpleNamespace(state=SimpleNamespace(epoch=1))
-    handler = record(folder)
-    handler(engine)  # type: ignore[arg-type]
+    write_trained_cases(["z1"], tmp_path)
+    handlers = [record(folder), RecordPretraining(str(tmp_path / "model.pt"), str(folder))]
+
+    def call() -> None:
+        for handler in handlers:
+            handler(engine)  # type: ignore[operator]
+
+    folder.mkdir()
+    (folder / "resume.json").write_text("{}")  # of a run that is resumed
+    call()
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert before.keys() == {"datalist.json", "settings.json"}
-    shutil.rmtree(folder)
-    handler(engine)  # type: ignore[arg-type]
+    assert before.keys() == {"datalist.json", "settings.json", "resume.json", "trained_on.json"}
+    shutil.rmtree(folder) if gone == "all" else (folder / gone).unlink()
+    call()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert "are gone and written again" in caplog.text
+    assert gone == "trained_on.json" or "gone and written again" in caplog.text
     # a best network that is gone is not waited for: the next one may never be as good
     validator = SimpleNamespace(state=SimpleNamespace(best_metric=0.5, best_metric_epoch=1))
     save(folder, narrow(), 2, validator)

@@ -162,8 +162,8 @@ class RecordRun:
 
     `datalist.json` is the split, `settings.json` what inference has to do as training did, and `resume.json` the
     command with all its settings: `python -m monai.bundle run --args_file .../resume.json` goes on with the run. They
-    are written before the first epoch, that is after `ResumeRun` has accepted it, and again if they are gone after an
-    epoch. By rank 0 alone. At the end of the training the folder is open to others again.
+    are written before the first epoch, that is after `ResumeRun` has accepted it, and again, as they were, if they are
+    gone after an epoch. By rank 0 alone. At the end of the training the folder is open to others again.
 
     Args:
         ckpt_dir: folder, made if missing.
@@ -176,6 +176,7 @@ class RecordRun:
         self.split = split
         self.settings = settings
         self.started = False
+        self.written: dict[str, bytes] = {}
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
@@ -188,7 +189,12 @@ class RecordRun:
         if idist.get_rank() != 0 or not any(self.split.values()):
             return
         folder = Path(self.ckpt_dir)
-        if self.started and all((folder / name).is_file() for name in ("datalist.json", SETTINGS)):
+        if self.started:
+            gone = {name: text for name, text in self.written.items() if not (folder / name).is_file()}
+            for name, text in gone.items():
+                write_result(folder / name, lambda file, text=text: file.write(text), "ckpt_dir")  # type: ignore[misc]
+            if gone:
+                _log.warning("%s: %s gone and written again", self.ckpt_dir, ", ".join(gone))
             return
         folder.joinpath(RECORD).unlink(missing_ok=True)  # what it speaks of is being replaced
         if not self.started and engine.state.epoch == 1:  # a new run, not a resumed one
@@ -196,9 +202,8 @@ class RecordRun:
         write_datalist(self.split, str(folder / "datalist.json"))
         write_settings(self.settings, self.ckpt_dir)
         write_resume(self.ckpt_dir)
-        if self.started:
-            _log.warning("%s: files of the run are gone and written again", self.ckpt_dir)
-            return
+        files = [folder / name for name in ("datalist.json", SETTINGS, RESUME)]
+        self.written = {file.name: file.read_bytes() for file in files if file.is_file()}
         self.started = True
         sides = ", ".join(f"{_count(cases)} for {part}" for part, cases in self.split.items())
         _log.info("%s", sides)
@@ -218,7 +223,8 @@ class RecordPretraining:
     """MONAI handler: write `trained_on.json`, the cases behind the weights that a fine-tuning begins with.
 
     So that their scores are known to flatter the fine-tuned network, too. Written by rank 0 alone, before the first
-    epoch; nothing is written where nothing is recorded beside the weights. Attach it after `RecordRun`.
+    epoch, and again if it is gone after one; nothing is written where nothing is recorded beside the weights. Attach it
+    after `RecordRun`.
 
     Args:
         pretrained: the weights.
@@ -228,16 +234,18 @@ class RecordPretraining:
     def __init__(self, pretrained: str, ckpt_dir: str) -> None:
         self.names = trained_cases(Path(pretrained).parent)
         self.ckpt_dir = ckpt_dir
+        self.started = False
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
         engine.add_event_handler(Events.EPOCH_STARTED, self)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
         """Write the file; raises `BundleError` if that is not possible."""
-        if self.names and idist.get_rank() == 0:
+        if self.names and idist.get_rank() == 0 and not (self.started and Path(self.ckpt_dir, TRAINED_ON).is_file()):
             write_trained_cases(self.names, self.ckpt_dir)
-        self.names = []  # once is enough
+        self.started = True
 
 
 def named_apart(also: Mapping[str, Any] | None) -> dict[str, Any]:
