@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -61,6 +62,27 @@ def scan_cases_of(bundle: str) -> Callable[..., tuple[list[dict[str, Any]], list
 def reader_of(bundle: str) -> Callable[..., Any]:
     """The bundle's transform that decodes a case."""
     return component(bundle, "inference.yaml", "preprocessing::transforms::0")
+
+
+def load_case_of(bundle: str, allow_unprepared: bool = False, **options: Any) -> Callable[[Any], dict[str, Any]]:
+    """The bundle's transform that decodes a case, made.
+
+    Args:
+        bundle: name of a bundle.
+        allow_unprepared: accept scans with the skull or in thick slices.
+        options: further arguments of the transform.
+
+    Raises:
+        ValueError: for `allow_unprepared` of a bundle whose transform has no such argument.
+    """
+    reader = reader_of(bundle)
+    if allow_unprepared:
+        if "allow_unprepared" not in inspect.signature(reader).parameters:
+            raise ValueError(
+                f"no setting --allow_unprepared of {bundle}'s data; it is one of the bundles for BraTS data."
+            )
+        options["allow_unprepared"] = True
+    return reader(**options)
 
 
 def module_of(part: Any) -> ModuleType:

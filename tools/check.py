@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from bundlekit.errors import BundleError
 from bundlekit.label_maps import LoadStructuresd, scan_label_maps
-from tools.bundles import reader_of, scan_cases_of
+from tools.bundles import load_case_of, scan_cases_of
 
 
 def check(
@@ -45,6 +45,7 @@ def check(
     """
     if not dataset_dir and not datalist:
         raise ValueError("no data set given: add --dataset_dir DIR with the folder that holds your cases.")
+    load = LoadStructuresd() if label_maps else load_case_of(bundle, allow_unprepared, with_label=labelled)
     scan_cases = scan_label_maps if label_maps else scan_cases_of(bundle)
     known = list(inspect.signature(scan_cases).parameters)
     unknown = [name for name in options if name not in known]
@@ -55,8 +56,6 @@ def check(
     cases, findings = scan_cases(dataset_dir, datalist=datalist, **options)
     checked = len(cases)
     if voxels:
-        reading = {"with_label": labelled} | ({"allow_unprepared": True} if allow_unprepared else {})
-        load = LoadStructuresd() if label_maps else reader_of(bundle)(**reading)
         with ThreadPoolExecutor(num_workers) as pool:
             results = pool.map(lambda case: _findings(load, case), cases)
             bar = tqdm(results, total=checked, desc="check", unit="case", disable=not sys.stderr.isatty())

@@ -8,10 +8,12 @@ import numpy as np
 
 from bundlekit.cases.case import require_cases
 from bundlekit.class_weights import balanced_weights, count_voxels
-from tools.bundles import find_cases_of, reader_of
+from tools.bundles import find_cases_of, load_case_of
 
 
-def weights(bundle: str, dataset_dir: str, num_workers: int = 2, **options: Any) -> None:
+def weights(
+    bundle: str, dataset_dir: str, num_workers: int = 2, allow_unprepared: bool = False, **options: Any
+) -> None:
     """Print class weights for a weighted loss, from the voxel counts of all labels.
 
     "balanced" is scikit-learn's: N / (K n_c) for N voxels, K classes and n_c voxels of class c; its square root is the
@@ -23,11 +25,12 @@ def weights(bundle: str, dataset_dir: str, num_workers: int = 2, **options: Any)
         bundle: name of a bundle whose labels are class indices once decoded.
         dataset_dir: folder of labelled cases.
         num_workers: threads that decode.
+        allow_unprepared: accept scans with the skull or in thick slices, of the bundles for BraTS data.
         options: further settings of the bundle's data, e.g. --et_label 3.
     """
+    load = load_case_of(bundle, allow_unprepared)
     cases = find_cases_of(bundle)(dataset_dir, **options)
     require_cases(cases)
-    load = reader_of(bundle)()
     counts = count_voxels(lambda case: load(case)["label"], cases, num_workers=num_workers)
     balanced = balanced_weights(counts)
     print(f"{len(cases)} case(s), voxels of each class: {counts.tolist()}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -9,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.conftest import Run
-from tools.bundles import find_cases_of, names
+from tools.bundles import find_cases_of, load_case_of, names
 from tools.check import check
+from tools.weights import weights
 
 
 def test_a_sound_data_set_has_no_finding(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,3 +83,18 @@ def test_label_maps_alone(run: Run, heads: Path) -> None:
         "True",
     )
     assert "5 complete case(s), files, headers and voxels checked: 0 finding(s)." in done.stdout
+
+
+def test_unprepared_scans_are_a_matter_of_some_bundles() -> None:
+    assert load_case_of("brats_resunet", allow_unprepared=True).allow_unprepared  # type: ignore[attr-defined]
+    for bundle in ("brain_tissue_vnet", "abdomen_ct_vnet"):
+        with pytest.raises(ValueError, match=f"no setting --allow_unprepared of {bundle}'s data"):
+            load_case_of(bundle, allow_unprepared=True)
+        load_case_of(bundle, with_label=True)
+
+
+@pytest.mark.parametrize("tool", [check, weights])
+def test_unprepared_scans_are_refused_before_anything_is_read(tool: Callable[..., None]) -> None:
+    with pytest.raises(ValueError, match="no setting --allow_unprepared"):
+        tool("abdomen_ct_vnet", "no folder", allow_unprepared=True)
+    assert "allow_unprepared" in inspect.signature(tool).parameters
