@@ -23,9 +23,9 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
 
     Writes `model.pt` (a plain state dict, loadable with `weights_only=True`), `settings.json` (what inference has to
     do as training did), `trained_on.json` (names of the cases that trained it and the weights it began with, so that
-    evaluation knows them) and `SHA256SUMS` (readable by `sha256sum -c`). The split of the training stays behind: it
-    names files of the machine it ran on. Evaluate the shipped file: half precision is only worth it if the scores
-    agree.
+    evaluation knows them; no file where none are recorded) and `SHA256SUMS` (readable by `sha256sum -c`). The split of
+    the training stays behind: it names files of the machine it ran on. Evaluate the shipped file: half precision is
+    only worth it if the scores agree.
 
     Example: python -m tools ship brain_tissue_vnet --checkpoint run/model.pt
 
@@ -61,10 +61,14 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     files = {
         "model.pt": content,
         SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
-        TRAINED_ON: (json.dumps(trained_cases(source.parent), indent=2) + "\n").encode(),
         RECORD: f"{digest}  model.pt\n".encode(),
     }
+    names = trained_cases(source.parent)
+    if names:
+        files[TRAINED_ON] = (json.dumps(names, indent=2) + "\n").encode()
     for name, data in files.items():
         write_whole(models / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
+    if not names:
+        (models / TRAINED_ON).unlink(missing_ok=True)  # of earlier weights
     print(f"{models / 'model.pt'}: {len(content) / 2**20:.1f} MB, SHA-256 {digest}")
     return str(models / "model.pt")

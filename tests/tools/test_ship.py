@@ -68,6 +68,16 @@ def test_shipped_weights_load_and_are_checked(bundles: Path, trained: Path, half
             LoadWeights(str(shipped), other)(Engine(lambda *_: None))
 
 
+def test_weights_without_a_record_name_no_case(bundles: Path, trained: Path) -> None:
+    """An empty list would say that no case trained them."""
+    record = Path(tools.ship.ship("brats_resunet", str(trained))).with_name("trained_on.json")
+    assert record.is_file()
+    for name in ("datalist.json", "trained_on.json"):
+        (trained.parent / name).unlink()
+    tools.ship.ship("brats_resunet", str(trained))
+    assert not record.exists(), "nor those of earlier weights"
+
+
 def test_a_run_does_not_replace_shipped_weights_unasked(bundles: Path, trained: Path) -> None:
     models = Path(tools.ship.ship("brats_resunet", str(trained))).parent
     assert training_folder(models.parent) == str(models.parent / "eval" / "trained")
