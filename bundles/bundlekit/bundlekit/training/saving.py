@@ -15,7 +15,7 @@ from torch import nn
 from bundlekit.cases.datalist import TRAINED_ON, trained_cases, write_datalist, write_trained_cases
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
-from bundlekit.training.command import how_to_resume, write_resume
+from bundlekit.training.command import RESUME, how_to_resume, write_resume
 from bundlekit.training.lock import lock_run, unlock_run
 from bundlekit.weights.loading import broken_weights
 from bundlekit.weights.settings import SETTINGS, write_settings
