@@ -255,3 +255,15 @@ def test_a_training_takes_nan_for_no_result(bundle: str) -> None:
     (score,) = train["validate"]["key_metric"]
     better = "$bundlekit.is_lower" if score == "val_loss" else "$bundlekit.is_higher"
     assert train["validate"]["evaluator"]["metric_cmp_fn"] == better
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_loader_processes_can_be_sent_the_transforms(bundle: str) -> None:
+    """Where processes are not forked (macOS, Windows) they are pickled, which a lambda cannot be."""
+    for name in ("train", "inference"):
+        for part in (
+            config(bundle, name),
+            config(bundle, name).get("train", {}),
+            config(bundle, name).get("validate", {}),
+        ):
+            assert "$lambda" not in str(part.get("preprocessing")), name

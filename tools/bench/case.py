@@ -89,7 +89,7 @@ def case(
             for way in ways:
                 job = (way, bundle, dataset_dir, index, overlap, threads, str(Path(folder, f"{number} {way}")))
                 context = multiprocessing.get_context("spawn")
-                with ProcessPoolExecutor(1, context, os.environ.__setitem__, ("XDG_CACHE_HOME", folder)) as pool:
+                with ProcessPoolExecutor(1, context, _keep_in, (folder,)) as pool:
                     took, memory[way], mask = pool.submit(_run, *job).result()
                 seconds[way].append(took)
                 masks[way] = _regions(bundle, mask)
@@ -106,6 +106,11 @@ def case(
             f"{agreement:<{len(heads[4])}}  {score}",
             flush=True,
         )
+
+
+def _keep_in(folder: str) -> None:
+    """Converted networks lie there alone, so that the first round converts."""
+    os.environ["XDG_CACHE_HOME"] = folder
 
 
 def _run(

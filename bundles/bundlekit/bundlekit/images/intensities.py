@@ -37,6 +37,11 @@ def air_of(image: np.ndarray, per_slice: bool = False) -> np.ndarray:
     return np.where(same, corners[:, 0], 0)[:, None, None, :]
 
 
+def is_not_air(image: torch.Tensor) -> torch.Tensor:
+    """Mask of the voxels that are not 0, for `CropForegroundd`; by name, so that loader processes can be sent it."""
+    return image != 0
+
+
 def without_air(image: np.ndarray, air: np.ndarray) -> np.ndarray:
     """`image` (CHWD) as float32 in which air is 0; `air` as `air_of` gives it, or its part of the same slices.
 
