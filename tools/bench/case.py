@@ -29,7 +29,9 @@ from monai.transforms import (
     NormalizeIntensityd,
     SaveImage,
 )
+from tqdm import tqdm
 
+from bundlekit.brats import find_cases
 from bundlekit.brats.regions import REGIONS
 from bundlekit.errors import BundleError
 from tools.bundles import find_cases_of, parse
@@ -41,7 +43,6 @@ _OWN = {
     "OpenVINO f32": {"runtime": "openvino", "precision": "f32"},
     "auto": {"runtime": "auto", "precision": "auto"},
 }
-_ZSCORED = ("brats_resunet", "brain_metastasis_attention_unet")  # four NIfTI files, z-scored, softmax: as in the zoo
 
 
 def case(
@@ -73,26 +74,26 @@ def case(
         repeats: rounds, 1 or more.
         threads: of PyTorch and OpenVINO.
     """
-    ways = [*([_ZOO, _NNUNET] if bundle in _ZSCORED else []), *_OWN]
+    brats = _takes_brats(bundle)
+    ways = [*([_ZOO, _NNUNET] if brats else []), *_OWN]
     if _NNUNET in ways and importlib.util.find_spec("nnunetv2") is None:
         ways.remove(_NNUNET)
         print("nnunetv2 is not installed: its predictor is left out")
     reference = None
-    if bundle in _ZSCORED:  # whose labels are read as they are
+    if brats:  # whose labels are read as they are
         with contextlib.suppress(BundleError):
             reference = _regions(bundle, find_cases_of(bundle)(dataset_dir=dataset_dir, labelled=True)[index]["label"])
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     memory: dict[str, float] = {}
     masks: dict[str, dict[str, np.ndarray]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for number in range(repeats):
-            for way in ways:
-                job = (way, bundle, dataset_dir, index, overlap, threads, str(Path(folder, f"{number} {way}")))
-                context = multiprocessing.get_context("spawn")
-                with ProcessPoolExecutor(1, context, _keep_in, (folder,)) as pool:
-                    took, memory[way], mask = pool.submit(_run, *job).result()
-                seconds[way].append(took)
-                masks[way] = _regions(bundle, mask)
+        context, usual = multiprocessing.get_context("spawn"), multiprocessing.get_start_method()
+        for number, way in tqdm([(n, way) for n in range(repeats) for way in ways], "ways", unit="run"):
+            job = (way, bundle, dataset_dir, index, overlap, threads, str(Path(folder, f"{number} {way}")))
+            with ProcessPoolExecutor(1, context, _prepare, (folder, usual)) as pool:
+                took, memory[way], mask = pool.submit(_run, *job).result()
+            seconds[way].append(took)
+            masks[way] = _regions(bundle, mask)
     first = ways[0]
     print(f"{bundle}, {threads} threads, overlap {overlap}, {repeats} rounds, {Path(dataset_dir).name}")
     heads = ("seconds", "first", "ratio", "GiB peak", f"Dice against {first}", "Dice against the label")
@@ -108,9 +109,10 @@ def case(
         )
 
 
-def _keep_in(folder: str) -> None:
-    """Converted networks lie there alone, so that the first round converts."""
+def _prepare(folder: str, start_method: str) -> None:
+    """Converted networks lie in a folder of the benchmark's, and loaders start as they do in a user's run."""
     os.environ["XDG_CACHE_HOME"] = folder
+    multiprocessing.set_start_method(start_method, force=True)
 
 
 def _run(
@@ -224,11 +226,16 @@ def _files(found: dict[str, Any]) -> Sequence[str]:
     return [str(image)] if isinstance(image, (str, Path)) else [str(file) for file in image]
 
 
+def _takes_brats(bundle: str) -> bool:
+    """Whether its cases are four NIfTI files with BraTS's labels, as the zoo's are."""
+    return find_cases_of(bundle) is find_cases
+
+
 def _regions(bundle: str, file: str | Path | Sequence[str]) -> dict[str, np.ndarray]:
-    """Mask of each class of a file but background; of WT, TC and ET for tumours, whose ET is 3 or 4."""
+    """Mask of each value of a file but background; of WT, TC and ET for BraTS cases, whose ET is 3 or 4."""
     path = file[0] if isinstance(file, (list, tuple)) else file
     label = np.rint(np.asarray(nib.load(str(path)).dataobj)).astype(np.int64)  # type: ignore[attr-defined]
-    if not bundle.startswith("bra") or bundle == "brain_tissue_vnet":
+    if not _takes_brats(bundle):
         return {str(value): label == value for value in np.unique(label) if value}
     label[label == 4] = 3
     return {name: np.isin(label, classes) for name, classes in REGIONS.items()}

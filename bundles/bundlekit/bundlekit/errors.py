@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +44,29 @@ class BundleError(ValueError):
             findings = [findings]
         self.findings = [] if isinstance(findings, str) else list(findings)
         super().__init__(findings if isinstance(findings, str) else "\n".join(str(f) for f in self.findings))
+
+
+def other_settings(
+    file: str | os.PathLike,
+    what: str,
+    names: Iterable[str],
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    fix: str,
+) -> Finding:
+    """That settings are not those of before.
+
+    Args:
+        file: that says what they were.
+        what: had them, e.g. "a run".
+        names: of those that differ.
+        before: values by name, then.
+        now: values by name.
+        fix: what to do.
+    """
+    names = list(names)
+    found, expected = (", ".join(f"{name} {values[name]}" for name in names) for values in (before, now))
+    return Finding(str(file), f"{what} with {found}", f"the same; now {expected}", fix)
 
 
 def bundle_error_in(error: BaseException | None) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bundlekit.command_line import read_command_line
-from bundlekit.errors import BundleError, Finding
+from bundlekit.errors import BundleError, Finding, other_settings
 from bundlekit.files import write_result
 
 RESUME = "resume.json"
@@ -84,14 +84,8 @@ def require_same_command(ckpt_dir: str) -> None:
     names = [name for name in now if name in before and name not in _MAY_CHANGE | _NOT_KEPT]
     differing = [name for name in names if json.dumps(now[name]) != json.dumps(before[name])]  # order counts too
     if differing:
-        raise BundleError(
-            Finding(
-                str(path),
-                "a run with " + ", ".join(f"{name} {before[name]}" for name in differing),
-                "the same settings; now " + ", ".join(f"{name} {now[name]}" for name in differing),
-                f"resume with: {how_to_resume(ckpt_dir)}",
-            )
-        )
+        fix = f"resume with: {how_to_resume(ckpt_dir)}"
+        raise BundleError(other_settings(path, "a run", differing, before, now, fix))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from bundlekit.errors import BundleError, Finding
+from bundlekit.errors import BundleError, Finding, other_settings
 from bundlekit.expressions import refuse_expressions
 from bundlekit.files import write_result
-from bundlekit.values import wrong_values
+from bundlekit.values import is_expression, wrong_values
 
 SETTINGS = "settings.json"
 AFTER_TRAINING = "after_training"
@@ -107,10 +107,14 @@ def recorded_settings(checkpoint: str | os.PathLike, bundle_root: str | os.PathL
     """
     files = [Path(bundle_root, "configs", name) for name in ("train.yaml", "train.json")]
     train = next((ConfigParser.load_config_file(file) for file in files if file.is_file()), {})
-    defaults = {**train, **{k: v for k, v in train.get("settings", {}).items() if _is_value(v)}}
+    defaults = {**train, **{k: v for k, v in train.get("settings", {}).items() if not is_expression(v)}}
     recorded = read_settings(checkpoint)
     # earlier versions recorded everything in one level
-    known = {**{k: v for k, v in defaults.items() if _is_value(v)}, **recorded, **recorded.get(AFTER_TRAINING, {})}
+    known = {
+        **{k: v for k, v in defaults.items() if not is_expression(v)},
+        **recorded,
+        **recorded.get(AFTER_TRAINING, {}),
+    }
     known.pop(AFTER_TRAINING, None)
     return known
 
@@ -129,15 +133,5 @@ def require_as_recorded(checkpoint: str | os.PathLike, settings: Mapping[str, An
     recorded = trained_settings(checkpoint)
     differing = [name for name in names if recorded.get(name, settings[name]) != settings[name]]
     if differing:
-        raise BundleError(
-            Finding(
-                str(checkpoint),
-                "a network trained with " + ", ".join(f"{name} {recorded[name]}" for name in differing),
-                "the same; now " + ", ".join(f"{name} {settings[name]}" for name in differing),
-                "add the overlay in configs/ with which it was trained to --config_file",
-            )
-        )
-
-
-def _is_value(value: Any) -> bool:
-    return not (isinstance(value, str) and value[:1] in ("$", "@", "%"))
+        fix = "add the overlay in configs/ with which it was trained to --config_file"
+        raise BundleError(other_settings(checkpoint, "a network trained", differing, recorded, settings, fix))
