@@ -81,6 +81,17 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
         return samples[0] if len(samples) == 1 else torch.cat(samples)
 
 
+def channels_last_norms(network: nn.Module) -> nn.Module:
+    """`network` with every instance norm in it replaced by `ChannelsLastInstanceNorm3d`, in place; weights are kept."""
+    for parent in network.modules():
+        for name, norm in parent.named_children():
+            if type(norm) is nn.InstanceNorm3d and not norm.track_running_stats:
+                swapped = ChannelsLastInstanceNorm3d(norm.num_features, norm.eps, affine=norm.affine)
+                swapped.load_state_dict(norm.state_dict())
+                setattr(parent, name, swapped)
+    return network
+
+
 def _single(out: Any) -> Any:
     """`out` with its tensors in single precision."""
     if isinstance(out, torch.Tensor):

@@ -32,6 +32,27 @@ _PATCHINESS = 8  # voxels between the control points of what is uneven within st
 _INSIDE = [k not in EXTRA_CEREBRAL for k in range(len(STRUCTURES))]
 # the brain proper, without the fluid around it
 BRAIN = [inside and structure.name != "sulcal CSF" for inside, structure in zip(_INSIDE, STRUCTURES, strict=True)]
+_TARGETS = {"tissue": TISSUE_OF_STRUCTURE, "brain": [int(inside) for inside in _INSIDE]}  # class of each structure
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """What is not in the map: tumour, oedema, infarct or cavity, anywhere in the brain."""
+
+    share: float  # of the brain in the patch, 0 to 1
+    mean: float
+    deviation: float
+    size: int  # voxels between the control points of its border
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A field of view that ends within the head: what lies beyond is air, or the border repeated."""
+
+    axis: int
+    first: float  # where it begins and ends, as fractions of the patch
+    last: float
+    air: bool
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,8 @@ class Paint:
     offset: float  # of the normalisation
     scale: float
     seed: int  # of what is drawn for each voxel
+    lesion: Lesion | None = None
+    cut: Cut | None = None
 
 
 class LabelPainter:
@@ -68,9 +91,13 @@ class LabelPainter:
             whole head or brain, from the structures' volumes, so that a patch looks as it does in a whole normalised
             image.
         low_resolution_probability: of thick slices (up to 5 voxels) or large voxels (up to 2.5).
+        lesion_probability: of a lesion of any intensity, up to a sixth of the brain.
+        cut_probability: of a field of view that ends within the head.
+        target: what the label tells: "tissue", classes as in `numberings`; "brain", 1 in the brain and the fluid
+            around it, brain stem included.
 
     Raises:
-        ValueError: for a probability outside 0 to 1 or an unknown normalisation.
+        ValueError: for a probability outside 0 to 1, an unknown normalisation or an unknown target.
     """
 
     def __init__(
@@ -79,19 +106,29 @@ class LabelPainter:
         strip_probability: float = 0.5,
         method: str = "zscore",
         low_resolution_probability: float = 0.3,
+        lesion_probability: float = 0.0,
+        cut_probability: float = 0.0,
+        target: str = "tissue",
     ) -> None:
         probabilities = {
             "t1_probability": t1_probability,
             "strip_probability": strip_probability,
             "low_resolution_probability": low_resolution_probability,
+            "lesion_probability": lesion_probability,
+            "cut_probability": cut_probability,
         }
         for name, value in probabilities.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {value}.")
         check_method(method)
+        if target not in _TARGETS:
+            raise ValueError(f"target must be one of {', '.join(_TARGETS)}, got {target!r}.")
         self.t1_probability = t1_probability
         self.strip_probability = strip_probability
         self.low_resolution_probability = low_resolution_probability
+        self.lesion_probability = lesion_probability
+        self.cut_probability = cut_probability
+        self.target = target
         self.method = method
 
     def draw(self, counts: np.ndarray, seed: int) -> Paint:
@@ -154,7 +191,21 @@ class LabelPainter:
             offset=offset + float(rng.normal(0, 0.2)) * scale,
             scale=scale * float(np.exp(rng.normal(0, 0.1))),
             seed=seed,
+            lesion=self._draw_lesion(rng),
+            cut=self._draw_cut(rng),
         )
+
+    def _draw_lesion(self, rng: np.random.Generator) -> Lesion | None:
+        if not self.lesion_probability or rng.random() >= self.lesion_probability:
+            return None
+        share = float(rng.uniform(0.05, 0.4)) ** 2
+        return Lesion(share, float(rng.uniform(0, 1.3)), float(rng.uniform(0.01, 0.15)), int(rng.integers(5, 20)))
+
+    def _draw_cut(self, rng: np.random.Generator) -> Cut | None:
+        if not self.cut_probability or rng.random() >= self.cut_probability:
+            return None
+        first, last = (float(rng.uniform(0, 0.4)) if rng.random() < 0.6 else 0.0 for _ in range(2))
+        return Cut(int(rng.integers(3)), first, 1 - last, bool(rng.random() < 0.5))
 
     def paint(self, structures: torch.Tensor, paint: Paint) -> tuple[torch.Tensor, torch.Tensor]:
         """Image and label of a patch, on its device.
@@ -164,13 +215,14 @@ class LabelPainter:
             paint: from `draw`.
 
         Returns:
-            1HWD float32, normalised; 1HWD uint8 tissue classes (values as in `numberings`), background where the skull
-            stripping has cut.
+            1HWD float32, normalised; 1HWD uint8 classes, see `target`, background where the skull stripping has cut.
         """
         device = structures.device
         index = structures[0].long()
+        if paint.cut is not None and not paint.cut.air:
+            index = _repeated(index, paint.cut)
         generator = torch.Generator(device).manual_seed(paint.seed)
-        label = _table(TISSUE_OF_STRUCTURE, torch.uint8, device)[index]
+        label = _table(_TARGETS[self.target], torch.uint8, device)[index]
         kept = _kept(index, paint) if paint.stripped else index != 0 if paint.clean_air else None
 
         def normal() -> torch.Tensor:
@@ -182,11 +234,22 @@ class LabelPainter:
             uneven = torch.randn(coarse, generator=generator, device=device)
             image *= 1 + _table(paint.unevenness, torch.float32, device)[index] * _smooth(uneven, index.shape)
         image += _table(paint.deviations, torch.float32, device)[index] * normal()
+        if paint.lesion is not None:
+            coarse = [max(round(n / paint.lesion.size), 2) for n in index.shape]
+            field = _smooth(torch.randn(coarse, generator=generator, device=device), index.shape)
+            brain = _table(_INSIDE, torch.bool, device)[index]
+            count = int(paint.lesion.share * float(brain.sum()))
+            if count:
+                ill = brain & (field >= field[brain].topk(count).values[-1])
+                image = torch.where(ill, paint.lesion.mean + paint.lesion.deviation * normal(), image)
         image = _resample(_blur(image, (paint.blur,) * 3), paint.slices)
         bias = torch.from_numpy(paint.bias.astype(np.float32)).to(device)
         image *= torch.exp(_smooth(bias, index.shape))
         image += paint.noise * normal()
         image = _gamma(image, paint.gamma)
+        if paint.cut is not None and paint.cut.air:
+            seen = _seen(index.shape, paint.cut, device)
+            kept = seen if kept is None else kept & seen
         if kept is not None:
             image = image * kept
             label = label * kept
@@ -206,6 +269,27 @@ def _kept(index: torch.Tensor, paint: Paint) -> torch.Tensor:
     if not paint.rests:
         kept &= _table(_INSIDE, torch.bool, index.device)[index]
     return kept
+
+
+def _ends(n: int, cut: Cut) -> tuple[int, int]:
+    """First and last voxel of the field of view along its axis of n voxels."""
+    first = min(int(cut.first * n), n - 1)
+    return first, max(min(int(cut.last * n), n) - 1, first)
+
+
+def _repeated(index: torch.Tensor, cut: Cut) -> torch.Tensor:
+    """The border of the field of view in place of what lies beyond it, as windows repeat it."""
+    n = index.shape[cut.axis]
+    places = torch.arange(n, device=index.device).clamp(*_ends(n, cut))
+    return index.index_select(cut.axis, places)
+
+
+def _seen(shape: torch.Size, cut: Cut, device: torch.device) -> torch.Tensor:
+    """Whether a voxel lies in the field of view, bool."""
+    first, last = _ends(shape[cut.axis], cut)
+    seen = torch.zeros(shape, dtype=torch.bool, device=device)
+    seen.narrow(cut.axis, first, last - first + 1).fill_(True)
+    return seen
 
 
 def _blur(image: torch.Tensor, sigma: tuple[float, ...]) -> torch.Tensor:
