@@ -14,6 +14,7 @@ class Row:
     small: dict[str, Any]  # recorded beside the weights, so that inference need not be told
     training: dict[str, Any]  # those that inference does not need
     narrow: dict[str, Any]  # the narrowest network
+    maps: str = ""  # folder below the cases with the label maps that train it, where the cases do not
     falls: float = 0.0  # of the loss, at least, in these epochs
     networks: tuple[dict[str, Any], ...] = ({},)  # those that a user chooses between, all to be exported
     resumed: tuple[str, ...] = ()  # overlays with which a killed run is resumed, where it is not train.yaml alone
@@ -110,6 +111,16 @@ BUNDLES = {
         resumed=("organs13.yaml",),
         like_one={"loss": 0.1},  # each process draws its own dropout
         train_overlays=("organs13",),
+    ),
+    "brain_mask_unet": Row(
+        data="heads",
+        maps="derivatives/labels",
+        small={"channels": [4, 8, 8], "patch_size": [32, 32, 32], "spacing": [5, 5, 5]},
+        training={"epochs": 4, "batch_size": 2, "samples_per_epoch": 8, "learning_rate": 0.01, "val_interval": 1},
+        narrow={"channels": [2, 4, 4]},
+        falls=0.1,
+        train_overlays=("resume",),
+        shipped={"channels": [32, 64, 96, 128], "patch_size": [96, 96, 96], "spacing": [2.0, 2.0, 2.0]},
     ),
 }
 

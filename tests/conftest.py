@@ -175,7 +175,7 @@ def bundle_run(run_id: str, *configs: str, bundle: str = "brats_resunet") -> lis
 def training(bundle: str, data: Path, out: Path, **more: Any) -> list[str]:
     """Arguments of a training that takes seconds."""
     row = BUNDLES[bundle]
-    where = {"dataset_dir": data, "ckpt_dir": out, "output_dir": out, "num_workers": 0}
+    where = {"dataset_dir": data / row.maps, "ckpt_dir": out, "output_dir": out, "num_workers": 0}
     return options(**{**where, **row.small, **row.training, **more})
 
 

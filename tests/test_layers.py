@@ -30,6 +30,7 @@ ALLOWED = {
     "memory": (),
     "progress": (),
     "losses": (),
+    "unet": (),
     "bfloat16": (),
     "class_weights": ("errors", "cases"),
     "values": (),

@@ -7,8 +7,9 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from brain_tissue_vnet.preprocessing import CheckSkullStrippedd, CLAHEd, N4d, NormaliseTissued
+from brain_tissue_vnet.preprocessing import CheckSkullStrippedd, CLAHEd, N4d
 from bundlekit.errors import BundleError
+from bundlekit.images.normalising import NormaliseForegroundd
 from tests.bundlekit.conftest import ball
 
 AFFINE = torch.diag(torch.tensor([2.0, 2.0, 3.0, 1.0], dtype=torch.float64))
@@ -31,7 +32,7 @@ def test_a_head_with_its_skull_is_told_by_its_volume(millimetres: float, refused
 
 
 def test_zscore_is_over_what_is_not_air_and_maps_the_air_along() -> None:
-    out = NormaliseTissued("zscore")(item(ball()))["image"]
+    out = NormaliseForegroundd("zscore")(item(ball()))["image"]
     inside = out[0][torch.from_numpy(ball() > 0)]
     assert float(inside.mean()) == pytest.approx(0, abs=1e-3)
     assert float(inside.std()) == pytest.approx(1, abs=1e-2)
@@ -41,7 +42,7 @@ def test_zscore_is_over_what_is_not_air_and_maps_the_air_along() -> None:
 
 def test_percentiles_become_0_and_1() -> None:
     image = ball()
-    out = NormaliseTissued("percentile")(item(image))["image"][0].numpy()
+    out = NormaliseForegroundd("percentile")(item(image))["image"][0].numpy()
     low, high = np.percentile(image[image > 0], [0.5, 99.5])
     expected = np.clip((image - low) / (high - low), 0, 1)
     np.testing.assert_allclose(out, expected, atol=1e-5)
@@ -49,13 +50,13 @@ def test_percentiles_become_0_and_1() -> None:
 
 def test_an_image_without_contrast_gives_no_nan() -> None:
     for method in ("zscore", "percentile"):
-        out = NormaliseTissued(method)(item(np.where(ball() > 0, 7, 0).astype(np.float32)))["image"]
+        out = NormaliseForegroundd(method)(item(np.where(ball() > 0, 7, 0).astype(np.float32)))["image"]
         assert bool(torch.isfinite(out).all())
 
 
 def test_unknown_normalisation() -> None:
     with pytest.raises(ValueError, match="zscore, percentile, got 'minmax'"):
-        NormaliseTissued("minmax")
+        NormaliseForegroundd("minmax")
 
 
 def test_clahe_raises_local_contrast_and_leaves_the_air() -> None:
@@ -116,7 +117,7 @@ def test_n4_takes_out_a_smooth_field() -> None:
 
 def test_what_is_known_of_the_geometry_is_kept() -> None:
     data = item(ball())
-    for transform in (NormaliseTissued(), CLAHEd(), N4d(shrink=4, iterations=[2])):
+    for transform in (NormaliseForegroundd(), CLAHEd(), N4d(shrink=4, iterations=[2])):
         out = transform(data)["image"]
         assert isinstance(out, MetaTensor)
         assert out.dtype == torch.float32

@@ -12,6 +12,15 @@ from bundlekit.version import require
 
 require(__file__)
 
+import skimage.filters  # where air is noise, bundlekit finds the head by Otsu's threshold
+
+from .cases import find_cases, scan_cases
+from .network import MaskUNet
+from .postprocessing import OneBraind
+from .reading import LoadScand
+from .scores import ScoreCases
+from .stripped import WriteStripped
+
 
 def bundle_root() -> str:
     """Folder of the bundle that this package lies in, whatever the working directory."""

@@ -9,6 +9,8 @@ import torch
 from monai.networks.nets import AttentionUnet, UNet
 from torch import nn
 
+from bundlekit.unet import Divisible
+
 _TITLES = {"attention_unet": "an Attention U-Net", "unet": "a 3-D U-Net", "resunet": "a 3-D ResUNet"}
 NETWORKS = tuple(_TITLES)
 
@@ -58,7 +60,7 @@ def build_network(
         network = UNet(3, in_channels, out_channels, num_res_units=2 if name == "resunet" else 0, **common)
     network.identify = identify
     network.inference_bytes = lambda shape: 4 * int(torch.Size(shape).numel()) * (9 * widths[0] + 2 * in_channels)
-    network.register_forward_pre_hook(_Divisible(2 ** (len(widths) - 1)))
+    network.register_forward_pre_hook(Divisible(2 ** (len(widths) - 1)))
     return network
 
 
@@ -68,19 +70,3 @@ def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, str]:
         if key in state:
             return f"{_TITLES[name]} of first width {state[key].shape[0]}", f"--network {name}"
     return "", ""
-
-
-class _Divisible:
-    """Refuses sizes at which the skips would not meet, before a convolution complains about shapes."""
-
-    def __init__(self, factor: int) -> None:
-        self.factor = factor
-
-    def __call__(self, network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if torch.jit.is_tracing():  # sizes are tensors then
-            return
-        size = tuple(inputs[0].shape[2:])
-        if any(n % self.factor for n in size):
-            raise ValueError(
-                f"patch_size must divide by {self.factor} along each axis for this many channels, got {list(size)}."
-            )

@@ -21,7 +21,6 @@ from .preprocessing import (
     CheckSkullStrippedd,
     CLAHEd,
     N4d,
-    NormaliseTissued,
     check_settings,
 )
 from .reading import LoadTissued

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
 from monai.transforms import Transform
 from skimage.exposure import equalize_adapthist
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.intensities import PERCENTILES, check_method, foreground, normalise, statistics
+from bundlekit.images.intensities import PERCENTILES, foreground
+from bundlekit.images.normalising import as_array, like
 from bundlekit.images.stripping import LARGEST_BRAIN_ML, whole_head
 
 
@@ -73,7 +73,7 @@ class N4d(Transform):
         import SimpleITK as sitk  # noqa: N813 (its usual name)
 
         image = data[self.key]
-        array = _array(image)[0]
+        array = as_array(image)[0]
         array = array - min(float(array.min()), 0.0)
         mask = foreground(array)
         full = sitk.GetImageFromArray(np.ascontiguousarray(array))
@@ -85,7 +85,7 @@ class N4d(Transform):
         correction.Execute(small, small_mask)
         log_field = sitk.GetArrayFromImage(correction.GetLogBiasFieldAsImage(full))
         log_field -= log_field[mask].mean() if mask.any() else 0
-        return {**data, self.key: _like(image, (array / np.exp(log_field))[None])}
+        return {**data, self.key: like(image, (array / np.exp(log_field))[None])}
 
 
 class CLAHEd(Transform):
@@ -121,43 +121,13 @@ class CLAHEd(Transform):
         if not self.clip_limit:
             return dict(data)
         image = data[self.key]
-        array = _array(image)[0]
+        array = as_array(image)[0]
         mask = foreground(array)
         low, high = np.percentile(array[mask], PERCENTILES) if mask.any() else (0.0, 1.0)
         scaled = np.clip((array - low) / max(high - low, 1e-6), 0, 1)
         equal = equalize_adapthist(scaled, kernel_size=self.kernel_size, clip_limit=self.clip_limit, nbins=self.bins)
         equal[array == 0] = 0
-        return {**data, self.key: _like(image, equal[None])}
-
-
-class NormaliseTissued(Transform):
-    """Linear normalisation by what is not air; the air is mapped along, so that it stays darker than the brain.
-
-    MONAI's `NormalizeIntensityd(nonzero=True)` leaves air that is 0 at 0, which is the mean of the brain then, and
-    counts air that is noise as head. Its `ScaleIntensityRangePercentilesd` takes the percentiles over the air, too, and
-    some scans have more of it than others.
-
-    Args:
-        method: "zscore": mean 0, standard deviation 1, clipped to -6 to 6; "percentile": 0.5 and 99.5 % percentiles to
-            0 and 1, clipped to that.
-        key: 1HWD.
-
-    Raises:
-        ValueError: for another method.
-    """
-
-    def __init__(self, method: str = "zscore", key: str = "image") -> None:
-        check_method(method)
-        self.method = method
-        self.key = key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Normalise the image."""
-        image = data[self.key]
-        array = _array(image)
-        mask = foreground(array)
-        offset, scale = statistics(array[mask] if mask.any() else array, self.method)
-        return {**data, self.key: _like(image, normalise(array, offset, scale, self.method))}
+        return {**data, self.key: like(image, equal[None])}
 
 
 def check_settings(fit: str, clahe: float = 0.0, n4: bool = False, painted: bool = False) -> None:
@@ -176,15 +146,3 @@ def check_settings(fit: str, clahe: float = 0.0, n4: bool = False, painted: bool
         raise BundleError("fit, clahe and n4 work on whole scans; a training from label maps has none.")
     if fit not in ("resize", "none"):
         raise BundleError(f"fit is {fit!r}; expected resize or none (to pad, add configs/pad.yaml).")
-
-
-def _array(image: torch.Tensor) -> np.ndarray:
-    return (image.as_tensor() if isinstance(image, MetaTensor) else torch.as_tensor(image)).numpy()
-
-
-def _like(image: torch.Tensor, array: np.ndarray) -> torch.Tensor:
-    """`array` as float32 in place of `image`, with its geometry and its record of applied transforms."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    if not isinstance(image, MetaTensor):
-        return tensor
-    return MetaTensor(tensor, meta=dict(image.meta), applied_operations=list(image.applied_operations))

@@ -9,6 +9,8 @@ import torch
 from monai.networks.nets import UNet
 from torch import nn
 
+from bundlekit.unet import Divisible, levels_of
+
 TARGETS = {"regions": 3, "classes": 4}
 """What the network's channels are, and how many: WT, TC, ET (sigmoid), or background, NCR, ED, ET (softmax)."""
 
@@ -45,26 +47,15 @@ def build_network(
     network: Any = UNet(3, in_channels, TARGETS[target], widths, strides, num_res_units=int(res_units))
     network.identify = identify
     network.inference_bytes = lambda shape: 4 * int(torch.Size(shape).numel()) * (9 * widths[0] + 2 * in_channels)
-    network.register_forward_pre_hook(_Divisible(2 ** (len(widths) - 1)))
+    network.register_forward_pre_hook(Divisible(2 ** (len(widths) - 1), "uniform_shape and patch_size"))
     return network
 
 
 def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, str]:
     """What a state dict belongs to and the settings that give it; ("", "") for another network."""
-    levels, units, prefix = [], 0, "model."
-    if not any(key.startswith("model.0.conv.") for key in state):
+    levels, units = levels_of(state)
+    if not levels:
         return "", ""
-    while True:  # each level but the last holds the next one as its submodule
-        first = [key for key in state if key.startswith(f"{prefix}0.conv.") and key.endswith("weight")]
-        deepest = [key for key in state if key.startswith(f"{prefix}conv.") and key.endswith("weight")]
-        keys = first or deepest
-        if not keys:
-            return "", ""
-        levels.append(int(state[keys[0]].shape[0]))
-        units = sum(".unit" in key and ".conv.weight" in key for key in keys)
-        if not first:
-            break
-        prefix += "1.submodule."
     outputs = int(list(state.values())[-1].shape[0])
     target = next((name for name, count in TARGETS.items() if count == outputs), "")
     if not target:
@@ -72,20 +63,3 @@ def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, str]:
     widths = ",".join(map(str, levels))
     setting = f'--target {target} --channels "[{widths}]" --res_units {units}'
     return f"a 3-D U-Net of widths {widths} for {target}, residual units of {units}", setting
-
-
-class _Divisible:
-    """Refuses sizes at which the skips would not meet, before a convolution complains about shapes."""
-
-    def __init__(self, factor: int) -> None:
-        self.factor = factor
-
-    def __call__(self, network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # sizes are tensors then
-            return
-        size = tuple(inputs[0].shape[2:])
-        if any(n % self.factor for n in size):
-            raise ValueError(
-                f"uniform_shape and patch_size must divide by {self.factor} along each axis for this many channels, "
-                f"got {list(size)}."
-            )

@@ -8,7 +8,8 @@ from bundlekit.cases.datalist import recorded_split
 from bundlekit.cases.split import fold_cases, select_cases, split_cases
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import default_cache_dir
-from bundlekit.images.intensities import is_not_air
+from bundlekit.images.intensities import is_not_air, select_foreground
+from bundlekit.images.normalising import NormaliseForegroundd
 from bundlekit.images.writing import WriteSegmentations
 from bundlekit.inference.ensemble import EnsembleInferer, fold_checkpoints
 from bundlekit.inference.unreadable import CaseDataset, SkipUnreadable

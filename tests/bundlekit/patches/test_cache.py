@@ -448,7 +448,7 @@ def test_what_is_no_matter_of_room_is_raised(
 
 
 def test_another_version_of_the_bundle_prepares_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = locate("brain_tissue_vnet.NormaliseTissued")()
+    step = locate("bundlekit.NormaliseForegroundd")()
     before = cache_module._transform_hash([step])
     assert cache_module._version_of("brain_tissue_vnet").startswith("brain_tissue_vnet 0.")
     assert cache_module._version_of("monai") == ""

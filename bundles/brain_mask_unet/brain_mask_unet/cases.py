@@ -1,0 +1,174 @@
+"""Find and check the scans of a folder: `dataset_dir` is all a user has to give.
+
+A case is a plain dict, so that it can be hashed, cached and written as JSON:
+
+    case          name of the scan, its file's without the ending; unique within the data set
+    patient       name that all scans of one patient share
+    image         list with the file
+    label         file of its brain mask, "" where there is none
+    label_values  the numbers that results are written with: 0 background, 1 brain
+    subset        "training" or "validation" where a datalist says so, else ""
+
+Every 3-D .nii, .nii.gz or .mgz file is a scan, of any contrast, unless its name says that it is a mask, a label or a
+result. A mask is of the scan beside it whose name it begins with:
+
+    <scan>_mask, <scan>_brain_mask, <scan>_brainmask, <scan>_bet_mask, <scan>_seg, <scan>_label, <scan>_DLMUSE,
+    <scan>_synthseg; and in BIDS, in any folder, sub-X[_...]_desc-brain_mask or _dseg of a scan sub-X[_...]_T1w (T2w,
+    FLAIR, PDw) with the same entities
+
+Whatever is above 0 in it is brain.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bundlekit.cases.case import Case, check_names, refuse_findings
+from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.folders import nothing_found
+from bundlekit.cases.headers import check_headers
+from bundlekit.cases.patients import patient_of
+from bundlekit.errors import BundleError, Finding
+from bundlekit.label_maps.file_names import VOLUME, stem_of, volumes_below
+
+EXPECTED = "scans, .nii, .nii.gz or .mgz, one 3-D volume each"
+_MASK = re.compile(
+    r"^(?P<scan>.+?)_(?:(?:brain_?|bet_|hd-?bet_|synthstrip_)?mask|dseg|seg|labels?|DLMUSE|synthseg|glm)$",
+    re.IGNORECASE,
+)
+_BIDS_MASK = re.compile(r"^(?P<scan>sub-.+?)(?:_space-[a-zA-Z0-9]+)?(?:_desc-[a-zA-Z0-9]+)?_(?P<kind>mask|dseg)$")
+_BIDS_SCAN = re.compile(r"^(?P<scan>sub-.+?)(?:_space-[a-zA-Z0-9]+)?(?:_desc-preproc)?_(?:T1w|T2w|FLAIR|PDw)$")
+_RESULT = re.compile(r"_(?:brain|probabilities|probseg)$|(?:^|_)(?:aseg|aparc|wmparc|brainmask)")
+
+
+def find_cases(
+    dataset_dir: str | os.PathLike | None, datalist: str | os.PathLike | None = None, labelled: bool = True
+) -> list[Case]:
+    """Scans of a folder in sorted order, after a check of all their headers (seconds for a thousand).
+
+    Args:
+        dataset_dir: folder searched to any depth, or one scan. None (and no `datalist`): no case, so that a pipeline
+            can be built and inspected without data.
+        datalist: JSON in MONAI's form, used instead of a search: `{"validation": [{"image": file, "label": file}]}`,
+            paths relative to `dataset_dir` (to the JSON's own folder if that is not given). An entry may have `case`
+            and `patient`. What is listed under "test" or "testing" is taken too when `labelled` is False.
+        labelled: whether every scan must have a mask.
+
+    Raises:
+        BundleError: all that is wrong with all of them at once: no scan, missing or doubled files, unreadable headers,
+            files that are not 3-D, a mask on another grid than its scan's.
+    """
+    return refuse_findings(*scan_cases(dataset_dir, datalist, labelled))
+
+
+def scan_cases(
+    dataset_dir: str | os.PathLike | None, datalist: str | os.PathLike | None = None, labelled: bool = True
+) -> tuple[list[Case], list[Finding]]:
+    """As `find_cases`, but with what is wrong beside the sound cases instead of an error.
+
+    Raises:
+        BundleError: if there is no scan at all.
+    """
+    if not dataset_dir and not datalist:
+        return [], []
+    where = str(datalist or Path(str(dataset_dir)).expanduser())
+    if datalist:
+        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled)
+    else:
+        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled)
+    if not cases and not findings:
+        raise BundleError(nothing_found(where, EXPECTED))
+    cases.sort(key=lambda case: case["case"])
+    findings += check_names(cases, where)
+    if not labelled:
+        cases = [{**case, "label": ""} for case in cases]
+    wrong = check_headers(cases)
+    findings += [finding for found in wrong for finding in found]
+    return [case for case, found in zip(cases, wrong, strict=True) if not found], findings
+
+
+def _from_folder(root: Path, labelled: bool) -> tuple[list[Case], list[Finding]]:
+    if not root.exists():
+        raise BundleError(Finding(str(root), "no such file or folder", "scans", "check --dataset_dir"))
+    if root.is_file():
+        if not VOLUME.search(root.name):
+            raise BundleError(
+                Finding(str(root), "a file of another type", "a .nii, .nii.gz or .mgz file", "give a scan")
+            )
+        beside = sorted(path for path in root.parent.iterdir() if VOLUME.search(path.name))
+        masks = _masks([path for path in beside if path != root])
+        return _with_masks([root], masks, labelled)
+    paths = volumes_below(root)
+    scans = [path for path in paths if not is_mask(path) and not _RESULT.search(stem_of(path))]
+    return _with_masks(scans, _masks(paths), labelled)
+
+
+def is_mask(path: Path) -> bool:
+    """Whether a file is named as a mask or label is."""
+    return bool(_MASK.match(stem_of(path)) or _BIDS_MASK.match(stem_of(path)))
+
+
+def _masks(paths: list[Path]) -> dict[tuple[str, str], list[Path]]:
+    """Masks by their folder ("" in BIDS) and the name of their scan; of a scan's own kinds in BIDS, the mask."""
+    found: dict[tuple[str, str], list[Path]] = {}
+    for path in paths:
+        stem = stem_of(path)
+        if bids := _BIDS_MASK.match(stem):
+            found.setdefault(("", bids["scan"]), []).append(path)
+        elif match := _MASK.match(stem):
+            found.setdefault((str(path.parent), match["scan"]), []).append(path)
+    for (folder, scan), several in found.items():
+        masks = [path for path in several if stem_of(path).endswith("_mask")]
+        if not folder and masks:
+            found[folder, scan] = masks
+    return found
+
+
+def _with_masks(
+    scans: list[Path], masks: Mapping[tuple[str, str], list[Path]], labelled: bool
+) -> tuple[list[Case], list[Finding]]:
+    cases, findings = [], []
+    for scan in scans:
+        stem = stem_of(scan)
+        bids = _BIDS_SCAN.match(stem)
+        names = [(str(scan.parent), stem), ("", stem), *([("", bids["scan"])] if bids else [])]
+        own = next((masks[name] for name in names if name in masks), [])
+        if labelled and len(own) != 1:
+            found = f"{len(own)} masks: {', '.join(map(str, own))}" if own else "a scan without a mask"
+            fix = "keep one mask of it, take the scan out of the folder, or name both in a datalist: --datalist"
+            findings.append(Finding(str(scan), found, f"one mask, as {stem}_mask.nii.gz beside it", fix))
+            continue
+        cases.append(_case(stem, scan, own[0] if len(own) == 1 else ""))
+    return cases, findings
+
+
+def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Case], list[Finding]]:
+    base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
+    cases, findings = [], []
+    for where, subset, entry in read_datalist(path, labelled):
+        image = entry.get("image") or []
+        images = image if isinstance(image, list) else [image]
+        if len(images) != 1 or not isinstance(images[0], str):
+            findings.append(Finding(where, f"image: {entry.get('image')!r}", "one scan", "mend the entry"))
+        elif labelled and not entry.get("label"):
+            findings.append(Finding(where, "no label", "a brain mask", "add it to the entry"))
+        else:
+            name = str(entry.get("case") or stem_of(Path(images[0])))
+            case = _case(name, base / images[0], base / entry["label"] if entry.get("label") else "")
+            cases.append({**case, "patient": str(entry.get("patient") or case["patient"]), "subset": subset})
+    return cases, findings
+
+
+def _case(name: str, image: Path, label: Path | str = "") -> Case:
+    return {
+        "case": name,
+        "patient": patient_of(name),
+        "image": [str(image)],
+        "label": str(label),
+        "label_values": [0, 1],
+        "subset": "",
+    }

@@ -1,0 +1,83 @@
+"""Scores of a brain mask against a reference mask on the scan's own grid."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+
+from bundlekit.cases.case import Case
+from bundlekit.scores.handler import ScoreHandler
+from bundlekit.scores.statistics import hd95
+
+from .reading import read_mask
+
+NOTES = {
+    "empty_class_rule": "Brain empty in reference and prediction: Dice 1, HD95 0 mm. Empty in exactly one of them: "
+    "Dice 0, HD95 = length of the image diagonal in mm. Sensitivity of an empty reference and precision of an empty "
+    "prediction are undefined: left out of the statistics, counted in n_undefined.",
+    "metric_definitions": {
+        "dice": "2 TP / (2 TP + FP + FN), 0 to 1",
+        "sensitivity": "TP / (TP + FN), 0 to 1: share of the reference that the mask holds",
+        "precision": "TP / (TP + FP), 0 to 1: share of the mask that the reference holds",
+        "hd95": "mm; the larger of the two directed 95th percentiles of the distances from each surface voxel to the "
+        "nearest surface voxel of the other mask",
+        "volume_truth_ml": "ml; reference voxels x voxel volume",
+        "volume_pred_ml": "ml; predicted voxels x voxel volume",
+        "ci95": "95 % percentile bootstrap interval of the mean over cases",
+    },
+}
+
+
+def mask_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
+    """Scores of one scan, by the definitions in `NOTES`.
+
+    Args:
+        pred: predicted mask, HWD, brain above 0.
+        truth: reference on the same grid, HWD.
+        spacing_mm: voxel size along H, W and D in mm.
+
+    Returns:
+        `dice_brain`, `hd95_brain` (mm), `sensitivity_brain`, `precision_brain`, `volume_truth_ml`, `volume_pred_ml`;
+        what is undefined is NaN.
+
+    Raises:
+        ValueError: if the shapes differ or are not 3-D.
+    """
+    if pred.shape != truth.shape or truth.ndim != 3:
+        raise ValueError(f"pred and truth must share one 3-D grid: pred has shape {pred.shape}, truth {truth.shape}")
+    p, t = pred > 0, truth > 0
+    n_pred, n_truth, both = int(p.sum()), int(t.sum()), int((p & t).sum())
+    spacing = np.asarray(spacing_mm, float)
+    voxel_ml, diagonal_mm = float(spacing.prod()) / 1000, float(np.linalg.norm(spacing * truth.shape))
+    one_sided = diagonal_mm if n_pred or n_truth else 0.0
+    return {
+        "dice_brain": 2 * both / (n_pred + n_truth) if n_pred or n_truth else 1.0,
+        "hd95_brain": hd95(p, t, spacing.tolist()) if n_pred and n_truth else one_sided,
+        "sensitivity_brain": both / n_truth if n_truth else math.nan,
+        "precision_brain": both / n_pred if n_pred else math.nan,
+        "volume_truth_ml": n_truth * voxel_ml,
+        "volume_pred_ml": n_pred * voxel_ml,
+    }
+
+
+class ScoreCases(ScoreHandler):
+    """Ignite handler that scores every scan against its own mask file; see `ScoreHandler`.
+
+    Args:
+        output_dir: folder for `scores.csv` and `summary.json`; made if missing.
+        cases: as `cases.find_cases` gives them; they say where the masks are.
+    """
+
+    def __init__(self, output_dir: str | os.PathLike[str], cases: Sequence[Case]) -> None:
+        super().__init__(output_dir, NOTES)
+        self._cases = {case["case"]: case for case in cases}
+
+    def score(self, item: Mapping[str, Any], pred: np.ndarray) -> dict[str, float]:
+        """Scores of one scan, see `mask_scores`."""
+        truth, affine = read_mask(self._cases[str(item["case"])]["label"])
+        return mask_scores(pred, truth, voxel_sizes(affine))

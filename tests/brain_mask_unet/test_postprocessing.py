@@ -1,0 +1,50 @@
+"""One brain without holes, and its margin."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from brain_mask_unet import OneBraind
+
+
+def logits_of(mask: np.ndarray) -> torch.Tensor:
+    """2HWD: sure of `mask`."""
+    brain = torch.from_numpy(np.where(mask, 10.0, -10.0).astype(np.float32))
+    return torch.stack([-brain, brain])
+
+
+def decided(mask: np.ndarray, **settings: float) -> np.ndarray:
+    return OneBraind((2.0, 2.0, 2.0), **settings)({"pred": logits_of(mask)})["pred"].numpy()[0] >= 0.5
+
+
+def test_the_largest_component_stays_and_its_holes_are_filled() -> None:
+    brain = np.zeros((20, 20, 20), bool)
+    brain[4:14, 4:14, 4:14] = True
+    found = brain.copy()
+    found[8, 8, 8] = False
+    found[16:18, 16:18, 16:18] = True  # an eye
+    np.testing.assert_array_equal(decided(found), brain)
+
+
+def test_nothing_found_is_nothing() -> None:
+    assert not decided(np.zeros((8, 8, 8), bool)).any()
+
+
+def test_the_probability_of_the_brain_is_left() -> None:
+    logits = torch.zeros(2, 4, 4, 4)
+    logits[1, :2] = 1.0
+    out = OneBraind((2.0, 2.0, 2.0))({"pred": logits})["pred"]
+    assert out.shape == (1, 4, 4, 4)
+    assert float(out[0, 0, 0, 0]) == pytest.approx(1 / (1 + np.exp(-1)), abs=1e-6)
+
+
+@pytest.mark.parametrize(("margin_mm", "grows"), [(0.0, 0), (2.0, 1), (4.0, 2), (-2.0, -1)])
+def test_the_margin_is_in_millimetres(margin_mm: float, grows: int) -> None:
+    """A plane, in voxels of 2 mm."""
+    brain = np.zeros((20, 6, 6), bool)
+    brain[8:] = True
+    expected = np.zeros_like(brain)
+    expected[8 - grows :] = True
+    np.testing.assert_array_equal(decided(brain, margin_mm=margin_mm), expected)
