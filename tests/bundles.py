@@ -71,6 +71,7 @@ BUNDLES = {
             "train_from_labels+pretrain_label_maps+finetune",
             "finetune",
         ),
+        inference_overlays=("whole_head", "whole_head+evaluate"),
         shipped={"init_filters": 8, "norm": "instance", "whole_head": False, "white_matter_weight": 0.3},
         golden={"dice_CSF": 0.508, "dice_GM": 0.749, "dice_WM": 0.874},
     ),

@@ -8,12 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from monai.losses import DeepSupervisionLoss
+from monai.networks.nets import UNet
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from brats_resunet import RegionDiceLoss, ResUNet
 from bundlekit import bfloat16
-from bundlekit.bfloat16 import BFloat16Inferer, ChannelsLastInstanceNorm3d, computes_bfloat16
+from bundlekit.bfloat16 import (
+    BFloat16Inferer,
+    ChannelsLastInstanceNorm3d,
+    channels_last_norms,
+    computes_bfloat16,
+)
 
 torch.set_num_threads(1)
 
@@ -179,3 +185,16 @@ def test_norm_of_bfloat16_has_sums_in_single_precision() -> None:
     got = own(last(x))
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.float(), torchs(x.float()), rtol=0.02, atol=0.02)
+
+
+def test_norms_of_another_network_are_swapped_with_their_weights() -> None:
+    torch.manual_seed(0)
+    network = UNet(3, 1, 2, (4, 8), (2,), norm=("instance", {"affine": True}))
+    x = last(volume(1, 1, 8, 8, 8))
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, 0.5)
+    expected, state = network(x), copy.deepcopy(network.state_dict())
+    swapped = channels_last_norms(network).to(memory_format=torch.channels_last_3d)
+    assert {type(m) for m in swapped.modules() if isinstance(m, nn.InstanceNorm3d)} == {ChannelsLastInstanceNorm3d}
+    assert all(torch.equal(state[key], value) for key, value in swapped.state_dict().items())
+    torch.testing.assert_close(swapped(x), expected, rtol=1e-4, atol=1e-4)

@@ -45,8 +45,8 @@ class CheckSkullStrippedd(Transform):
                         str(data["source"]),
                         found,
                         f"a skull-stripped scan: a brain of at most {LARGEST_BRAIN_ML:.0f} ml, and air of one value",
-                        "strip the skull first (SynthStrip, HD-BET); a network that was trained on scans of heads "
-                        "takes them with --whole_head True",
+                        "add configs/whole_head.yaml to --config_file, which strips it with brain_mask_unet, or strip "
+                        "it with another program; a network trained on heads takes them with --whole_head True",
                     )
                 )
         return dict(data)

@@ -11,6 +11,7 @@ from bundlekit.files import default_cache_dir
 from bundlekit.images.intensities import is_not_air, select_foreground
 from bundlekit.images.normalising import NormaliseForegroundd
 from bundlekit.images.writing import WriteSegmentations
+from bundlekit.inference.brain_masks import StripSkulld
 from bundlekit.inference.ensemble import EnsembleInferer, fold_checkpoints
 from bundlekit.inference.unreadable import CaseDataset, SkipUnreadable
 from bundlekit.inference.windows import ForegroundInferer, argmax_labels

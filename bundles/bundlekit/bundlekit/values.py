@@ -147,15 +147,18 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("patch_size", "uniform_shape"), _SIZE),
     "channels": Numbers(_COUNT, example="[16,32,64,128]"),
     "spacing": Numbers(Number(0, above=True), 3, null=True, example="[1.0,1.0,1.0]"),
+    **dict.fromkeys(("margin_mm", "mask_margin_mm"), Number(-50, 50)),
+    "rotate_range": Number(0, 4),
+    "scale_range": Number(0, 1, below=True),
     "percentiles": Numbers(Number(0, 100), 2, example="[0,100]"),
     "window": Numbers(Number(), 2, example="[-160,240]"),
     **dict.fromkeys(("overwrite", "amp", "deterministic", "allow_unprepared", "whole_head", "n4"), Flag()),
     **dict.fromkeys(("check_orientation", "rescale_weights", "weigh_focal", "include_background"), Flag()),
     **dict.fromkeys(("fill_core", "fill_missing", "flips", "whole_brain", "save_probabilities"), Flag()),
-    **dict.fromkeys(("write_h5", "overlays"), Flag()),
+    **dict.fromkeys(("write_h5", "write_brain", "overlays"), Flag()),
     "bf16": Flag(null=True),
     **dict.fromkeys(("dataset_dir", "datalist", "checkpoint", "pretrained", "resume_from"), File()),
-    **dict.fromkeys(("output_dir", "ckpt_dir", "cache_dir", "cv_dir"), File(folder=True)),
+    **dict.fromkeys(("output_dir", "ckpt_dir", "cache_dir", "cv_dir", "mask_bundle"), File(folder=True)),
 }
 
 

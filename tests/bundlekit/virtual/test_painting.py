@@ -294,3 +294,59 @@ def test_wrong_arguments(name: str) -> None:
         LabelPainter(**{name: 1.5})
     with pytest.raises(ValueError, match="normalise must be one of"):
         LabelPainter(method="none")
+
+
+# --- the brain alone, lesions, a field of view that ends in the head --------------------------------------------------
+
+
+def test_the_brain_is_one_class_with_stem_and_fluid() -> None:
+    structures = head()
+    _, label = painted(3, target="brain", strip_probability=0.0)
+    inside = torch.tensor([structure.brain for structure in STRUCTURES])[structures.long()]
+    torch.testing.assert_close(label, inside.to(torch.uint8))
+    assert bool((label[structures == NAMES.index("brain stem")] == 1).all())
+
+
+def test_what_stripping_has_cut_is_no_brain() -> None:
+    image, label = painted(3, target="brain", strip_probability=1.0, method="percentile")
+    assert 0 < int(label.sum()) < int((head() > 0).sum())
+    assert not bool(label[head() == NAMES.index("skin")].any())
+    assert float(image[label == 1].mean()) > float(image[label == 0].mean())
+
+
+def test_a_lesion_lies_in_the_brain_and_leaves_the_label() -> None:
+    painter, structures = LabelPainter(lesion_probability=1.0, strip_probability=0.0, target="brain"), head()
+    paint = painter.draw(counts_of(structures), 5)
+    assert paint.lesion is not None
+    paint = replace(paint, lesion=replace(paint.lesion, share=0.1, mean=3.0, deviation=0.0))
+    ill, label = painter.paint(structures, paint)
+    sound, same = painter.paint(structures, replace(paint, lesion=None))
+    torch.testing.assert_close(label, same)
+    brighter = (ill - sound) > 0.5
+    assert 0.03 < float(brighter[label == 1].float().mean()) < 0.25, "a tenth, and what blur adds"
+    assert not bool(brighter[structures == NAMES.index("skin")].any())
+
+
+def test_beyond_the_field_of_view_is_air_or_its_border() -> None:
+    painter, structures = LabelPainter(cut_probability=1.0, strip_probability=0.0, target="brain"), head()
+    paint = painter.draw(counts_of(structures), 5)
+    assert paint.cut is not None
+    cut = replace(paint.cut, axis=2, first=0.25, last=0.75)
+    _, whole = painter.paint(structures, replace(paint, cut=None))
+    _, label = painter.paint(structures, replace(paint, cut=replace(cut, air=True)))
+    assert not bool(label[..., :10].any() | label[..., 30:].any())
+    torch.testing.assert_close(label[..., 10:30], whole[..., 10:30])
+    _, label = painter.paint(structures, replace(paint, cut=replace(cut, air=False)))
+    torch.testing.assert_close(label[..., :10], whole[..., 10:11].expand(-1, -1, -1, 10))
+    torch.testing.assert_close(label[..., 30:], whole[..., 29:30].expand(-1, -1, -1, 10))
+
+
+def test_images_of_a_seed_do_not_depend_on_what_is_off() -> None:
+    painter, structures = LabelPainter(lesion_probability=1.0, cut_probability=1.0), head()
+    paint = replace(painter.draw(counts_of(structures), 7), lesion=None, cut=None)
+    torch.testing.assert_close(painter.paint(structures, paint)[0], painted(7)[0], rtol=0, atol=0)
+
+
+def test_an_unknown_target_is_refused() -> None:
+    with pytest.raises(ValueError, match="target must be one of tissue, brain, got 'skull'"):
+        LabelPainter(target="skull")

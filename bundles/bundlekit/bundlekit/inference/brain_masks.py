@@ -1,0 +1,116 @@
+"""Take the skull from a scan with the network of the bundle `brain_mask_unet`, through its configs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+from monai.data import MetaTensor, decollate_batch
+from monai.transforms import Compose, Transform
+from monai.utils import first
+
+from bundlekit.errors import BundleError, Finding
+from bundlekit.images.stripping import whole_head
+from bundlekit.weights.loading import load_network, read_checkpoint
+
+_log = logging.getLogger(__name__)
+_CONFIGS = ("inference.yaml", "inference.json")
+
+
+class StripSkulld(Transform):
+    """Set to 0 what lies outside of the brain, in scans that have their skull; stripped ones stay as they are.
+
+    A scan has its skull if more than a brain's volume is not air of one value, see `bundlekit.images.stripping`. The
+    mask is that of another bundle: its `inference.yaml` says how a scan is prepared, computed and brought back to its
+    grid, from the second step of its `preprocessing` on; its weights are loaded with the first scan that needs them.
+
+    Args:
+        bundle: folder of `brain_mask_unet`, with its weights.
+        margin_mm: by how much its mask grows.
+        device: that computes.
+        settings: other values of its `inference.yaml`, e.g. `precision`.
+        key: 1HWD `MetaTensor`; air that has one value is 0. Without the skull it has `skull_stripped` in its `meta`.
+
+    Raises:
+        BundleError: while running, if the folder is not that of the bundle, or no brain is found.
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        margin_mm: float = 0.0,
+        device: torch.device | str = "cpu",
+        settings: Mapping[str, Any] | None = None,
+        key: str = "image",
+    ) -> None:
+        self.bundle = Path(bundle)
+        self.settings = {**(settings or {}), "margin_mm": margin_mm, "device": str(device)}
+        self.key = key
+        self._parts: tuple[Compose, Any, Any, Compose, torch.device] | None = None
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Strip the scan of `data`."""
+        image = data[self.key]
+        voxel_ml = abs(float(torch.linalg.det(image.affine[:3, :3]))) / 1000
+        found = whole_head(image[0].numpy(), voxel_ml)
+        if not found:
+            return dict(data)
+        brain = self.mask(image)
+        volume_ml = float(brain.sum()) * voxel_ml
+        if not volume_ml:
+            fix = "look at the scan; strip the skull with another program, e.g. SynthStrip"
+            raise BundleError(Finding(str(data.get("source", "")), "no brain", "a scan of a head", fix))
+        _log.info("%s: %s; what is left is the brain, %.0f ml", data.get("source", "a scan"), found, volume_ml)
+        stripped = torch.where(brain, image.as_tensor(), 0)
+        meta = {**image.meta, "skull_stripped": True}
+        return {**data, self.key: MetaTensor(stripped, meta=meta, applied_operations=list(image.applied_operations))}
+
+    def mask(self, image: MetaTensor) -> torch.Tensor:
+        """The brain of a scan (1HWD `MetaTensor`) on its own grid: 1HWD bool.
+
+        Raises:
+            BundleError: if the folder is not that of the bundle.
+        """
+        if self._parts is None:
+            self._parts = self._load()
+        prepare, inferer, network, finish, device = self._parts
+        plain = MetaTensor(image.as_tensor(), affine=image.affine)
+        item = first([prepare({self.key: plain})])
+        with torch.no_grad():
+            logits = inferer(item["image"][None].to(device), network)
+        item["pred"] = decollate_batch(logits)[0]
+        return finish(item)["pred"].as_tensor().cpu() > 0
+
+    def _load(self) -> tuple[Compose, Any, Any, Compose, torch.device]:
+        file = next(
+            (self.bundle / "configs" / name for name in _CONFIGS if (self.bundle / "configs" / name).is_file()), None
+        )
+        if file is None:
+            expected = "the folder of the bundle brain_mask_unet"
+            fix = "unpack its zip there, or name its folder: --mask_bundle DIR"
+            raise BundleError(Finding(str(self.bundle), "no configs/inference.yaml", expected, fix))
+        if str(self.bundle) not in sys.path:
+            sys.path.append(str(self.bundle))  # its package, where it is not installed
+        parser = ConfigParser()
+        parser.read_config(str(file))
+        for name, value in {"bundle_root": str(self.bundle), **self.settings}.items():
+            parser[name] = value
+        parser["preprocessing::transforms::0"] = {"_target_": "Identityd", "keys": "image"}  # it is read already
+        network = parser.get_parsed_content("network_def")
+        checkpoint = parser.get_parsed_content("checkpoint")
+        saved = read_checkpoint(checkpoint)
+        load_network(network, saved.get("model", saved), checkpoint)
+        device = torch.device(self.settings["device"])
+        return (
+            parser.get_parsed_content("preprocessing"),
+            parser.get_parsed_content("inferer"),
+            network.to(device).eval(),
+            parser.get_parsed_content("postprocessing"),
+            device,
+        )
