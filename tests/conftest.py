@@ -176,6 +176,7 @@ def training(bundle: str, data: Path, out: Path, **more: Any) -> list[str]:
     """Arguments of a training that takes seconds."""
     row = BUNDLES[bundle]
     where = {"dataset_dir": data / row.maps, "ckpt_dir": out, "output_dir": out, "num_workers": 0}
+    where["bf16"] = False  # the same numbers on every machine
     return options(**{**where, **row.small, **row.training, **more})
 
 

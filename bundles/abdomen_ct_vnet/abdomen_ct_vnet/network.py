@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from monai.networks.blocks import Convolution, ResidualUnit
 from torch import nn
 
+from bundlekit.bfloat16 import channels_last_norms
+
 ACTIVATIONS = ("relu", "prelu")
 NORMS = ("instance", "batch", "none")
 DOWNSAMPLINGS = ("max", "stride")
@@ -94,6 +96,7 @@ class ResidualVNet(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Conv3d(widths[0], out_channels, kernel_size=1)
+        channels_last_norms(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of `x`: B x out_channels x HWD for B x in_channels x HWD.

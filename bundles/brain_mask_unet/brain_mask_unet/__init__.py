@@ -21,6 +21,8 @@ from .reading import LoadScand
 from .scores import ScoreCases
 from .stripped import WriteStripped
 
+SAVED_LABEL = None  # masks that a viewer saves do not train it: label maps of whole heads do
+
 
 def bundle_root() -> str:
     """Folder of the bundle that this package lies in, whatever the working directory."""

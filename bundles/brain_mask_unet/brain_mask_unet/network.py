@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from monai.networks.nets import UNet
 
+from bundlekit.bfloat16 import channels_last_norms
 from bundlekit.unet import Divisible, levels_of
 
 _UNITS = 2  # convolutions in the residual unit of each level
@@ -36,6 +37,7 @@ class MaskUNet(UNet):
         strides = [2] * (len(widths) - 1)
         norm = ("instance", {"affine": True})
         super().__init__(3, in_channels, out_channels, widths, strides, num_res_units=_UNITS, norm=norm)
+        channels_last_norms(self)
         self.register_forward_pre_hook(Divisible(2 ** len(strides)))
 
     @staticmethod

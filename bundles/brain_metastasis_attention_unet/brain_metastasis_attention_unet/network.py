@@ -9,6 +9,7 @@ import torch
 from monai.networks.nets import AttentionUnet, UNet
 from torch import nn
 
+from bundlekit.bfloat16 import channels_last_norms
 from bundlekit.unet import Divisible
 
 _TITLES = {"attention_unet": "an Attention U-Net", "unet": "a 3-D U-Net", "resunet": "a 3-D ResUNet"}
@@ -57,7 +58,8 @@ def build_network(
     if name == "attention_unet":
         network = AttentionUnet(3, in_channels, out_channels, **common)
     else:
-        network = UNet(3, in_channels, out_channels, num_res_units=2 if name == "resunet" else 0, **common)
+        unet = UNet(3, in_channels, out_channels, num_res_units=2 if name == "resunet" else 0, **common)
+        network = channels_last_norms(unet)
     network.identify = identify
     network.inference_bytes = lambda shape: 4 * int(torch.Size(shape).numel()) * (9 * widths[0] + 2 * in_channels)
     network.register_forward_pre_hook(Divisible(2 ** (len(widths) - 1)))

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from monai.networks.nets import vnet
 from torch import nn
 
+from bundlekit.bfloat16 import ChannelsLastInstanceNorm3d
+
 _STRIDE = 16  # four halvings
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -136,6 +138,6 @@ def _to_instance_norm(module: nn.Module) -> None:
     """Every batch norm below `module` becomes an instance norm with a scale and shift of its own."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm3d):
-            setattr(module, name, nn.InstanceNorm3d(child.num_features, affine=True))
+            setattr(module, name, ChannelsLastInstanceNorm3d(child.num_features, affine=True))
         else:
             _to_instance_norm(child)

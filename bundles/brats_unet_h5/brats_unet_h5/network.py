@@ -9,6 +9,7 @@ import torch
 from monai.networks.nets import UNet
 from torch import nn
 
+from bundlekit.bfloat16 import channels_last_norms
 from bundlekit.unet import Divisible, levels_of
 
 TARGETS = {"regions": 3, "classes": 4}
@@ -44,7 +45,8 @@ def build_network(
             f"channels must be two or more positive widths and res_units 0 or more, got {widths}, {res_units}."
         )
     strides = [2] * (len(widths) - 1)
-    network: Any = UNet(3, in_channels, TARGETS[target], widths, strides, num_res_units=int(res_units))
+    unet = UNet(3, in_channels, TARGETS[target], widths, strides, num_res_units=int(res_units))
+    network: Any = channels_last_norms(unet)
     network.identify = identify
     network.inference_bytes = lambda shape: 4 * int(torch.Size(shape).numel()) * (9 * widths[0] + 2 * in_channels)
     network.register_forward_pre_hook(Divisible(2 ** (len(widths) - 1), "uniform_shape and patch_size"))

@@ -13,6 +13,7 @@ import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 
+from bundlekit.bfloat16 import BFloat16Inferer
 from bundlekit.errors import BundleError
 from bundlekit.inference.runtimes import Runtime
 from bundlekit.memory import give_back_freed_memory
@@ -44,6 +45,7 @@ class ForegroundInferer(SlidingWindowInferer):
         runtime: "auto", "torch" or "openvino", see `runtimes.Runtime`; None: the network is called as it is, as in the
             validation of a training, whose weights change.
         precision: "auto", "f32" or "bf16", see `runtimes.Runtime`.
+        bf16: without a runtime: half precision on a CPU, see `BFloat16Inferer`; None: where the processor computes it.
         background: channel of the background; None: there is none, as in networks whose channels are regions of their
             own (sigmoid), all of which are low in air.
         kwargs: further arguments of `SlidingWindowInferer`, e.g. `mode="constant"`. `progress`, a bar over the windows,
@@ -62,6 +64,7 @@ class ForegroundInferer(SlidingWindowInferer):
         background: int | None = 0,
         runtime: str | None = None,
         precision: str = "auto",
+        bf16: bool | None = False,
         **kwargs: object,
     ) -> None:
         kwargs.setdefault("progress", runtime is not None and sys.stderr.isatty())
@@ -78,6 +81,7 @@ class ForegroundInferer(SlidingWindowInferer):
         self.whole_brain = whole_brain
         self.background = background
         self.runtime = None if runtime is None else Runtime(runtime, precision)
+        self.as_trained = BFloat16Inferer(bf16)
 
     @property
     def computed_by(self) -> str:
@@ -108,7 +112,13 @@ class ForegroundInferer(SlidingWindowInferer):
         **kwargs: object,
     ) -> torch.Tensor:
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs  # MetaTensor slows every slice
-        compute = network if self.runtime is None else self.runtime.predictor(network, plain)
+        if self.runtime is not None:
+            compute = self.runtime.predictor(network, plain)
+        else:
+
+            def compute(x: torch.Tensor, *more: object, **named: object) -> torch.Tensor:
+                return self.as_trained(x, network, *more, **named)
+
         predict = _without_air(compute, self.background)
 
         def logits(x: torch.Tensor) -> torch.Tensor:

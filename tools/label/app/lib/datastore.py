@@ -256,7 +256,6 @@ class CaseDatastore(LocalDatastore):
 
     def _search(self, folder: str) -> None:
         own = os.path.realpath(self._datastore.label_path(None)) + os.sep
-        shown: dict[str, str] = {}
         self.findings = []
         for name, scan_cases in self.searches.items():
             try:
@@ -268,11 +267,40 @@ class CaseDatastore(LocalDatastore):
                 file = _shown(case["image"], self.modalities[name])
                 if file and not os.path.realpath(file).startswith(own):
                     self.cases[name][case["case"]] = case
-                    shown.setdefault(case["case"], file)
             self.findings += findings
             for finding in findings:
                 logger.warning("%s: %s", name, finding)
+        shown = self._joined()
         self._ids = {os.path.relpath(file, folder): case for case, file in shown.items()}
+
+    def _joined(self) -> dict[str, str]:
+        """Name of each case with the file that is shown of it, after one scan has one name for all bundles.
+
+        A bundle that takes any scan names it after its file, and finds each modality of another bundle's case. Of the
+        names that a file has, that of the case with the most files stays, then the shortest; of such a case the bundle
+        takes the file that is shown.
+        """
+        names: dict[str, tuple[int, int, str]] = {}
+        for cases in self.cases.values():
+            for name, case in cases.items():
+                for file in filter(None, case["image"]):
+                    rank = (-len(case["image"]), len(name), name)
+                    names[file] = min(names.get(file, rank), rank)
+        shown: dict[str, str] = {}
+        for own_name in (True, False):  # the second time also cases of which every file has another name
+            for bundle, cases in self.cases.items():
+                for name, case in cases.items():
+                    file = _shown(case["image"], self.modalities[bundle])
+                    if own_name == (names[file][2] == name) and (own_name or len(case["image"]) > 1):
+                        shown.setdefault(name, file)
+        for cases in self.cases.values():
+            for name, case in list(cases.items()):
+                (file, *_), kept = case["image"], names[next(filter(None, case["image"]))][2]
+                if len(case["image"]) == 1 and kept != name:
+                    del cases[name]
+                    if shown.get(kept) == file:
+                        cases[kept] = {**case, "case": kept}
+        return shown
 
 
 def _plain_info(info: Any) -> dict[str, Any]:

@@ -132,6 +132,8 @@ class CaseTrain(BundleTrainTask):
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: CaseDatastore) -> list[dict[str, Any]]:
         own = getattr(package(self.bundle_path), "SAVED_LABEL", {})  # what the bundle says about labels it has written
+        if own is None:
+            raise ValueError(f"{self.name} is not trained on masks from a viewer: its card says what trains it.")
         entries = []
         for image_id in datastore.labelled_for(self.name):
             case = datastore.case(self.name, image_id)
