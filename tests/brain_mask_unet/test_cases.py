@@ -30,7 +30,8 @@ def found(folder: Path, labelled: bool = True) -> dict[str, str]:
         ("a", "a_mask"), ("a_T1", "a_T1_brain_mask"), ("a", "a_brainmask"), ("a", "a_bet_mask"), ("a", "a_seg"),
         ("a", "a_label"), ("a_T1", "a_T1_DLMUSE"), ("a", "a_synthseg"), ("sub-1_T1w", "sub-1_desc-brain_mask"),
         ("sub-1_ses-2_FLAIR", "sub-1_ses-2_desc-brain_mask"), ("sub-1_desc-preproc_T1w", "sub-1_desc-brain_mask"),
-        ("sub-1_T2w", "sub-1_T2w_mask"),
+        ("sub-1_T2w", "sub-1_T2w_mask"), ("sub-01_T1w", "sub-01_T1w_brain_mask"), ("sub-1_T1w", "sub-1_T1w_bet_mask"),
+        ("sub-1_space-MNI_res-2_desc-preproc_T1w", "sub-1_space-MNI_res-2_desc-brain_mask"),
     ],
 )  # fmt: skip
 def test_a_mask_belongs_to_the_scan_that_it_is_named_after(scan: str, mask: str, tmp_path: Path) -> None:
@@ -46,6 +47,28 @@ def test_in_bids_it_may_lie_in_another_folder(tmp_path: Path) -> None:
         volume(tmp_path / "derivatives" / "x" / f"sub-{number}" / "anat" / f"sub-{number}_desc-brain_mask.nii.gz")
         volume(tmp_path / "derivatives" / "x" / f"sub-{number}" / "anat" / f"sub-{number}_desc-aseg_dseg.nii.gz")
     assert found(tmp_path) == {f"sub-{number}_T1w": f"sub-{number}_desc-brain_mask.nii.gz" for number in (1, 2)}
+
+
+def test_in_bids_other_masks_and_other_spaces_are_not_the_brain(tmp_path: Path) -> None:
+    for name in ("sub-1_T1w", "sub-1_desc-lesion_mask", "sub-1_space-MNI_desc-brain_mask", "sub-1_desc-brain_mask"):
+        volume(tmp_path / f"{name}.nii.gz")
+    assert found(tmp_path) == {"sub-1_T1w": "sub-1_desc-brain_mask.nii.gz"}
+
+
+def test_a_freesurfer_subject_is_one_scan(tmp_path: Path) -> None:
+    for subject in ("a", "b"):
+        for name in ("T1", "orig", "norm", "brainmask", "aseg", "ribbon"):
+            file = tmp_path / subject / "mri" / f"{name}.mgz"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            nib.save(nib.MGHImage(np.ones((4, 5, 6), np.uint8), np.eye(4)), file)
+    assert found(tmp_path) == {"a": "brainmask.mgz", "b": "brainmask.mgz"}
+    assert {Path(case["image"][0]).name for case in find_cases(tmp_path)} == {"T1.mgz"}
+
+
+def test_files_of_several_volumes_are_left_out(tmp_path: Path) -> None:
+    volume(tmp_path / "sub-1_T1w.nii.gz")
+    volume(tmp_path / "sub-1_bold.nii.gz", (4, 5, 6, 7))
+    assert found(tmp_path, labelled=False) == {"sub-1_T1w": ""}
 
 
 def test_results_are_no_scans(tmp_path: Path) -> None:

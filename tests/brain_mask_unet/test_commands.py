@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.conftest import Run, bundle_run, losses
+from tests.conftest import Run, bundle_run, losses, refusal
 
 BUNDLE = "brain_mask_unet"
 
@@ -46,6 +46,13 @@ def test_inference_writes_mask_and_brain(run: Run, heads: Path, model: Path, tmp
     np.testing.assert_array_equal(brain, np.where(mask, np.asarray(source.dataobj), 0))
     probabilities = np.asarray(images["sub-000_T1w_probabilities.nii.gz"].dataobj)
     np.testing.assert_array_equal(probabilities[..., 0] >= 0.5, mask > 0)
+    foreign = tmp_path / "foreign" / "sub-000_T1w_brain.nii.gz"
+    foreign.parent.mkdir()
+    nib.save(nib.Nifti1Image(mask, source.affine), foreign)
+    before = foreign.read_bytes()
+    told = refusal(run(*command, "--dataset_dir", scan, "--output_dir", foreign.parent, status=1))
+    assert "a file that this bundle did not write" in told
+    assert foreign.read_bytes() == before
     wide = np.asarray(nib.load(tmp_path / "wide" / "sub-000_T1w_seg.nii.gz").dataobj)
     assert (wide >= mask).all()
     assert wide.sum() > 1.1 * mask.sum()

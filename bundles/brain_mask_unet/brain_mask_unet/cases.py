@@ -14,13 +14,16 @@ result. A mask is of the scan beside it whose name it begins with:
 
     <scan>_mask, <scan>_brain_mask, <scan>_brainmask, <scan>_bet_mask, <scan>_seg, <scan>_label, <scan>_DLMUSE,
     <scan>_synthseg; and in BIDS, in any folder, sub-X[_...]_desc-brain_mask or _dseg of a scan sub-X[_...]_T1w (T2w,
-    FLAIR, PDw) with the same entities
+    FLAIR, PDw) with the same entities, `space` and `res` among them
+
+Of a FreeSurfer subject it is mri/T1.mgz, else orig.mgz or norm.mgz, with brainmask.mgz or aseg.mgz.
 
 Whatever is above 0 in it is brain.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -33,15 +36,18 @@ from bundlekit.cases.folders import nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
-from bundlekit.label_maps.file_names import VOLUME, stem_of, volumes_below
+from bundlekit.images.nifti import may_be_3d
+from bundlekit.label_maps.file_names import VOLUME, in_freesurfer, stem_of, volumes_below
 
+_log = logging.getLogger(__name__)
 EXPECTED = "scans, .nii, .nii.gz or .mgz, one 3-D volume each"
 _MASK = re.compile(
     r"^(?P<scan>.+?)_(?:(?:brain_?|bet_|hd-?bet_|synthstrip_)?mask|dseg|seg|labels?|DLMUSE|synthseg|glm)$",
     re.IGNORECASE,
 )
-_BIDS_MASK = re.compile(r"^(?P<scan>sub-.+?)(?:_space-[a-zA-Z0-9]+)?(?:_desc-[a-zA-Z0-9]+)?_(?P<kind>mask|dseg)$")
-_BIDS_SCAN = re.compile(r"^(?P<scan>sub-.+?)(?:_space-[a-zA-Z0-9]+)?(?:_desc-preproc)?_(?:T1w|T2w|FLAIR|PDw)$")
+_BIDS_MASK = re.compile(r"^(?P<scan>sub-[^_]+(?:_[a-zA-Z]+-[^_]+)*?)(?:_desc-brain_mask|(?:_desc-[a-zA-Z0-9]+)?_dseg)$")
+_BIDS_SCAN = re.compile(r"^(?P<scan>sub-[^_]+(?:_[a-zA-Z]+-[^_]+)*?)(?:_desc-preproc)?_(?:T1w|T2w|FLAIR|PDw)$")
+_FREESURFER = ("T1", "orig", "norm"), ("brainmask", "aseg")  # scans and masks, the first that is there
 _RESULT = re.compile(r"_(?:brain|probabilities|probseg)$|(?:^|_)(?:aseg|aparc|wmparc|brainmask)")
 
 
@@ -103,8 +109,31 @@ def _from_folder(root: Path, labelled: bool) -> tuple[list[Case], list[Finding]]
         masks = _masks([path for path in beside if path != root])
         return _with_masks([root], masks, labelled)
     paths = volumes_below(root)
+    subjects = dict.fromkeys(path.parent for path in paths if in_freesurfer(path))
+    cases = [case for folder in subjects if (case := _subject(folder))]
+    findings = [
+        _without_mask(Path(case["image"][0]), "brainmask.mgz") for case in cases if labelled and not case["label"]
+    ]
+    paths = [path for path in paths if not in_freesurfer(path)]
     scans = [path for path in paths if not is_mask(path) and not _RESULT.search(stem_of(path))]
-    return _with_masks(scans, _masks(paths), labelled)
+    whole = [path for path in scans if may_be_3d(path)]
+    if len(whole) < len(scans):
+        _log.info("%d files of more than one volume are left out", len(scans) - len(whole))
+    others, wrong = _with_masks(whole, _masks(paths), labelled)
+    return cases + others, findings + wrong
+
+
+def _subject(folder: Path) -> Case | None:
+    """The scan of a FreeSurfer subject by its `mri`; None where it has none."""
+    image, mask = (
+        [folder / f"{stem}.mgz" for stem in stems if (folder / f"{stem}.mgz").is_file()] for stems in _FREESURFER
+    )
+    return _case(folder.parent.name, image[0], mask[0] if mask else "") if image else None
+
+
+def _without_mask(scan: Path, expected: str, found: str = "a scan without a mask") -> Finding:
+    fix = "keep one mask of it, take the scan out of the folder, or name both in a datalist: --datalist"
+    return Finding(str(scan), found, f"one mask, as {expected}", fix)
 
 
 def is_mask(path: Path) -> bool:
@@ -119,7 +148,7 @@ def _masks(paths: list[Path]) -> dict[tuple[str, str], list[Path]]:
         stem = stem_of(path)
         if bids := _BIDS_MASK.match(stem):
             found.setdefault(("", bids["scan"]), []).append(path)
-        elif match := _MASK.match(stem):
+        if match := _MASK.match(stem):
             found.setdefault((str(path.parent), match["scan"]), []).append(path)
     for (folder, scan), several in found.items():
         masks = [path for path in several if stem_of(path).endswith("_mask")]
@@ -135,12 +164,11 @@ def _with_masks(
     for scan in scans:
         stem = stem_of(scan)
         bids = _BIDS_SCAN.match(stem)
-        names = [(str(scan.parent), stem), ("", stem), *([("", bids["scan"])] if bids else [])]
+        names = [(str(scan.parent), stem), *([("", bids["scan"])] if bids else [])]
         own = next((masks[name] for name in names if name in masks), [])
         if labelled and len(own) != 1:
             found = f"{len(own)} masks: {', '.join(map(str, own))}" if own else "a scan without a mask"
-            fix = "keep one mask of it, take the scan out of the folder, or name both in a datalist: --datalist"
-            findings.append(Finding(str(scan), found, f"one mask, as {stem}_mask.nii.gz beside it", fix))
+            findings.append(_without_mask(scan, f"{stem}_mask.nii.gz beside it", found))
             continue
         cases.append(_case(stem, scan, own[0] if len(own) == 1 else ""))
     return cases, findings

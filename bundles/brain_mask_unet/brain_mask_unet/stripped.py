@@ -11,18 +11,21 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy
 
+from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 from bundlekit.images.nifti import read_volume
-from bundlekit.images.writing import on_grid_of, to_gzip
+from bundlekit.images.writing import on_grid_of, remark_in, to_gzip
 
 _log = logging.getLogger(__name__)
+_REMARK = "stripped by brain_mask_unet"
 
 
 class WriteStripped:
     """MONAI handler: write `<case>_brain.nii.gz`, the scan's own intensities in the mask and 0 elsewhere.
 
-    On the scan's grid, with its header, and in its type where that is a number of nibabel's NIfTI; each file is written
-    whole or not at all. It goes behind `WriteSegmentations`, which refuses a mask that may not be replaced.
+    On the scan's grid, with its header, as float32; if intensities in the mask are negative, the smallest of them takes
+    the place of 0. Each file is written whole or not at all, with the bundle's name in its header (`descrip`); a file
+    without it, which somebody else wrote, is not replaced. It goes behind `WriteSegmentations`.
 
     Args:
         output_dir: folder, made if missing.
@@ -33,7 +36,25 @@ class WriteStripped:
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batch and output are decollated."""
+        engine.add_event_handler(Events.STARTED, self.keep_others)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def keep_others(self, engine: Engine) -> None:
+        """Before anything is computed, look for files of the evaluator's cases that this bundle did not write.
+
+        Raises:
+            BundleError: naming them.
+        """
+        cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
+        paths = [self._path(case["case"]) for case in cases]
+        found, expected = "a file that this bundle did not write", "a new file, or one that it wrote"
+        fix = "set --output_dir to a folder for this bundle alone, or give --write_brain False"
+        foreign = [path for path in paths if path.is_file() and remark_in(path) != _REMARK]
+        if foreign:
+            raise BundleError([Finding(str(path), found, expected, fix) for path in foreign])
+
+    def _path(self, case: str) -> Path:
+        return self.output_dir / f"{case}_brain.nii.gz"
 
     def __call__(self, engine: Engine) -> None:
         """Write the cases of this iteration.
@@ -45,7 +66,10 @@ class WriteStripped:
         outputs: Any = engine.state.output
         for item, output in zip(batch, outputs, strict=True):
             brain = convert_to_numpy(output["pred"])[0] > 0
-            image = on_grid_of(item["source"], np.where(brain, read_volume(item["source"]), 0).astype(np.float32))
-            path = self.output_dir / f"{item['case']}_brain.nii.gz"
+            voxels = read_volume(item["source"])
+            air = min(float(voxels[brain].min()), 0.0) if brain.any() else 0.0
+            image = on_grid_of(item["source"], np.where(brain, voxels, air).astype(np.float32))
+            image.header["descrip"] = _REMARK.encode()
+            path = self._path(item["case"])
             write_result(path, lambda file, image=image: to_gzip(image, file), "output_dir")  # type: ignore[misc]
             _log.info("wrote %s", path)

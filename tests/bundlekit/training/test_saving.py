@@ -152,6 +152,24 @@ def test_cases_and_patients_are_told(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert "3 cases of 2 patients for training, 1 case of 1 patient for validation" in caplog.text
 
 
+def test_an_earlier_run_is_put_aside_before_its_settings_are_replaced(tmp_path: Path) -> None:
+    """A run that ends in its first epoch leaves no weights beside settings that are not theirs."""
+    before = {}
+    for name in ("model.pt", "last.pt", "settings.json", "SHA256SUMS", "trained_on.json", "datalist.json"):
+        (tmp_path / name).write_text(f'["{name}"]')
+        before[name] = (tmp_path / name).read_bytes()
+    record(tmp_path)(SimpleNamespace(state=SimpleNamespace(epoch=1)))  # type: ignore[arg-type]
+    assert {file.name for file in tmp_path.iterdir()} == {"datalist.json", "settings.json", "earlier"}
+    (kept,) = (tmp_path / "earlier").iterdir()
+    assert {file.name: file.read_bytes() for file in kept.iterdir()} == before
+
+
+def test_a_resumed_run_keeps_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_text("")
+    record(tmp_path)(SimpleNamespace(state=SimpleNamespace(epoch=2)))  # type: ignore[arg-type]
+    assert (tmp_path / "last.pt").is_file()
+
+
 @pytest.mark.parametrize("gone", ["all", "resume.json", "trained_on.json"])
 def test_what_is_deleted_while_training_is_written_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: str

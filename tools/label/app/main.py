@@ -63,6 +63,7 @@ class BundlesApp(_stock.MyApp, MONAILabelApp):  # type: ignore[name-defined, mis
             {name: bundles.case_settings(path) for name, path in self.models.items()},
             {name: bundles.modalities(path) for name, path in self.models.items()},
             self.class_names,
+            self._trained_here(),
             extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
@@ -73,10 +74,15 @@ class BundlesApp(_stock.MyApp, MONAILabelApp):  # type: ignore[name-defined, mis
         return {name: CaseInfer(name, path, self.conf, self.class_names[name]) for name, path in self.models.items()}
 
     def init_trainers(self) -> dict[str, Any]:
-        """One training task a bundle; none over DICOMweb, where a case is a single series."""
+        """One training task a bundle that has any; none over DICOMweb, where a case is a single series."""
         if not isinstance(self.datastore(), CaseDatastore):
             return {}
-        return {name: CaseTrain(name, path, self.conf) for name, path in self.models.items()}
+        return {name: CaseTrain(name, self.models[name], self.conf) for name in self._trained_here()}
+
+    def _trained_here(self) -> list[str]:
+        """Bundles that labels from a viewer train: others have None as `SAVED_LABEL` in their package."""
+        packages = {name: bundles.package(path) for name, path in self.models.items()}
+        return [name for name, package in packages.items() if getattr(package, "SAVED_LABEL", {}) is not None]
 
     def init_strategies(self) -> dict[str, Any]:
         """The stock app's (random, first), and for each bundle the case it is least sure of."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.nifti import open_nifti
+from bundlekit.images.nifti import may_be_3d
 from bundlekit.label_maps.file_names import VOLUME, in_freesurfer, stem_of, volumes_below
 
 from .bids import bids_cases, is_bids
@@ -49,7 +49,7 @@ def _from_files(
     more_paired, more_findings = _add_synthseg(synthseg, paired, unlabelled, other, labelled)
     taken = {case["image"][0] for case in more_paired}
     if not images_of_a_layout:
-        rest = [path for path in other if str(path) not in taken and _may_be_3d(path)]
+        rest = [path for path in other if str(path) not in taken and may_be_3d(path)]
         unlabelled += [make_case(stem_of(path), path) for path in rest]
     paired += more_paired
     findings += more_findings
@@ -157,12 +157,3 @@ def _add_synthseg(
             findings.append(without_image(label.path, f"{label.key}.nii.gz"))
     unlabelled[:] = [case for case in unlabelled if case["image"][0] not in taken]
     return cases, findings
-
-
-def _may_be_3d(path: Path) -> bool:
-    """Whether a file may hold one volume: what cannot be read may, to be named later."""
-    try:
-        shape = open_nifti(path).shape
-    except Exception:  # nibabel raises a dozen types
-        return True
-    return len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)

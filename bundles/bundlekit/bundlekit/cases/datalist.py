@@ -74,17 +74,29 @@ def trained_cases(folder: str | os.PathLike) -> list[str]:
     names: set[str] = set()
     for path in (Path(folder, "datalist.json"), Path(folder, TRAINED_ON)):
         if path.is_file():
-            try:
-                content = json.loads(path.read_text())
-                listed = content if isinstance(content, list) else content["training"]
-                names |= {str(entry["case"] if isinstance(entry, dict) else entry) for entry in listed}
-            except (OSError, ValueError, TypeError, KeyError) as error:
-                found, expected = (
-                    f"cannot be read ({type(error).__name__}: {error})",
-                    "the cases that trained the weights",
-                )
-                raise BundleError(Finding(str(path), found, expected, "copy it again, or remove it")) from error
+            content = read_record(path)
+            listed = content if isinstance(content, list) else content["training"]
+            names |= {str(entry["case"] if isinstance(entry, dict) else entry) for entry in listed}
     return sorted(names)
+
+
+def read_record(path: Path) -> list[str] | dict[str, list[dict[str, Any]]]:
+    """A `trained_on.json`, a list of names, or a `datalist.json`, with an entry for each case.
+
+    Raises:
+        BundleError: if it cannot be read, or is neither.
+    """
+    try:
+        content = json.loads(path.read_text())
+        if isinstance(content, list):
+            return [str(entry["case"] if isinstance(entry, dict) else entry) for entry in content]
+        for entries in (content["training"], content.get("validation", [])):
+            _ = [entry["case"] for entry in entries]
+        return content
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        found = f"cannot be read ({type(error).__name__}: {error})"
+        expected = "the cases that trained the weights"
+        raise BundleError(Finding(str(path), found, expected, "copy it again, or remove it")) from error
 
 
 def write_trained_cases(names: Sequence[str], folder: str | os.PathLike) -> None:

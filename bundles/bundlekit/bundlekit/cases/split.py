@@ -7,7 +7,6 @@ A case is a plain dict, so that it can be hashed, cached and written as JSON. Of
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from sklearn.model_selection import GroupKFold
 
 from bundlekit.cases.case import Case
-from bundlekit.cases.datalist import TRAINED_ON
+from bundlekit.cases.datalist import TRAINED_ON, read_record
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError
 
@@ -180,7 +179,7 @@ def _trained_patients(records: Sequence[Path]) -> set[str]:
     """Patients that trained, by what they are called in the records and by the names of their cases."""
     patients: set[str] = set()
     for file in records:
-        content = json.loads(file.read_text())
+        content = read_record(file)
         entries = [{"case": name} for name in content] if isinstance(content, list) else content.get("training", [])
         patients |= {str(entry["patient"]) for entry in entries if entry.get("patient")}
         # an earlier version may have told scans apart that are of one patient

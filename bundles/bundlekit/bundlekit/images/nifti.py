@@ -128,3 +128,12 @@ def check_voxels(file: str, array: np.ndarray) -> list[Finding]:
         expected = "intensities of one scale; this voxel alone would decide the normalisation"
         return [Finding(file, found, expected, "set the outlying voxels to the value of their neighbours")]
     return []
+
+
+def may_be_3d(path: str | os.PathLike) -> bool:
+    """Whether a file may hold one volume: what cannot be read may, to be named later."""
+    try:
+        shape = open_nifti(path).shape
+    except Exception:  # nibabel raises a dozen types
+        return True
+    return len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)

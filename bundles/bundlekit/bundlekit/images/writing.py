@@ -76,7 +76,7 @@ class WriteSegmentations:
 
     def _unlike_ours(self, path: Path) -> str:
         """What tells a file from a mask that this bundle wrote, for a message; "" if nothing does."""
-        remark = _remark_in(path)
+        remark = remark_in(path)
         name, _, checksum = remark.partition(_CHECKSUM)
         if not remark:
             return "a file that no bundle has put its name to"
@@ -172,7 +172,7 @@ def _checksum(mask: np.ndarray) -> str:
     return f"{crc32(mask.astype(np.float32).tobytes(order='F')):08x}"
 
 
-def _remark_in(path: Path) -> str:
+def remark_in(path: Path) -> str:
     """`descrip` of a mask's header; "" for a file that cannot be read."""
     try:
         return bytes(open_nifti(path).header["descrip"].item()).decode(errors="replace").strip("\0 ")

@@ -16,10 +16,11 @@ from monai.transforms import Compose, Transform
 from monai.utils import first
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.stripping import whole_head
+from bundlekit.images.stripping import LARGEST_BRAIN_ML, whole_head
 from bundlekit.weights.loading import load_network, read_checkpoint
 
 _log = logging.getLogger(__name__)
+_LEAST_ML = 400.0  # a newborn's brain, or one that the field of view cuts in half
 _CONFIGS = ("inference.yaml", "inference.json")
 
 
@@ -38,7 +39,7 @@ class StripSkulld(Transform):
         key: 1HWD `MetaTensor`; air that has one value is 0. Without the skull it has `skull_stripped` in its `meta`.
 
     Raises:
-        BundleError: while running, if the folder is not that of the bundle, or no brain is found.
+        BundleError: while running, if the folder is not that of the bundle, or what is found cannot be a brain.
     """
 
     def __init__(
@@ -63,11 +64,15 @@ class StripSkulld(Transform):
             return dict(data)
         brain = self.mask(image)
         volume_ml = float(brain.sum()) * voxel_ml
-        if not volume_ml:
+        if not _LEAST_ML <= volume_ml <= LARGEST_BRAIN_ML:
+            told = f"a brain mask of {volume_ml:.0f} ml" if volume_ml else "no brain"
+            expected = f"a head whose brain has {_LEAST_ML:.0f} to {LARGEST_BRAIN_ML:.0f} ml"
             fix = "look at the scan; strip the skull with another program, e.g. SynthStrip"
-            raise BundleError(Finding(str(data.get("source", "")), "no brain", "a scan of a head", fix))
+            raise BundleError(Finding(str(data.get("source", "")), told, expected, fix))
         _log.info("%s: %s; what is left is the brain, %.0f ml", data.get("source", "a scan"), found, volume_ml)
-        stripped = torch.where(brain, image.as_tensor(), 0)
+        plain = image.as_tensor()
+        plain = plain - plain[brain].min().clamp(max=0)  # air is the smallest value then, as around any stripped brain
+        stripped = torch.where(brain, plain, 0)
         meta = {**image.meta, "skull_stripped": True}
         return {**data, self.key: MetaTensor(stripped, meta=meta, applied_operations=list(image.applied_operations))}
 
@@ -104,6 +109,9 @@ class StripSkulld(Transform):
         parser["preprocessing::transforms::0"] = {"_target_": "Identityd", "keys": "image"}  # it is read already
         network = parser.get_parsed_content("network_def")
         checkpoint = parser.get_parsed_content("checkpoint")
+        if not Path(checkpoint).is_file():
+            fix = "take the bundle's zip, or name a folder that has them: --mask_bundle DIR"
+            raise BundleError(Finding(checkpoint, "no such file", "the weights of the brain masks", fix))
         saved = read_checkpoint(checkpoint)
         load_network(network, saved.get("model", saved), checkpoint)
         device = torch.device(self.settings["device"])

@@ -62,6 +62,7 @@ class Runtime:
         self.precision = precision
         self.cache_dir = Path(cache_dir or Path(default_cache_dir("bundlekit"), "openvino"))
         self.description = ""  # what has computed, once it has
+        self._refused: set[str] = set()  # sizes that OpenVINO has not computed
         self._chosen: tuple[str, str, str] | None = None  # device, runtime, precision
         self._converted: dict[str, Any] = {}  # by key of structure and weights
         self._compiled: dict[str, tuple[tuple[int, ...], Any]] = {}  # its shape and request, by the same key
@@ -131,7 +132,10 @@ class Runtime:
                     f"OpenVINO cannot compute this network on {shape} voxels ({str(error).splitlines()[0]}): give "
                     "--runtime torch, or windows whose sides the network's stride divides."
                 ) from error
-            _log.warning("OpenVINO cannot compute this network on %s voxels: PyTorch does", shape)
+            if shape not in self._refused:
+                _log.warning("OpenVINO cannot compute this network on %s voxels: PyTorch does", shape)
+                self._refused.add(shape)
+                self.description += f"; PyTorch in f32 where the size is {shape}"
             return network(inputs).float()
         windows = inputs.detach().float().contiguous()
         # one window at a time: their number varies from batch to batch, and more at once are no faster on a CPU
@@ -172,7 +176,8 @@ class Runtime:
     def _convert(self, network: nn.Module, key: str, shape: tuple[int, ...]) -> Any:
         folder = self.cache_dir / key
         if _is_whole(folder):
-            return _core().read_model(str(folder / _FILES[0]))
+            with contextlib.suppress(RuntimeError):  # what cannot be read is made anew
+                return _core().read_model(str(folder / _FILES[0]))
         example = torch.zeros(1, shape[0], *(min(n, _EXAMPLE) for n in shape[1:]))
         training = network.training
         try:
@@ -182,7 +187,7 @@ class Runtime:
             network.train(training)
         try:
             _keep(model, folder)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # the second is OpenVINO's, of a full disk
             _log.warning("cannot keep the converted network in %s (%s): going on without", folder, error)
         return model
 
@@ -259,6 +264,7 @@ def _keep(model: Any, folder: Path) -> None:
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:8]}."))
     try:
         openvino().save_model(model, str(scratch / _FILES[0]), compress_to_fp16=False)
+        _core().read_model(str(scratch / _FILES[0]))  # a file that was cut off raises here, and is not kept
         sums = "".join(f"{_sha256(scratch / name)}  {name}\n" for name in _FILES).encode()
         write_whole(scratch / "SHA256SUMS", lambda file: file.write(sums))
         shutil.rmtree(folder, ignore_errors=True)

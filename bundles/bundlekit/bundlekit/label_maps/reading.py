@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -12,7 +13,10 @@ from monai.transforms import Transform
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import read_affine, read_volume
-from bundlekit.label_maps.numberings import to_structures
+from bundlekit.label_maps.numberings import EXTRA_CEREBRAL, STRUCTURES, to_structures
+
+_log = logging.getLogger(__name__)
+_HEAD = 3  # structures outside of the brain that a head has at least: skin, bone, other soft tissue
 
 
 def read_structures(file: str) -> tuple[np.ndarray, np.ndarray]:
@@ -39,13 +43,30 @@ class LoadStructuresd(Transform):
     The output holds `structures` (1xHWD uint8 `MetaTensor`, indices into `numberings.STRUCTURES`), `case`, and the file
     as `source` and `label_file`.
 
+    Args:
+        whole_head: warn of a map without the fluid around the brain, or with hardly anything outside of it.
+
     Raises:
         BundleError: for a file that is not whole, for numbers that FreeSurfer does not have, and for an empty map.
     """
 
+    def __init__(self, whole_head: bool = False) -> None:
+        self.whole_head = whole_head
+
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Decode `data`."""
         structures, affine = read_structures(data["label"])
+        if self.whole_head:
+            found = np.flatnonzero(np.bincount(structures.ravel(), minlength=len(STRUCTURES)))
+            outside = [STRUCTURES[k].name for k in found if k and k in EXTRA_CEREBRAL]
+            if len(outside) < _HEAD or not any(STRUCTURES[k].name == "sulcal CSF" for k in found):
+                _log.warning(
+                    "%s: outside of the brain there is %s, and the fluid around it is %slabelled; a network learns "
+                    "from it what a brain is, but not what else a head has",
+                    data["label"],
+                    ", ".join(outside) or "nothing",
+                    "" if any(STRUCTURES[k].name == "sulcal CSF" for k in found) else "not ",
+                )
         return {
             "structures": MetaTensor(torch.from_numpy(structures)[None], affine=torch.from_numpy(affine)),
             "case": data["case"],

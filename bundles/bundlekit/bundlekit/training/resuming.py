@@ -12,6 +12,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from bundlekit.cases.datalist import read_record
 from bundlekit.errors import BundleError, Finding
 from bundlekit.training.command import require_same_command
 from bundlekit.training.saving import named_apart
@@ -145,7 +146,7 @@ class ResumeRun:
         datalist = Path(self.path).parent / "datalist.json"
         if not self.split or not datalist.is_file():
             return
-        recorded = json.loads(datalist.read_text())
+        recorded: Any = read_record(datalist)
         for part in ("training", "validation"):
             before = {entry["case"] for entry in recorded.get(part, [])}
             now = {case["case"] for case in self.split.get(part, [])}

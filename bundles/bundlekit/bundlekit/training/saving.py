@@ -17,6 +17,7 @@ from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 from bundlekit.training.command import RESUME, how_to_resume, write_resume
 from bundlekit.training.lock import lock_run, unlock_run
+from bundlekit.weights.aside import keep_aside
 from bundlekit.weights.loading import broken_weights
 from bundlekit.weights.settings import SETTINGS, write_settings
 from bundlekit.weights.shipped import RECORD
@@ -163,7 +164,9 @@ class RecordRun:
     `datalist.json` is the split, `settings.json` what inference has to do as training did, and `resume.json` the
     command with all its settings: `python -m monai.bundle run --args_file .../resume.json` goes on with the run. They
     are written before the first epoch, that is after `ResumeRun` has accepted it, and again, as they were, if they are
-    gone after an epoch. By rank 0 alone. At the end of the training the folder is open to others again.
+    gone after an epoch. Weights of an earlier run are moved to a folder in `earlier/` first, with what belongs to them:
+    none lie beside the settings of the new run until it has saved its own. By rank 0 alone. At the end of the training
+    the folder is open to others again.
 
     Args:
         ckpt_dir: folder, made if missing.
@@ -196,9 +199,9 @@ class RecordRun:
             if gone:
                 _log.warning("%s: %s gone and written again", self.ckpt_dir, ", ".join(gone))
             return
-        folder.joinpath(RECORD).unlink(missing_ok=True)  # what it speaks of is being replaced
-        if not self.started and engine.state.epoch == 1:  # a new run, not a resumed one
-            folder.joinpath(TRAINED_ON).unlink(missing_ok=True)
+        if engine.state.epoch == 1:  # a new run, not a resumed one
+            _put_aside(folder)
+        folder.joinpath(RECORD).unlink(missing_ok=True)  # the file that it speaks of is being replaced
         write_datalist(self.split, str(folder / "datalist.json"))
         write_settings(self.settings, self.ckpt_dir)
         write_resume(self.ckpt_dir)
@@ -212,6 +215,21 @@ class RecordRun:
             self.ckpt_dir,
             self.ckpt_dir,
         )
+
+
+def _put_aside(folder: Path) -> None:
+    """Move the weights of an earlier run, and all that is recorded of it, to a new folder in `earlier/`."""
+    names = ("model.pt", "last.pt", SETTINGS, RECORD, RESUME, TRAINED_ON, "datalist.json")
+    if any((folder / name).is_file() for name in names[:2]):
+        try:
+            kept = keep_aside(folder, names)
+        except OSError as error:
+            expected, fix = "to move an earlier run aside", "free some space, or give another --ckpt_dir"
+            raise BundleError(Finding(str(folder), f"cannot be written to ({error})", expected, fix)) from error
+        _log.info("the earlier run in %s is kept in %s", folder, kept)
+        for name in names:
+            (folder / name).unlink(missing_ok=True)
+    (folder / TRAINED_ON).unlink(missing_ok=True)
 
 
 def _count(cases: Sequence[Mapping[str, Any]]) -> str:

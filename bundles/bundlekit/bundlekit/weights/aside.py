@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from tempfile import mkdtemp
@@ -12,11 +13,12 @@ from bundlekit.weights.settings import SETTINGS
 EARLIER = "earlier"
 
 
-def keep_aside(models: Path) -> Path:
+def keep_aside(models: Path, names: Sequence[str] = ("model.pt", SETTINGS)) -> Path:
     """Copy a folder's `model.pt`, and the `settings.json` that belongs to it, to a new folder in its `earlier/`.
 
     Args:
         models: the folder; what is in it stays as it is.
+        names: of the files that are copied, where they are there.
 
     Returns:
         The new folder, named by the time; it is there whole or not at all.
@@ -27,7 +29,7 @@ def keep_aside(models: Path) -> Path:
     (models / EARLIER).mkdir(exist_ok=True)
     copy = Path(mkdtemp(prefix=".", dir=models / EARLIER))
     try:
-        for name in ("model.pt", SETTINGS):
+        for name in names:
             if (models / name).is_file():
                 shutil.copyfile(models / name, copy / name)
         copy.chmod(0o755)

@@ -40,6 +40,7 @@ class CaseDatastore(LocalDatastore):
         settings: name -> arguments of that search.
         modalities: name -> the images that a case of the bundle has.
         class_names: name -> {name of a class: its index}.
+        trained_here: names of the bundles that labels from a viewer train.
         kwargs: further arguments of `LocalDatastore`.
     """
 
@@ -51,12 +52,14 @@ class CaseDatastore(LocalDatastore):
         settings: Mapping[str, Mapping[str, Any]],
         modalities: Mapping[str, Sequence[str]],
         class_names: Mapping[str, Mapping[str, int]],
+        trained_here: Sequence[str],
         **kwargs: Any,
     ) -> None:
         self.searches = searches
         self.modalities = modalities
         self.settings = settings
         self.class_names = class_names
+        self.trained_here = trained_here
         self.cases: dict[str, dict[str, dict[str, Any]]] = {}  # bundle -> name of the case -> case
         self.findings: list[Any] = []
         self._ids: dict[str, str] = {}  # path below the folder -> name of the case
@@ -224,7 +227,7 @@ class CaseDatastore(LocalDatastore):
             elif used:
                 own = used <= {name.lower() for name in self.class_names[bundle]}
             else:
-                own = sum(image_id in cases for cases in self.cases.values()) == 1
+                own = sum(image_id in self.cases[name] for name in self.trained_here) == 1
             if own:
                 found.append(image_id)
         return found
@@ -273,6 +276,18 @@ class CaseDatastore(LocalDatastore):
         shown = self._joined()
         self._ids = {os.path.relpath(file, folder): case for case, file in shown.items()}
 
+    def _tell_apart(self) -> None:
+        """A case of a bundle that takes any scan is named by its file where another's of that name has other files."""
+        for bundle, cases in self.cases.items():
+            if bundle in self.trained_here:
+                continue
+            for name, case in list(cases.items()):
+                others = [cases[name]["image"] for one, cases in self.cases.items() if one != bundle and name in cases]
+                if any(case["image"][0] not in files for files in others):
+                    del cases[name]
+                    own = os.path.basename(case["image"][0]).removesuffix(".gz")
+                    cases[own] = {**case, "case": own}
+
     def _joined(self) -> dict[str, str]:
         """Name of each case with the file that is shown of it, after one scan has one name for all bundles.
 
@@ -280,6 +295,7 @@ class CaseDatastore(LocalDatastore):
         names that a file has, that of the case with the most files stays, then the shortest; of such a case the bundle
         takes the file that is shown.
         """
+        self._tell_apart()
         names: dict[str, tuple[int, int, str]] = {}
         for cases in self.cases.values():
             for name, case in cases.items():
@@ -298,7 +314,7 @@ class CaseDatastore(LocalDatastore):
                 (file, *_), kept = case["image"], names[next(filter(None, case["image"]))][2]
                 if len(case["image"]) == 1 and kept != name:
                     del cases[name]
-                    if shown.get(kept) == file:
+                    if shown.get(kept) == file and kept not in cases:
                         cases[kept] = {**case, "case": kept}
         return shown
 

@@ -132,8 +132,6 @@ class CaseTrain(BundleTrainTask):
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: CaseDatastore) -> list[dict[str, Any]]:
         own = getattr(package(self.bundle_path), "SAVED_LABEL", {})  # what the bundle says about labels it has written
-        if own is None:
-            raise ValueError(f"{self.name} is not trained on masks from a viewer: its card says what trains it.")
         entries = []
         for image_id in datastore.labelled_for(self.name):
             case = datastore.case(self.name, image_id)
@@ -146,8 +144,8 @@ class CaseTrain(BundleTrainTask):
                 f"no label for {self.name} is saved: save some for NIfTI cases that it takes, with its segment names "
                 f'or with the parameter {{"model": "{self.name}"}}, then train.'
             )
-        with open(self._datalist(), "w") as out:
-            json.dump({"training": entries}, out, indent=2)
+        text = json.dumps({"training": entries}, indent=2)
+        write_whole(Path(self._datalist()), lambda file: file.write(text.encode()))
         return entries
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[dict[str, Any]]) -> None:
