@@ -1,7 +1,8 @@
 """A Python that has imported what every command imports, and forks for each command: 6 s of CPU less than a new one.
 
-The child has its own arguments, environment, working directory and streams, and runs the module as `python -m` does, so
-that a command behaves as on the command line; the bundles' own packages are not imported beforehand.
+The child has its own arguments, environment, working directory, streams and PYTHONPATH, and runs the module as
+`python -m` does, or code as `python -c` does, so that a command behaves as on the command line; the bundles' own
+packages are not imported beforehand.
 """
 
 from __future__ import annotations
@@ -17,29 +18,53 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+# what `python -m monai.bundle` and `python -m tools` import; none of it starts a thread
+LIBRARIES = ("torch", "ignite.engine", "monai.bundle", "monai.handlers", "torchio", "nilearn.datasets")
 
 
 class ForkedCommands:
-    """Runs `python -m module arguments...` in forks of one process; started on the first call."""
+    """Runs `python -m module arguments...` in forks of one process; started on the first call.
 
-    def __init__(self) -> None:
+    Args:
+        python: the interpreter.
+        libraries: what it imports before it forks.
+        environment: with which it is started.
+    """
+
+    def __init__(
+        self,
+        python: str = sys.executable,
+        libraries: Sequence[str] = LIBRARIES,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._command = [python, __file__, *libraries]
+        self._environment = {**environment, "OMP_NUM_THREADS": "1"}
         self._process: subprocess.Popen[str] | None = None
 
     def run(
         self, arguments: list[str], cwd: str, environment: dict[str, str], timeout: float, kill_at: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run to the end, or until the file `kill_at` is there; as `subprocess.run` with captured text."""
+        """Run to the end, or until the file `kill_at` is there; as `subprocess.run` with captured text.
+
+        Args:
+            arguments: a module and its arguments, or "-c" and code.
+            cwd: working directory.
+            environment: all of it; PYTHONPATH is added to what the interpreter had at its start.
+            timeout: in seconds.
+            kill_at: file.
+        """
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.forked_commands"],
-                cwd=Path(__file__).resolve().parents[1],
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                self._command,
+                env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
             )
-            atexit.register(self._process.kill)
+            atexit.register(self.close)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with tempfile.TemporaryDirectory() as folder:
@@ -53,6 +78,13 @@ class ForkedCommands:
         if status == -signal.SIGALRM:
             raise subprocess.TimeoutExpired(arguments, timeout, *printed)
         return subprocess.CompletedProcess(arguments, status, *printed)
+
+    def close(self) -> None:
+        """End the process; the next call starts another."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
 
 
 def _serve() -> None:
@@ -93,10 +125,14 @@ def _become(order: dict) -> None:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
             break
     module, *sys.argv[1:] = order["arguments"]
-    sys.path[0] = order["cwd"]
+    further = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    sys.path[:0] = [order["cwd"], *(path for path in further if path and path not in sys.path)]
     status = 0
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        if module == "-c":
+            exec(sys.argv.pop(1), {"__name__": "__main__"})
+        else:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
         if isinstance(end.code, str):
@@ -112,7 +148,7 @@ def _become(order: dict) -> None:
 
 
 if __name__ == "__main__":
-    # what `python -m monai.bundle` and `python -m tools` import; none of it starts a thread
-    for name in ("torch", "ignite.engine", "monai.bundle", "monai.handlers", "torchio", "nilearn.datasets"):
+    del sys.path[0]  # the folder of this file, which no command has
+    for name in sys.argv[1:]:
         importlib.import_module(name)
     _serve()

@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
+from threading import Lock
+from typing import IO, Any
 
 import pytest
 import torch
 
+import tools.cv
 from tests.bundles import BUNDLES, options
-from tests.conftest import Run, bundle_run, config
-from tools.cv import _finished, _same_call, _same_cases, _steered
+from tests.conftest import COMMANDS, ROOT, Run, bundle_run, config, printed
+from tools.cv import _finished, _same_call, _same_cases, _steered, cv
 
 ROW = BUNDLES["brats_resunet"]
-SMALL = options(**{**ROW.small, **ROW.training, "epochs": 2, "patches_per_case": 1, "num_workers": 0})
+SMALL = {**ROW.small, **ROW.training, "epochs": 2, "patches_per_case": 1, "num_workers": 0}
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    """`cv` in this process starts each fold as a fork, which spares a new interpreter; what it prints is printed."""
+    one_at_a_time = Lock()
+
+    def start(command: list[str], stdout: IO[str] | None = None, **_: Any) -> subprocess.CompletedProcess[str]:
+        assert command[:2] == [sys.executable, "-m"]
+        with one_at_a_time:
+            done = COMMANDS.run(command[2:], str(ROOT), environment, timeout=300)
+        print(printed(done), file=stdout)
+        return done
+
+    monkeypatch.setattr(tools.cv.subprocess, "run", start)
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
@@ -22,23 +42,25 @@ def rows_of(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(text))
 
 
-def test_two_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) -> None:
+def test_two_folds_and_their_ensemble(
+    run: Run, cohort: Path, tmp_path: Path, forked: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "cv"
-    command = ["-m", "tools", "cv", "brats_resunet", "--dataset_dir", cohort, "--out", out, "--num_folds", "2"]
-    command += [*SMALL, "--save_probabilities", "True"]
+    call = {"bundle": "brats_resunet", "dataset_dir": str(cohort), "out": str(out), "num_folds": 2, **SMALL}
+    call["save_probabilities"] = True
     # the first fold by hand, as a run that was stopped in between
-    one = ["--dataset_dir", cohort, "--cv_dir", out, "--num_folds", "2", *SMALL]
+    one = ["--dataset_dir", cohort, "--cv_dir", out, "--num_folds", "2", *options(**SMALL)]
     run(*bundle_run("training", "train.yaml", "cross_validation.yaml"), *one, "--fold", "1")
 
-    printed = run(*command, "--time_limit", "0.001").stdout
-    assert "fold 0: stopped at its time limit; call again to go on" in printed
+    cv(**call, time_limit=0.001)
+    assert "fold 0: stopped at its time limit; call again to go on" in capsys.readouterr().out
     assert not (out / "scores.csv").exists(), "the other fold has had one epoch of two"
-    done = run(*command)
-    printed = done.stdout
-    assert "fold 0: resumed and scored" in printed
-    assert f"loaded {out / 'fold_0' / 'last.pt'}" in done.stdout + done.stderr  # fold 1 was scored before
+    cv(**call)
+    told = capsys.readouterr().out
+    assert "fold 0: resumed and scored" in told
+    assert f"loaded {out / 'fold_0' / 'last.pt'}" in told  # fold 1 was scored before
     assert (out / "scores.png").is_file()
-    assert "fold 1: training" not in printed, "it had come to its end"
+    assert "fold 1: training" not in told, "it had come to its end"
     rows = rows_of(out / "scores.csv")
     names = sorted(folder.name for folder in cohort.iterdir() if folder.is_dir())
     assert sorted(row["case"] for row in rows) == names, "every case once"
@@ -54,13 +76,16 @@ def test_two_folds_and_their_ensemble(run: Run, cohort: Path, tmp_path: Path) ->
     assert "empty_region_rule" in summary
     assert summary["network"] == "last.pt, of the last epoch: the fold that it is scored on has not chosen it"
 
-    assert run(*command).stdout.count("finished before") == 2
+    cv(**call)
+    assert capsys.readouterr().out.count("finished before") == 2
     assert len(list(out.glob("fold_*/*_probabilities.nii.gz"))) == len(names), "evaluation's own settings reach it"
-    position = command.index("2")
-    other = [*command[:position], "3", *command[position + 1 :]]
-    assert "holds a cross-validation with num_folds 2; now num_folds 3" in run(*other, status=1).stderr
-    assert "with which last; now which best" in run(*command, "--which", "best", status=1).stderr
-    assert "'learning_rate': 0.5" in run(*command, "--learning_rate", "0.5", status=1).stderr
+    for other, message in (
+        ({"num_folds": 3}, "holds a cross-validation with num_folds 2; now num_folds 3"),
+        ({"which": "best"}, "with which last; now which best"),
+        ({"learning_rate": 0.5}, "'learning_rate': 0.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            cv(**{**call, **other})
 
     ensemble = bundle_run("inferring", "inference.yaml", "inference_ensemble.yaml")
     folds = ["--cv_dir", out, "--num_folds", "2", "--num_workers", "0"]
@@ -81,20 +106,38 @@ def test_a_run_that_came_to_its_end_is_not_resumed(tmp_path: Path) -> None:
 
 
 def test_failure_names_fold_and_cause(run: Run, cohort: Path, tmp_path: Path) -> None:
+    """On the command line, with the interpreters that it starts."""
     command = ["-m", "tools", "cv", "brats_resunet", "--dataset_dir", cohort, "--out", tmp_path / "cv"]
-    done = run(*command, "--num_folds", "9", "--jobs", "2", *SMALL, status=1)
+    done = run(*command, "--num_folds", "9", *options(**SMALL), status=1)
     assert "cannot be divided into 9 folds" in done.stderr
+    assert "ERROR: training of fold 0 failed: see above" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "fold 2: training" not in done.stdout, "nothing more is started"
-    for more, message in (
-        (["--ckpt_dir", tmp_path], "cross-validation sets this itself"),
-        (["--epohcs", "2"], "did you mean --epochs?"),
-        (["--configs", "smaller"], "brats_resunet has no smaller.yaml; there are:"),
-        (["--num_folds", "1"], "expected 2 or more"),
-        (["--which", "first"], "which is 'first'; expected last or best"),
-        (["--checkpoint", "x.pt"], "cross-validation sets this itself"),
-    ):
-        assert message in run(*command, *more, status=1).stderr
+    assert "fold 1: training" not in done.stdout, "nothing more is started"
+
+
+def test_failure_of_several_at_a_time_tells_the_cause(cohort: Path, tmp_path: Path, forked: None, capsys) -> None:
+    """It stands in a log of the fold."""
+    call = {"bundle": "brats_resunet", "dataset_dir": str(cohort), "out": str(tmp_path), "num_folds": 9, "jobs": 2}
+    with pytest.raises(ValueError, match="cannot be divided into 9 folds"):
+        cv(**call, **SMALL)
+    assert "fold 2: training" not in capsys.readouterr().out, "nothing more is started"
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"ckpt_dir": "x"}, "cross-validation sets this itself"),
+        ({"epohcs": 2}, r"did you mean --epochs\?"),
+        ({"configs": "smaller"}, r"brats_resunet has no smaller.yaml; there are:"),
+        ({"num_folds": 1}, "expected 2 or more"),
+        ({"which": "first"}, "which is 'first'; expected last or best"),
+        ({"checkpoint": "x.pt"}, "cross-validation sets this itself"),
+    ],
+)
+def test_bad_calls_are_refused(more: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        cv("brats_resunet", str(tmp_path), str(tmp_path / "cv"), **more)
+    assert not (tmp_path / "cv").exists()
 
 
 def test_a_cross_validation_of_earlier_versions_goes_on_with_the_network_that_it_scored(tmp_path: Path) -> None:

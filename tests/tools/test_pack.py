@@ -9,10 +9,9 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import venv
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -23,37 +22,27 @@ from monai.bundle import ConfigParser, verify_metadata
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.bundles import BUNDLES, options
 from tests.conftest import ROOT, Run, bundle_run, training
+from tests.forked_commands import ForkedCommands
 from tools.bundles import KIT, names
 from tools.pack import pack, requirements_of
 
 # what the command line of MONAI and Ignite's progress bar import by themselves
 BY_LIBRARIES = {"fire", "tqdm", "openvino"}  # the last by our own, when it is asked for
 CORE = {"torch", "monai", "numpy"}
+LIBRARIES_OF_ALL = ("torch", "ignite.engine", "monai.bundle", "monai.handlers")  # what every run of a bundle imports
 
-# runs each command of a list in a fork of one interpreter, as `python -m` does
-DRIVER = """
-import json, os, runpy, sys
-sys.path[0] = os.getcwd()
-import torch, ignite.engine, monai.bundle, monai.handlers
-for command in json.loads(sys.argv[1]):
-    child = os.fork()
-    if not child:
-        if command[0] == "-c":
-            exec(command[1])
-            sys.stdout.flush()
-            os._exit(0)
-        sys.argv[1:] = command[1:]
-        runpy.run_module(command[0], run_name="__main__", alter_sys=True)
-        sys.stdout.flush()
-        os._exit(0)
-    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-        sys.exit(f"failed: {command}")
-"""
+GRID = ("patch_size", "spacing", "uniform_shape")
+
+Alone = Callable[..., "subprocess.CompletedProcess[str]"]
+
 CHECK = """
+import importlib.util
 from monai.bundle import ConfigWorkflow
 import bundlekit, NAME
 print("bundlekit at", bundlekit.__file__)
+assert not importlib.util.find_spec("tools")
 configs = ("train.yaml", "inference.yaml", "train.json", "inference.json")
 for config, kind in zip(configs, ("train", "infer") * 2):
     workflow = ConfigWorkflow(f"configs/{config}", workflow_type=kind, meta_file="configs/metadata.json",
@@ -177,50 +166,80 @@ def closure(packages: Sequence[str]) -> set[str]:
     return found
 
 
-def environment_of(folder: Path, packages: Sequence[str]) -> Path:
-    """A Python in which only these packages, and what they depend on, can be imported: links into this environment."""
-    venv.create(folder, symlinks=True, with_pip=False)
-    site = next((folder / "lib").glob("python*")) / "site-packages"
+def link_packages(site: Path, packages: Sequence[str]) -> Path:
+    """Make only these packages, and what they depend on, importable from a folder: links into this environment."""
+    site.mkdir(exist_ok=True)
     for name in closure(packages):
         distribution = metadata.distribution(name)
         for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__", "."}:
             if not (site / top).exists():
                 (site / top).symlink_to(str(distribution.locate_file(top)))
+    return site
+
+
+def environment_of(folder: Path, packages: Sequence[str]) -> Path:
+    """A Python in which only these packages, and what they depend on, can be imported."""
+    venv.create(folder, symlinks=True, with_pip=False)
+    link_packages(next((folder / "lib").glob("python*")) / "site-packages", packages)
     return folder / "bin" / "python"
 
 
+def packages_of(bundle: str) -> set[str]:
+    return {line.split("==")[0] for line in requirements_of(bundle)}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
+    """Run a command without the checkout, with the packages that one or several bundles name.
+
+    Those that all bundles name are imported once, where no other can be.
+    """
+    folder = tmp_path_factory.mktemp("alone")
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    clean |= {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    python = environment_of(folder / "venv", sorted(set.intersection(*map(packages_of, names()))))
+    commands = ForkedCommands(str(python), LIBRARIES_OF_ALL, clean)
+
+    def call(
+        *arguments: str | Path, of: Sequence[str], cwd: Path, path: Sequence[Path] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        site = link_packages(folder / "+".join(of), sorted(set.union(*map(packages_of, of))))
+        environment = {**clean, "PYTHONPATH": os.pathsep.join(map(str, [*path, site]))}
+        return commands.run([str(argument) for argument in arguments], str(cwd), environment, timeout=300)
+
+    yield call
+    commands.close()
+
+
 @pytest.mark.parametrize("name", names())
-def test_it_runs_alone(
-    name: str, packed: dict[str, Path], data_of, run: Run, environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_it_runs_alone(name: str, packed: dict[str, Path], data_of, run: Run, alone: Alone, tmp_path: Path) -> None:
     """Properties, an epoch and inference from the zip's root; the mask is that of the checkout."""
     folder, cases = packed[name], data_of(name)
     schema = shutil.copy(ROOT / "tests" / "metadata_schema.json", tmp_path)
     verify_metadata(meta_file=str(folder / "configs" / "metadata.json"), filepath=schema)
-    python = environment_of(tmp_path / "venv", [line.split("==")[0] for line in requirements_of(name)])
     out = tmp_path / "trained"
     weights = folder / "models" if (folder / "models" / "model.pt").is_file() else out
     patterns = {"brats_unet_h5": "*.h5", "brain_tissue_vnet": "*_T1w.nii.gz"}
     one = sorted(cases.rglob(patterns.get(name, "*.nii.gz")))[0]
-    shared = ["--dataset_dir", str(one), "--ckpt_dir", str(weights), "--num_workers", "0", "--overlap", "0"]
+    coarse = {key: value for key, value in BUNDLES[name].small.items() if key in GRID}  # of shipped weights too
+    shared = options(dataset_dir=one, ckpt_dir=weights, num_workers=0, overlap=0, **coarse)
     train = ["monai.bundle", "run", "run", "--config_file", "configs/train.yaml"]
     train += training(name, cases, out, epochs=1, patches_per_case=1)
     infer = ["monai.bundle", "run", "run", "--config_file", "configs/inference.json", *shared]
     infer += ["--output_dir", str(tmp_path / "alone")]
     check = CHECK.replace("NAME", name).replace("OUT", repr(str(tmp_path / "checked")))
-    clean = {key: value for key, value in environment.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    done = subprocess.run([str(python), "-c", DRIVER, json.dumps([["-c", check], train, infer])],
-                          cwd=folder, env=clean, capture_output=True, text=True, timeout=300, check=False)  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
-    assert f"bundlekit at {folder / 'bundlekit'}" in done.stdout
+    for command in (["-c", check], train, infer):
+        done = alone(*command, of=[name], cwd=folder)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        assert command[0] != "-c" or f"bundlekit at {folder / 'bundlekit'}" in done.stdout
     assert {"model.pt", "last.pt"} <= {file.name for file in out.iterdir()}
 
     run(*bundle_run("run", "inference.yaml", bundle=name), *shared,
         "--output_dir", tmp_path / "checkout")  # fmt: skip
     (mask,) = (tmp_path / "alone").glob("*_seg.nii.gz")
-    alone, checkout = nib.load(mask), nib.load(tmp_path / "checkout" / mask.name)
-    np.testing.assert_array_equal(np.asarray(alone.dataobj), np.asarray(checkout.dataobj))
-    np.testing.assert_array_equal(alone.affine, checkout.affine)
+    found, expected = nib.load(mask), nib.load(tmp_path / "checkout" / mask.name)
+    np.testing.assert_array_equal(np.asarray(found.dataobj), np.asarray(expected.dataobj))
+    np.testing.assert_array_equal(found.affine, expected.affine)
 
 
 def test_only_named_packages_can_be_imported(tmp_path: Path) -> None:
@@ -239,15 +258,9 @@ def other_release(folder: Path) -> None:
     file.write_text(file.read_text().replace(f'"{major}.{minor}.{patch}"', f'"{major}.{int(minor) + 1}.0"'))
 
 
-def alone(arguments: Sequence[str], cwd: Path, path: Sequence[Path] = ()) -> subprocess.CompletedProcess[str]:
-    """Run this Python without the checkout: with what is in its site-packages, but for what a .pth file adds."""
-    site = next(p for p in sys.path if p.endswith("site-packages"))
-    clean = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, path), site])}
-    return subprocess.run([sys.executable, "-S", *arguments], cwd=cwd, env=clean, capture_output=True, text=True,
-                          timeout=120, check=False)  # fmt: skip
-
-
-def test_zips_of_two_releases_refuse_each_other(packed: dict[str, Path], cohort: Path, tmp_path: Path) -> None:
+def test_zips_of_two_releases_refuse_each_other(
+    packed: dict[str, Path], cohort: Path, alone: Alone, tmp_path: Path
+) -> None:
     first = packed["brain_tissue_vnet"]
     second = Path(shutil.copytree(packed["brats_resunet"], tmp_path / "brats_resunet"))
     packed_package = packed["brats_resunet"] / "brats_resunet" / "__init__.py"
@@ -257,24 +270,25 @@ def test_zips_of_two_releases_refuse_each_other(packed: dict[str, Path], cohort:
         rf"brats_resunet \({re.escape(str(second))}\) came with bundlekit [\d.]+, but this process has loaded "
         rf"bundlekit [\d.]+ of brain_tissue_vnet \({re.escape(str(first))}\). Run each in a process of its own"
     )
-    done = alone(["-c", f"{together}; import brats_resunet"], cohort, [first, second])
+    both = {"of": ["brain_tissue_vnet", "brats_resunet"], "path": [first, second]}
+    done = alone("-c", f"{together}; import brats_resunet", cwd=cohort, **both)
     assert done.returncode == 1
     assert done.stdout == "together\n", "of one release they are"
     assert re.search(f"BundleError: {refusal}", done.stderr)
     config = str(second / "configs" / "inference.yaml")  # MONAI imports lazily, and wraps what goes wrong
-    command = ["-m", "monai.bundle", "run", "--config_file", config, "--dataset_dir", str(cohort)]
-    done = alone(command, first, [first, second])
+    command = ["monai.bundle", "run", "--config_file", config, "--dataset_dir", cohort]
+    done = alone(*command, cwd=first, **both)
     assert done.returncode == 1
     assert re.search(f"\nERROR: {refusal}", done.stderr), done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_copied_folder_says_in_one_line_what_is_missing(tmp_path: Path) -> None:
+def test_a_copied_folder_says_in_one_line_what_is_missing(alone: Alone, tmp_path: Path) -> None:
     source = ROOT / "bundles" / "brats_resunet"
     for part in ("configs", "brats_resunet"):
         shutil.copytree(source / part, tmp_path / "copied" / part)
-    command = ["-m", "monai.bundle", "run", "--config_file", "configs/inference.yaml"]
-    done = alone(command, tmp_path / "copied")
+    command = ["monai.bundle", "run", "--config_file", "configs/inference.yaml"]
+    done = alone(*command, of=["brats_resunet"], cwd=tmp_path / "copied")
     assert done.returncode == 1
     line = done.stderr.strip().splitlines()[-1]
     assert line == "brats_resunet needs bundlekit: install the project, or take the zip of `python -m tools pack`."
