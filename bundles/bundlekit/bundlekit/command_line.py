@@ -140,6 +140,7 @@ def _expected(name: str, value: Any, default: Any) -> str:
     return wrong_value(name, value, default)
 
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # seven times as fast, where it was built
 _FLAG = re.compile("--|-[a-zA-Z]")  # as Fire tells an option from a value such as -1
 
 
@@ -159,7 +160,7 @@ def _values(arguments: Sequence[str]) -> dict[str, Any]:
 
 def _load(file: str) -> dict[str, Any]:
     text = Path(file).read_text()  # 1e-05 is a number in JSON, and a word in YAML
-    content = json.loads(text) if file.endswith(".json") else yaml.safe_load(text)
+    content = json.loads(text) if file.endswith(".json") else yaml.load(text, _LOADER)
     return content if isinstance(content, dict) else {}
 
 
