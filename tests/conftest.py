@@ -130,8 +130,9 @@ def run(environment: dict[str, str]) -> Run:
         *arguments: str | Path, status: int | None = 0, cwd: Path = ROOT, kill_at: Path | str = ""
     ) -> subprocess.CompletedProcess[str]:
         command = [str(argument) for argument in arguments]
-        if command[:2] in (["-m", "monai.bundle"], ["-m", "tools"]):
-            done = COMMANDS.run(command[1:], str(cwd), environment, timeout=300, kill_at=str(kill_at))
+        if command[0] == "-c" or command[1] in ("monai.bundle", "tools", "torch.distributed.run"):
+            command = command if command[0] == "-c" else command[1:]
+            done = COMMANDS.run(command, str(cwd), environment, timeout=300, kill_at=str(kill_at))
         else:
             done = subprocess.run(
                 [sys.executable, *command],
@@ -182,7 +183,12 @@ def training(bundle: str, data: Path, out: Path, **more: Any) -> list[str]:
 
 def config(bundle: str, name: str) -> dict[str, Any]:
     """A config file as it is written."""
-    return yaml.safe_load((ROOT / "bundles" / bundle / "configs" / f"{name}.yaml").read_text())
+    return content_of(ROOT / "bundles" / bundle / "configs" / f"{name}.yaml")
+
+
+def content_of(file: Path) -> dict[str, Any]:
+    """What a YAML file says."""
+    return yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def built(bundle: str, part: str, *configs: str, **settings: Any) -> Any:

@@ -21,8 +21,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-# what `python -m monai.bundle` and `python -m tools` import; none of it starts a thread
-LIBRARIES = ("torch", "ignite.engine", "monai.bundle", "monai.handlers", "torchio", "nilearn.datasets")
+# what every run of a bundle imports, the third by the first optimizer made; none of it starts a thread
+RUN_LIBRARIES = ("torch", "ignite.engine", "torch._dynamo", "monai.bundle", "monai.handlers", "fire")
+# what some run imports, or some command of `python -m tools`
+LIBRARIES = (*RUN_LIBRARIES, "cc3d", "torchio", "nilearn.datasets")
 
 
 class ForkedCommands:
@@ -41,7 +43,8 @@ class ForkedCommands:
         environment: Mapping[str, str] = os.environ,
     ) -> None:
         self._command = [python, __file__, *libraries]
-        self._environment = {**environment, "OMP_NUM_THREADS": "1"}
+        # hashes of its own, so that nothing kept on disk can depend on those of the test process
+        self._environment = {**environment, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "123"}
         self._process: subprocess.Popen[str] | None = None
 
     def run(

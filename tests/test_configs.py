@@ -12,7 +12,6 @@ from typing import Any
 import ignite.distributed as idist
 import pytest
 import torch
-import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.bundle.utils import merge_kv
 from monai.transforms import Compose, RandGaussianNoised, RandScaleIntensityd, RandShiftIntensityd
@@ -20,7 +19,7 @@ from monai.transforms import Compose, RandGaussianNoised, RandScaleIntensityd, R
 from bundlekit.patches.dataset import PatchDataset
 from bundlekit.weights.settings import record_setting
 from tests.bundles import BUNDLES
-from tests.conftest import ROOT, config
+from tests.conftest import ROOT, config, content_of
 from tools.bundles import names, parse
 
 CONFIGS = ROOT / "bundles"
@@ -160,7 +159,7 @@ def test_the_text_reads_well(file: Path) -> None:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parts[-3]}-{file.stem}")
 def test_what_is_run_are_calls(file: Path) -> None:
-    content = yaml.safe_load(file.read_text())
+    content = content_of(file)
     for key in ("initialize", "training", "run", "inferring", "evaluating", "finalize"):
         for name, lines in content.items():
             if name.lstrip("+").split("::")[0] != key or (isinstance(lines, str) and lines[0] == "%"):
@@ -180,7 +179,7 @@ def conditions(content: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parts[-3]}-{file.stem}")
 def test_no_step_is_off_by_a_double_negation(file: Path) -> None:
-    content = yaml.safe_load(file.read_text())
+    content = content_of(file)
     for condition in conditions(content):
         assert len(re.findall(r"\bnot\b|!=", condition)) <= 1, condition
         assert not condition.startswith("%"), "the condition stands where the step is"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
-import sys
 
 import pytest
+
+from tests.conftest import Run
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is told so")
 COUNT = """
@@ -41,9 +40,12 @@ for device, variable in (("cpu", ""), ("cuda:0", ""), ("cpu", "MALLOC_ARENA_MAX"
 """
 
 
-def test_a_tensor_of_the_same_size_costs_no_page_faults_unless_on_a_gpu_or_where_the_user_has_chosen() -> None:
-    without = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"))}
-    done = subprocess.run([sys.executable, "-c", COUNT], env=without, capture_output=True, text=True, check=True)
+def test_a_tensor_of_the_same_size_costs_no_page_faults_unless_on_a_gpu_or_where_the_user_has_chosen(
+    run: Run, environment: dict[str, str]
+) -> None:
+    for name in [name for name in environment if name.startswith(("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD"))]:
+        del environment[name]
+    done = run("-c", COUNT)
     here, in_child, *others = done.stdout.splitlines()
     kept, faults, given_back = here.split()
     assert kept == "True"

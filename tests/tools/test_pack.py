@@ -24,14 +24,13 @@ from packaging.utils import canonicalize_name
 
 from tests.bundles import BUNDLES, options
 from tests.conftest import ROOT, Run, bundle_run, training
-from tests.forked_commands import ForkedCommands
+from tests.forked_commands import RUN_LIBRARIES, ForkedCommands
 from tools.bundles import KIT, names
 from tools.pack import pack, requirements_of
 
 # what the command line of MONAI and Ignite's progress bar import by themselves
 BY_LIBRARIES = {"fire", "tqdm", "openvino"}  # the last by our own, when it is asked for
 CORE = {"torch", "monai", "numpy"}
-LIBRARIES_OF_ALL = ("torch", "ignite.engine", "monai.bundle", "monai.handlers")  # what every run of a bundle imports
 
 GRID = ("patch_size", "spacing", "uniform_shape")
 
@@ -198,7 +197,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     clean |= {"XDG_CACHE_HOME": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
     python = environment_of(folder / "venv", sorted(set.intersection(*map(packages_of, names()))))
-    commands = ForkedCommands(str(python), LIBRARIES_OF_ALL, clean)
+    commands = ForkedCommands(str(python), RUN_LIBRARIES, clean)
 
     def call(
         *arguments: str | Path, of: Sequence[str], cwd: Path, path: Sequence[Path] = ()

@@ -9,8 +9,6 @@ import multiprocessing
 import os
 import pickle
 import resource
-import subprocess
-import sys
 import textwrap
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -32,6 +30,7 @@ from bundlekit.brats.sampling import TumourVoxelsd
 from bundlekit.files import default_cache_dir
 from bundlekit.patches.dataset import PatchDataset
 from tests.bundlekit.patches.conftest import CACHES, PATCH, Seen, files_in, patches, prepare, same, volumes
+from tests.conftest import Run
 
 
 @pytest.mark.parametrize("cache", ["disk", "memory"])
@@ -102,7 +101,9 @@ def test_default_folder_is_made_and_used(
     assert len(files_in(tmp_path / "xdg" / "bundlekit")) == 1
 
 
-def test_a_new_process_finds_what_this_one_has_kept(shared_cases: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_a_new_process_finds_what_this_one_has_kept(
+    shared_cases: list[dict[str, Any]], run: Run, tmp_path: Path
+) -> None:
     expected = [item["image"].sum().item() for item in PatchDataset(shared_cases, patches(), "disk", str(tmp_path))]
     kept = files_in(tmp_path)
     # as in `patches`; decoding is made impossible, so that only the cache can help
@@ -133,15 +134,7 @@ def test_a_new_process_finds_what_this_one_has_kept(shared_cases: list[dict[str,
         dataset = PatchDataset(json.loads(sys.argv[1]), transform, "disk", sys.argv[2])
         print(json.dumps([item["image"].sum().item() for item in dataset]))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), json.dumps(shared_cases), str(tmp_path)],
-        env={**os.environ, "PYTHONHASHSEED": "123", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    done = run("-c", textwrap.dedent(program), json.dumps(shared_cases), tmp_path)
     assert json.loads(done.stdout) == expected
     assert files_in(tmp_path) == kept
 
