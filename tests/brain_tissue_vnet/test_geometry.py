@@ -65,7 +65,7 @@ def there_and_back(path: Path, **settings: Any) -> np.ndarray:
         {"spacing": (1, 1, 1)},
         {"spacing": (0.9, 0.9, 3.0), "angles": (12, -20, 8), "flips": (-1, 1, 1)},
         {"spacing": (2.0, 1.2, 0.8), "angles": (-5, 30, 40), "flips": (1, -1, -1), "axes": (2, 0, 1)},
-        {"spacing": (0.5, 1.0, 1.0), "axes": (1, 2, 0)},
+        {"spacing": (0.75, 1.5, 1.5), "axes": (1, 2, 0)},
         {"spacing": (3, 3, 3)},
     ],
 )

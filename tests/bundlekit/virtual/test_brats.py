@@ -1,5 +1,6 @@
 """The virtual BraTS cohort: its format, its repeatability and what it says about anatomy."""
 
+from multiprocessing import get_context
 from pathlib import Path
 
 import nibabel as nib
@@ -8,7 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from bundlekit.virtual import brats, make_case, metastases
+from bundlekit.virtual import brats, cohorts, make_case, metastases
 from bundlekit.virtual.anatomy import _FIRST_MM, Head, _templates, grid
 from bundlekit.virtual.cohorts import heads_of, make_cohort
 from bundlekit.virtual.fields import Push, SmoothField
@@ -65,7 +66,7 @@ def test_volumes_are_in_the_stated_range(cohort):
 
 def test_kinds_of_tumours(cohort):
     head = Head(np.random.default_rng(0))
-    tumours = [Tumour(np.random.default_rng([0, index]), head) for index in range(60)]
+    tumours = [Tumour(np.random.default_rng([0, index]), head) for index in range(36)]
     share, expected = np.mean([not tumour.enhancing for tumour in tumours]), LOW_GRADE_SHARE * (1 - NODULE_SHARE)
     assert abs(share - expected) < 3 * np.sqrt(expected * (1 - expected) / len(tumours))
     assert {len(tumour.foci) for tumour in tumours} == {1, 2, 3}
@@ -152,12 +153,15 @@ def test_heads_are_those_of_the_label_maps_in_their_order(tmp_path):
     assert heads_of(None, (3, 4)) == [None, None]
 
 
-def test_several_processes_make_the_same_cases_in_the_same_order(tmp_path):
+def test_several_processes_make_the_same_cases_in_the_same_order(tmp_path, monkeypatch):
+    started = []  # as forks, which import nothing anew
+    monkeypatch.setattr(cohorts, "get_context", lambda method: started.append(method) or get_context("fork"))
     made = [metastases(str(tmp_path / str(jobs)), 3, 5, (40, 40, 40), None, jobs) for jobs in (1, 2)]
     for one, two in zip(*made, strict=True):
         assert Path(one).name == Path(two).name
         for file in Path(one).iterdir():
             assert file.read_bytes() == (Path(two) / file.name).read_bytes()
+    assert started == ["spawn"]
 
 
 def test_other_numbers_are_refused(tmp_path):
