@@ -130,7 +130,7 @@ def run(environment: dict[str, str]) -> Run:
         *arguments: str | Path, status: int | None = 0, cwd: Path = ROOT, kill_at: Path | str = ""
     ) -> subprocess.CompletedProcess[str]:
         command = [str(argument) for argument in arguments]
-        if command[0] == "-c" or command[1] in ("monai.bundle", "tools", "torch.distributed.run"):
+        if command[0] == "-c" or command[1] in ("monai.bundle", "tools"):
             command = command if command[0] == "-c" else command[1:]
             done = COMMANDS.run(command, str(cwd), environment, timeout=300, kill_at=str(kill_at))
         else:
