@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from bundlekit.cases.case import Case, check_names, refuse_findings
-from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.datalist import numbers_in, read_datalist
 from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
@@ -232,6 +232,12 @@ def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[C
     cases: list[Case] = []
     findings = []
     for where, subset, entry in read_datalist(path, labelled):
+        try:
+            for key in ("channels", "label_values"):
+                numbers_in(entry, key, 4, where)
+        except BundleError as error:
+            findings += error.findings
+            continue
         images = entry.get("image")
         images = images if isinstance(images, list) else [images]
         if not images or not all(isinstance(image, str) and image for image in images):

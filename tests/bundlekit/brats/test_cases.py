@@ -391,7 +391,9 @@ def test_test_part_of_a_datalist(listed: Callable[..., Path], key: str, as_strin
 
 
 @pytest.mark.parametrize(
-    "content", [None, "", "{", '[{"image": "a.nii.gz"}]', "\xff"], ids=["missing", "empty", "cut", "list", "binary"]
+    "content",
+    [None, "", "{", '[{"image": "a.nii.gz"}]', "\xff", "[" * 100_000, '{"training": 5}', '{"validation": {"a": 1}}'],
+    ids=["missing", "empty", "cut", "list", "binary", "nested", "number", "object"],
 )
 def test_datalist_that_is_none(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "list.json"
@@ -422,6 +424,11 @@ def test_datalist_without_a_case(listed: Callable[..., Path], content: dict) -> 
         (17, "image: 17"),
         ({"image": entry("b")["image"]}, "no label"),
         ({"image": entry("b")["image"], "label": ""}, "no label"),
+        (entry("b", label_values=[0, 1]), "label_values: [0, 1]"),
+        (entry("b", label_values=[0, 1, 2, -5]), "label_values: [0, 1, 2, -5]"),
+        (entry("b", label_values=[0, 1, 2, 2]), "label_values: [0, 1, 2, 2]"),
+        (entry("b", label_values=7), "label_values: 7"),
+        (entry("b", channels=["t1", 1, 2, 3]), "channels: ['t1', 1, 2, 3]"),
     ],
 )
 def test_bad_entry_is_named_by_its_place(listed: Callable[..., Path], bad: Any, found: str) -> None:

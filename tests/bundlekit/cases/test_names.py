@@ -10,6 +10,8 @@ import pytest
 from bundlekit.cases.case import check_names
 from tools.bundles import names, scan_cases_of
 
+EXPECTED = "4 different whole numbers, 0 or more"
+
 
 def case(name: str) -> dict[str, object]:
     return {"case": name, "image": ["", "scan.nii.gz"], "label": ""}
@@ -34,6 +36,14 @@ def test_other_names_are_taken(name: str) -> None:
 def test_two_of_one_name_are_refused() -> None:
     (finding,) = check_names([case("a"), case("b"), case("a")], "list.json")
     assert "case a more than once: scan.nii.gz, scan.nii.gz" in finding.found
+
+
+@pytest.mark.parametrize("bundle", ["brats_resunet", "brain_tissue_vnet", "brats_unet_h5"])
+def test_label_values_of_a_datalist_are_counted(bundle: str, tmp_path: Path) -> None:
+    entry = {"image": [f"{n}.nii.gz" for n in range(4 if bundle == "brats_resunet" else 1)], "label_values": [0, 1]}
+    (tmp_path / "list.json").write_text(json.dumps({"validation": [entry]}))
+    _, findings = scan_cases_of(bundle)(tmp_path, datalist=tmp_path / "list.json", labelled=False)
+    assert any((finding.found, finding.expected) == ("label_values: [0, 1]", EXPECTED) for finding in findings)
 
 
 @pytest.mark.parametrize("bundle", names())

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bundlekit.cases.case import Case
-from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.datalist import numbers_in, read_datalist
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 from bundlekit.label_maps.file_names import stem_of
@@ -54,8 +54,7 @@ def _listed_case(entry: Mapping[str, Any], base: Path, where: str, labelled: boo
         case["label_parts"] = [str(base / file) for file in label_parts]
     if "numbering" in entry:
         case["numbering"] = check_numbering(str(entry["numbering"]), where) if entry["numbering"] else ""
-    if entry.get("label_values"):
-        case["label_values"] = [int(value) for value in entry["label_values"]]
+    case["label_values"] = numbers_in(entry, "label_values", 4, where) or case["label_values"]
     case["case"] = str(entry.get("case") or case["case"])
     case["patient"] = str(entry.get("patient") or patient_of(case["case"]))
     return case

@@ -35,7 +35,7 @@ from bundlekit.brats.naming import (
     scheme_of,
 )
 from bundlekit.cases.case import Case, check_names, refuse_findings
-from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.datalist import numbers_in, read_datalist
 from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import patient_of
@@ -248,9 +248,12 @@ def _from_datalist(
         case = _case(name, given, base / label if label else "", [0, 1, 2, 3], values)
         if files[0].parent.name in DECATHLON_IMAGES:
             case.update(channels=DECATHLON_CHANNELS, label_values=DECATHLON_LABELS)
-        for key in ("label_values", "channels"):
-            if entry.get(key):
-                case[key] = [int(value) for value in entry[key]]
+        try:
+            own = {key: numbers_in(entry, key, 4, where) for key in ("label_values", "channels")}
+        except BundleError as error:
+            findings += error.findings
+            continue
+        case.update({key: numbers for key, numbers in own.items() if numbers})
         cases.append({**case, "patient": str(entry.get("patient") or case["patient"]), "subset": subset})
     return cases, findings
 

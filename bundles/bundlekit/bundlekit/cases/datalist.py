@@ -42,18 +42,47 @@ def read_datalist(path: Path, labelled: bool) -> list[tuple[str, str, dict[str, 
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError(f'a {type(content).__name__} instead of {{"training": [...], "validation": [...]}}')
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BundleError(
             Finding(str(path), f"cannot be read as JSON ({error})", "a MONAI datalist", "check --datalist")
         ) from error
     parts = {"training": "training", "validation": "validation"}
     if not labelled:
         parts.update({key: "" for key in content if key.startswith("test")})
+    for part in parts:
+        if not isinstance(content.get(part) or [], list):
+            found, expected = (
+                f"{content[part]!r} under {part!r}",
+                'a list of entries such as {"image": ..., "label": ...}',
+            )
+            raise BundleError(Finding(str(path), found, expected, "check --datalist"))
     return [
         (f"{path} ({part}[{position}])", subset, item if isinstance(item, dict) else {"image": item})
         for part, subset in parts.items()
         for position, item in enumerate(content.get(part) or [])
     ]
+
+
+def numbers_in(entry: Mapping[str, Any], key: str, count: int, where: str) -> list[int]:
+    """Whole numbers, all different, that an entry of a datalist has under `key`; [] if it has none.
+
+    Args:
+        entry: as `read_datalist` gives it.
+        key: e.g. "label_values".
+        count: how many there must be.
+        where: the entry stands, as `read_datalist` gives it.
+
+    Raises:
+        BundleError: for anything else.
+    """
+    given = entry.get(key)
+    if given is None or given == []:
+        return []
+    plain = isinstance(given, list) and all(type(number) is int and number >= 0 for number in given)
+    if not plain or len(set(given)) != len(given) or len(given) != count:
+        expected = f"{count} different whole numbers, 0 or more"
+        raise BundleError(Finding(where, f"{key}: {given!r}", expected, "mend the entry"))
+    return list(given)
 
 
 def recorded_split(ckpt_dir: str) -> str | None:
