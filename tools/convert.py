@@ -19,6 +19,7 @@ from tqdm import tqdm
 from bundlekit.brats import scan_cases
 from bundlekit.files import write_whole
 from bundlekit.images.hdf5 import open_h5
+from bundlekit.images.nifti import require_numbers
 from tools.bundles import module_of, reader_of, scan_cases_of
 
 _READS_H5 = "brats_unet_h5"  # the bundle that knows what an HDF5 file of a case may look like
@@ -139,6 +140,7 @@ class _Nifti:
         self.image = _kind(self.content).from_bytes(self.content)
         self.head = self.content[: int(self.image.dataobj.offset)]
         self.intensities = np.asarray(self.image.dataobj)
+        require_numbers(self.intensities, path)
         folder = os.path.abspath(root if root.is_dir() else root.parent)  # not through links: these have other names
         self.name = Path(os.path.relpath(os.path.abspath(path), folder)).as_posix()
         self.name = Path(path).name if self.name.startswith("..") else self.name

@@ -11,8 +11,18 @@ import numpy as np
 import pytest
 
 from brats_unet_h5 import LoadHDF5d, find_cases
+from bundlekit.errors import BundleError
 from tests.brats_unet_h5.conftest import classes, image, write_file, write_slices
-from tests.bundlekit.conftest import NAMES_2023, SHAPE, scan, segmentation, write_case, write_decathlon, write_nifti
+from tests.bundlekit.conftest import (
+    LPS,
+    NAMES_2023,
+    SHAPE,
+    scan,
+    segmentation,
+    write_case,
+    write_decathlon,
+    write_nifti,
+)
 from tests.conftest import Run
 from tools.convert import to_h5, to_nifti
 
@@ -130,6 +140,15 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         to_nifti(str(tmp_path / "file"), **{"from": str(tmp_path / "nifti")})
+
+
+def test_colours_are_no_intensities(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "nifti" / "a")
+    colours = np.zeros(SHAPE, [(name, "u1") for name in "RGB"])
+    nib.save(nib.Nifti1Image(colours, LPS), folder / "a_t1.nii.gz")
+    with pytest.raises(BundleError, match=r"a_t1\.nii\.gz[\s\S]*colours \(RGB\)"):
+        to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
+    assert not list((tmp_path / "h5").rglob("*.h5"))
 
 
 @pytest.mark.parametrize("name", ["../../t1.nii.gz", "/tmp/t1.nii.gz", "..\\t1.nii.gz", "a\nb.nii.gz", "t1.txt"])

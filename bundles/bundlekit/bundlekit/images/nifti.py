@@ -42,11 +42,24 @@ def read_array(path: str) -> np.ndarray:
                 "copy or download the file again; `gzip -t` tells whether it is whole",
             )
         ) from error
+    require_numbers(array, path)
+    return array
+
+
+def require_numbers(array: np.ndarray, path: str) -> None:
+    """Refuse voxels that are no single real numbers.
+
+    Args:
+        array: voxels as they are in the file.
+        path: of the file, for the message.
+
+    Raises:
+        BundleError: for colours, complex numbers and text.
+    """
     if array.dtype.kind not in "biuf":
         kind = "colours (RGB)" if array.dtype.fields else "complex numbers" if array.dtype.kind == "c" else "no numbers"
         fix = "give the scan or label map itself; of complex data, the magnitude as a file of its own"
         raise BundleError(Finding(str(path), f"voxels that are {kind}", "one real number in each voxel", fix))
-    return array
 
 
 def read_volume(path: str) -> np.ndarray:
