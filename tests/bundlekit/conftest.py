@@ -16,6 +16,7 @@ import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError, Finding
@@ -173,3 +174,31 @@ class Scored:
         handler.attach(engine)
         engine.run(pairs)
         return engine
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operations at which a program would wait for a GPU.
+
+    `numbers`: values that are read; `places`: searches for what is True, as by `volume[mask]`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = self.places = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            torch.is_tensor(one) and one.dtype == torch.bool for one in (args[1] if isinstance(args[1], list) else [])
+        )
+        if by_mask and "put" in name:
+            by_mask = args[2].numel() > 1  # one value for all is filled in without a search
+        self.places += by_mask or name == "nonzero"
+        self.numbers += name in ("_local_scalar_dense", "equal")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def waits() -> type[Waits]:
+    """A context that counts how often a GPU would be waited for in it."""
+    return Waits

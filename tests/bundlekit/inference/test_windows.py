@@ -17,7 +17,7 @@ from torch import nn
 import bundlekit.inference.windows as inferer_module
 from brats_resunet import ResUNet
 from bundlekit.errors import BundleError
-from bundlekit.inference.windows import ForegroundInferer, argmax_labels
+from bundlekit.inference.windows import ForegroundInferer, _without_air, argmax_labels
 
 torch.set_num_threads(1)
 
@@ -130,6 +130,16 @@ def test_windows_of_air_are_background(tissue: tuple[bool, ...], batch: int) -> 
     assert seen.count(True) == sum(tissue)
     # where the first pass is all air, one window of it tells how many classes there are
     assert seen.count(False) == (not any(tissue[:batch]))
+
+
+def test_a_gpu_is_waited_for_once_a_batch(waits: type[Any]) -> None:
+    """By `tolist`, which is not counted."""
+    windows = brain(3, 2, 4, 4, 4)
+    windows[1] = 0
+    for batch in (windows, windows[:1], windows[1:2]):
+        with waits() as counted:
+            _without_air(Network())(batch)
+        assert not counted.numbers + counted.places
 
 
 @pytest.mark.parametrize("flips", [False, True])

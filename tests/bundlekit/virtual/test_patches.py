@@ -18,6 +18,7 @@ from tests.bundles import BUNDLES, options
 from tests.conftest import bundle_run
 
 SEED = 4
+GRID = grid((24, 24, 16))[0]
 SMALL = options(**BUNDLES["brats_resunet"].small, num_workers=0)
 
 
@@ -52,6 +53,19 @@ def test_patches_are_normalised_as_whole_images_are():
         assert ((channel != 0) == brain).float().mean() > 0.9999  # a z-score of 0 is rare
         assert abs(float(channel[brain].mean())) < 0.08
         assert 0.93 < float(channel[brain].std()) < 1.07
+
+
+def test_a_patch_searches_for_the_brain_alone(glioma, waits):
+    """In the head and in its scans: a GPU is waited for at each search."""
+    with waits() as counted:
+        glioma.patch((16, 16, 16), 1.0)
+    assert counted.places == 2
+
+
+def test_numbers_of_all_axes_are_fetched_together(glioma, waits):
+    with waits() as counted:
+        glioma.head.sample(GRID, 1.0, glioma.tumour.pushes)
+    assert not counted.numbers
 
 
 def test_fields_are_the_same_by_products():

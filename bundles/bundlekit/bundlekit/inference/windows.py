@@ -193,12 +193,13 @@ def _without_air(network: Callable[..., torch.Tensor], background: int | None = 
 
     def predict(windows: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         nonlocal classes
-        tissue = windows.flatten(1).any(dim=1)
-        if bool(tissue.all()):
+        tissue = windows.flatten(1).any(dim=1).tolist()  # a GPU is waited for here, and nowhere below
+        if all(tissue):
             out = network(windows, *args, **kwargs)
             classes = out.shape[1]
             return out
-        found = network(windows[tissue], *args, **kwargs) if bool(tissue.any()) else None
+        full = [number for number, holds in enumerate(tissue) if holds]
+        found = network(torch.stack([windows[number] for number in full]), *args, **kwargs) if full else None
         if found is not None:
             classes = found.shape[1]
         elif not classes:  # air comes first: one window of it, only to learn the number
@@ -208,7 +209,8 @@ def _without_air(network: Callable[..., torch.Tensor], background: int | None = 
             out[:, background] = _AIR_LOGIT
         if found is not None:
             out = out.to(found.dtype)
-            out[tissue] = found
+            for number, logits in zip(full, found, strict=True):
+                out[number] = logits
         return out
 
     return predict

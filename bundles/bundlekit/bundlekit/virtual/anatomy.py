@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from bundlekit.virtual.fields import FIELD_MM, Axes, Push, SmoothField, as_axes
+from bundlekit.virtual.fields import FIELD_MM, Axes, Push, SmoothField, as_axes, numbers_of
 from bundlekit.virtual.templates import template_of
 
 _CENTRE_MM = np.array([118.5, 128.5, 69.0])  # middle of the brain in BraTS images, mm on their 1 mm grid
@@ -120,7 +120,7 @@ class Head:
 
     def _surface(self, axes: Axes) -> torch.Tensor:
         """Depth below the unpushed surface, on every sixth sample, spread back to the grid: (X, Y, Z), mm."""
-        ends = [np.linspace(float(axis[0]), float(axis[-1]), max(2, len(axis) // 6)) for axis in axes]
+        ends = [np.linspace(axis[0], axis[-1], max(2, len(axis) // 6)) for axis in numbers_of(axes)]
         coarse = as_axes(ends, axes[0].device)
         points = torch.stack(torch.meshgrid(*(axis.float() for axis in coarse), indexing="ij"))
         depth = _lookup(self._maps(0.0), self._to_mni(points, coarse))[3]
@@ -152,16 +152,17 @@ class Head:
         self, gm: torch.Tensor, wm: torch.Tensor, film: torch.Tensor, brain: torch.Tensor, axes: Axes
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Turns averages over many people into one person: shifts the borders at random, then sharpens them."""
-        g, w = gm[brain], wm[brain]
-        c = (1 - g - w).clamp(0, 1) * film[brain]
-        g = g * torch.exp(0.35 * self._folds[0].at(axes)[brain])
-        c = self._sulci * c * torch.exp(0.5 * self._folds[1].at(axes)[brain])
+        inside = brain.ravel().nonzero()[:, 0]  # once: a GPU is waited for
+        g, w = gm.ravel()[inside], wm.ravel()[inside]
+        c = (1 - g - w).clamp(0, 1) * film.ravel()[inside]
+        g = g * torch.exp(0.35 * self._folds[0].at(axes).ravel()[inside])
+        c = self._sulci * c * torch.exp(0.5 * self._folds[1].at(axes).ravel()[inside])
         g, w, c = (part.clamp(min=0) ** 1.5 for part in (g, w, c))
         total = g + w + c + 1e-6
         full = []
         for part in (g, w, c + 1e-6):
             volume = torch.zeros(brain.shape, device=brain.device)
-            volume[brain] = part / total
+            volume.ravel()[inside] = part / total
             full.append(volume)
         return full[0], full[1], full[2]
 

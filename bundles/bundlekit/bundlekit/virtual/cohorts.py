@@ -19,7 +19,7 @@ from tqdm import tqdm
 from bundlekit.errors import BundleError
 from bundlekit.label_maps import find_label_maps
 from bundlekit.virtual.anatomy import Anatomy, Head
-from bundlekit.virtual.fields import Axes, Push
+from bundlekit.virtual.fields import Axes, Push, numbers_of
 
 SHAPE = (240, 240, 155)
 """Voxels of a full-size case."""
@@ -128,8 +128,9 @@ def placed(
 
 def box_of(head: Head, pushes: tuple[Push, ...], axes: Axes) -> tuple[tuple[slice, slice, slice], Axes]:
     """The part of the grid that holds the brain, and its axes; found on every sixth sample, with room to spare."""
-    step = tuple(max(1, round(6.0 / float(axis[1] - axis[0]))) for axis in axes)
-    brain = head.sample((axes[0][:: step[0]], axes[1][:: step[1]], axes[2][:: step[2]]), 1.0, pushes).numpy().brain
+    step = tuple(max(1, round(6.0 / (axis[1] - axis[0]))) for axis in numbers_of(axes))
+    sampled = head.sample((axes[0][:: step[0]], axes[1][:: step[1]], axes[2][:: step[2]]), 1.0, pushes)
+    brain = sampled.brain.cpu().numpy()
     slices = []
     for axis in range(3):
         found = np.flatnonzero(brain.any(axis=tuple({0, 1, 2} - {axis}))) * step[axis]

@@ -45,7 +45,7 @@ class SmoothField:
 
     def at(self, axes: Axes) -> torch.Tensor:
         """Values on the grid spanned by `axes` (lengths X, Y, Z): float32 (X, Y, Z)."""
-        values = torch.from_numpy(self.coefficients).to(axes[0].device)
+        values = torch.from_numpy(self.coefficients).to(axes[0].device, non_blocking=True)
         if values.device.type != "cpu":  # where an operation costs more than its arithmetic
             return self._by_products(values, axes)
         for axis in (2, 1, 0):  # each turn brings one axis from lattice to grid, and to the front
@@ -87,7 +87,7 @@ class Push:
 
     def sources(self, points: torch.Tensor) -> torch.Tensor:
         """What to add to `points` (3, ...), mm, to find where their tissue was before the push: float32 (3, ...)."""
-        centre = torch.as_tensor(self.centre, dtype=torch.float32, device=points.device)
+        centre = torch.as_tensor(self.centre, dtype=torch.float32).to(points.device, non_blocking=True)
         offset = points - centre.reshape((3,) + (1,) * (points.ndim - 1))
         square = offset[0] * offset[0] + offset[1] * offset[1] + offset[2] * offset[2]
         per_mm = torch.exp(square * -(self.reach_mm**-2))
@@ -98,8 +98,13 @@ class Push:
 
 def as_axes(positions: Sequence[Any], device: torch.device | str = "cpu") -> Axes:
     """Positions along x, y and z (arrays or tensors, mm) as float64 tensors on `device`."""
-    x, y, z = (torch.as_tensor(axis, dtype=torch.float64, device=device) for axis in positions)
+    x, y, z = (torch.as_tensor(axis, dtype=torch.float64).to(device, non_blocking=True) for axis in positions)
     return x, y, z
+
+
+def numbers_of(axes: Axes) -> list[list[float]]:
+    """Positions along x, y and z as numbers: fetched together, since a GPU is waited for each time."""
+    return [part.tolist() for part in torch.cat(axes).cpu().split([len(axis) for axis in axes])]
 
 
 def _taps(positions: torch.Tensor, count: int, pitch_mm: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -58,17 +58,18 @@ class Glioma:
         brain = anatomy.brain.ravel().nonzero()[:, 0]
         clean = self.scans.clean(anatomy, lesion, axes, brain)
         images = self.scans.acquire(clean, brain, anatomy.brain.shape, spacing, noise_of_mm=1.0)
-        self.statistics = {}  # mean and standard deviation over the brain, by modality
-        for name, image in images.items():
-            inside = image.ravel()[brain]
-            self.statistics[name] = float(inside.mean()), max(float(inside.std()), 1e-6)
+        inside = [image.ravel()[brain] for image in images.values()]
+        found = torch.stack([torch.stack([signal.mean(), signal.std()]) for signal in inside]).tolist()
+        # mean and standard deviation over the brain, by modality
+        self.statistics = {name: (mean, max(std, 1e-6)) for name, (mean, std) in zip(images, found, strict=True)}
         self._rng = rng
-        where = anatomy.brain.nonzero()
+        # places are looked up on the CPU: a GPU would be waited for at every one
+        axes, labels = as_axes([axis.cpu() for axis in axes]), lesion.labels.cpu()
+        where = anatomy.brain.cpu().nonzero()
         self._box = [
             (float(axis[part.min()]), float(axis[part.max()])) for axis, part in zip(axes, where.T, strict=True)
         ]
         self._brain = self._positions(where, axes)
-        labels = lesion.labels
         parts = [labels > 0, (labels > 0) & (labels != 2), labels == ENHANCING]  # WT, TC, ET
         self._regions = [self._positions(part.nonzero(), axes) for part in parts if part.any()]
 
@@ -109,7 +110,7 @@ class Glioma:
     @staticmethod
     def _positions(voxels: torch.Tensor, axes: Sequence[torch.Tensor]) -> np.ndarray:
         """Places (N, 3), mm, of `voxels` (N, 3)."""
-        return torch.stack([axis[part] for axis, part in zip(axes, voxels.T, strict=True)], 1).cpu().numpy()
+        return torch.stack([axis[part] for axis, part in zip(axes, voxels.T, strict=True)], 1).numpy()
 
 
 class PaintGliomas:

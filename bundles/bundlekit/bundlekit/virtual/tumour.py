@@ -15,7 +15,7 @@ import torch
 from scipy import ndimage
 
 from bundlekit.virtual.anatomy import Anatomy, Head
-from bundlekit.virtual.fields import FIELD_MM, Axes, Push, SmoothField, as_axes
+from bundlekit.virtual.fields import FIELD_MM, Axes, Push, SmoothField, as_axes, numbers_of
 
 NECROSIS, OEDEMA, ENHANCING = 1, 2, 4
 
@@ -127,16 +127,15 @@ class Tumour:
         labels = ((wetness <= extent.wet) & tissue).to(torch.uint8) * OEDEMA
         labels[core] = NECROSIS
         if self.enhancing:
-            rim = self._rim.at(axes)[core]
-            gaps = self._gaps.at(axes)[core]
+            rim, gaps = self._rim.at(axes), self._gaps.at(axes)
             if self._nodules_ml:
                 enhances = -(rim + gaps) <= extent.nodules
             elif self._solid:
                 enhances = rim > -1.8
             else:
                 thick = torch.where(gaps < -1.4, 0.0, self._rim_mm * (1 + 0.45 * rim))
-                enhances = beyond[core] > extent.core - thick
-            labels[core] = torch.where(enhances, ENHANCING, NECROSIS).to(torch.uint8)
+                enhances = beyond > extent.core - thick
+            labels[core & enhances] = ENHANCING
         oedema = torch.sigmoid(-(wetness - extent.wet) / max(1.5, 0.12 * extent.wet))
         return Lesion(labels, oedema * (anatomy.brain & (wetness < extent.wet + 6)))
 
@@ -149,8 +148,9 @@ class Tumour:
     def _measure(
         self, anatomy: Anatomy[torch.Tensor], axes: Axes, tissue: torch.Tensor, fine: torch.Tensor, beyond: torch.Tensor
     ) -> Extent:
-        voxel_ml = math.prod(float(axis[1] - axis[0]) for axis in axes) / 1000
-        limit = _threshold(beyond[tissue], self.core_ml / voxel_ml)
+        voxel_ml = math.prod(axis[1] - axis[0] for axis in numbers_of(axes)) / 1000
+        inside = tissue.ravel().nonzero()[:, 0]
+        limit = _threshold(beyond.ravel()[inside], self.core_ml / voxel_ml)
         core = (beyond <= limit) & tissue
         nodules = math.inf
         if self._nodules_ml:
@@ -158,7 +158,7 @@ class Tumour:
         cost, where = reach(core, anatomy, axes)
         extent = Extent(limit, math.inf, nodules, cost, where)
         wetness = self._wetness(anatomy, axes, fine, core, extent)
-        return dataclasses.replace(extent, wet=_threshold(wetness[tissue], self.volume_ml / voxel_ml))
+        return dataclasses.replace(extent, wet=_threshold(wetness.ravel()[inside], self.volume_ml / voxel_ml))
 
     def _wetness(
         self, anatomy: Anatomy[torch.Tensor], axes: Axes, fine: torch.Tensor, core: torch.Tensor, extent: Extent
@@ -244,7 +244,10 @@ def reach(
 
     Costs beyond 150 are cut. For `interpolate`, which brings them to any grid.
     """
-    counts = [max(2, min(len(axis), round(float(axis[-1] - axis[0]) / pitch_mm))) for axis in axes]
+    bounds = [(axis[0], axis[-1]) for axis in numbers_of(axes)]
+    counts = [
+        max(2, min(len(axis), round((high - low) / pitch_mm))) for axis, (low, high) in zip(axes, bounds, strict=True)
+    ]
     picks = [
         torch.linspace(0, n - 1, m, dtype=torch.float64, device=core.device).round().long()
         for n, m in zip(core.shape, counts, strict=True)
@@ -259,11 +262,9 @@ def reach(
         where = core.nonzero().double().mean(dim=0) * scale
         inside = brain.nonzero()
         start[tuple(inside[((inside - where) ** 2).sum(dim=1).argmin()])] = True
-    ends = as_axes(
-        [torch.linspace(float(a[0]), float(a[-1]), m) for a, m in zip(axes, counts, strict=True)], core.device
-    )
+    ends = as_axes([torch.linspace(*bound, m) for bound, m in zip(bounds, counts, strict=True)])
     step = [float(axis[1] - axis[0]) for axis in ends]
-    return _travel(torch.where(brain, cost, math.inf), start, step), ends
+    return _travel(torch.where(brain, cost, math.inf), start, step), as_axes(ends, core.device)
 
 
 def _travel(cost: torch.Tensor, start: torch.Tensor, step: list[float], most: float = 150.0) -> torch.Tensor:
