@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from tests.conftest import ROOT
 from tools.bundles import names
 from tools.label import app_folder
 from tools.label.app_folder import make_app
+from tools.label.environment import _stand_in_for_torchvision
 from tools.label.server import _origins, label
 
 NAME = "brats_resunet"
@@ -161,3 +164,18 @@ def test_studies_and_port_are_checked_first(tmp_path: Path, weights: Path) -> No
         taken.listen()
         with pytest.raises(ValueError, match=r"cannot be used.*give another one"):
             label(str(tmp_path), port=taken.getsockname()[1], **given)  # type: ignore[arg-type]
+
+
+def test_what_monai_label_imports_of_torchvision_is_there(tmp_path: Path) -> None:
+    """Without PyTorch, since torchvision's own functions need one build of it."""
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    python = tmp_path / "env" / "bin" / "python"
+    for _again in range(2):
+        _stand_in_for_torchvision(python)
+    code = "import torchvision.utils as u; print(u.__file__); u.save_image(None, 'x.png')"
+    done = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path / "env")
+    assert (
+        "NotImplementedError: torchvision.utils.save_image is called, but torchvision is not installed" in done.stderr
+    )
+    assert not (tmp_path / "x.png").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -12,9 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 _HERE = Path(__file__).resolve().parent
-_OPERATORS = re.compile(
-    r"from torchvision import \([^)]*_meta_registrations[^)]*\)|from torchvision import _meta_reg.*"
-)
+_SITE = _HERE / "site"
 
 
 def environment(gpu: bool | None = None, folder: str | os.PathLike = ROOT / ".venv-label") -> Path:
@@ -32,7 +29,8 @@ def environment(gpu: bool | None = None, folder: str | os.PathLike = ROOT / ".ve
     python = folder / "bin" / "python"
     gpu = shutil.which("nvidia-smi") is not None if gpu is None else gpu
     files = [_HERE / f"requirements-{'gpu' if gpu else 'cpu'}.txt", _HERE / "requirements.txt"]
-    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    ours = sorted(_SITE.rglob("*.py"))
+    wanted = hashlib.sha256(b"".join(file.read_bytes() for file in [*files, *ours])).hexdigest()
     done = folder / "installed"
     if python.exists() and done.is_file() and done.read_text() == wanted:
         return python
@@ -41,7 +39,8 @@ def environment(gpu: bool | None = None, folder: str | os.PathLike = ROOT / ".ve
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     _run([*pip, "-r", str(files[0])])
     _run([*pip, "--no-deps", "-r", str(files[1])])
-    _mend_torchvision(python)
+    _run([str(python), "-m", "pip", "uninstall", "-qq", "--yes", "torchvision"])  # of an environment made earlier
+    _stand_in_for_torchvision(python)
     done.write_text(wanted)
     return python
 
@@ -64,18 +63,14 @@ def _run(command: list[str]) -> None:
         raise OSError(f"this failed: {' '.join(command)}")
 
 
-def _mend_torchvision(python: Path) -> None:
-    """Let torchvision be imported where its compiled operators are for another PyTorch than the one installed.
+def _stand_in_for_torchvision(python: Path) -> None:
+    """Put `site/torchvision` where a package of that name is looked for.
 
-    That is so where pip finds a PyTorch without CUDA and a torchvision with it. MONAI Label uses two of torchvision's
-    functions that write pictures, none of its operators.
+    MONAI Label imports two of torchvision's functions, which nothing here calls. torchvision itself is not installed:
+    its compiled operators fit one build of PyTorch alone, and pip may find the two in different ones (PyTorch without
+    CUDA, torchvision with it), so that importing it fails.
     """
-    if not subprocess.run([str(python), "-c", "import torchvision"], capture_output=True, check=False).returncode:
-        return
-    where = "import importlib.util as u; print(u.find_spec('torchvision').origin)"
-    file = Path(subprocess.run([str(python), "-c", where], capture_output=True, text=True, check=True).stdout.strip())
-    text, count = _OPERATORS.subn("from torchvision import utils", file.read_text())
-    if not count:
-        raise OSError(f"{file} cannot be imported, and is not the torchvision this is written for")
-    file.write_text(text)
-    _run([str(python), "-c", "import torchvision.utils"])
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.run([str(python), "-c", where], capture_output=True, text=True, check=True).stdout.strip()
+    shutil.copytree(_SITE, packages, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    _run([str(python), "-c", "from torchvision.utils import make_grid, save_image"])
