@@ -12,7 +12,7 @@ from typing import Any
 import fire
 
 from bundlekit.virtual import brats, ct, icbm152, metastases, tissue
-from tools.bench import case, deformation, gliomas, loader, memory, network, painting, resizing
+from tools.bench import case, deformation, gliomas, loader, memory, network, painting, registration, resizing
 from tools.card import card
 from tools.check import check
 from tools.check_gpu import check_gpu
@@ -22,6 +22,7 @@ from tools.demo import demo
 from tools.label import label
 from tools.pack import pack
 from tools.picture import picture
+from tools.prepare import prepare, restore, segment
 from tools.ship import ship
 from tools.weights import weights
 
@@ -31,6 +32,9 @@ COMMANDS = {
     "check_gpu": check_gpu,
     "cv": cv,
     "weights": weights,
+    "prepare": prepare,
+    "segment": segment,
+    "restore": restore,
     "picture": picture,
     "label": label,
     "virtual": {"brats": brats, "metastases": metastases, "tissue": tissue, "icbm152": icbm152, "ct": ct},
@@ -45,6 +49,7 @@ COMMANDS = {
         "memory": memory,
         "deformation": deformation,
         "painting": painting,
+        "registration": registration,
         "gliomas": gliomas,
         "resizing": resizing,
     },

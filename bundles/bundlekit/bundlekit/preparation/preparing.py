@@ -1,0 +1,303 @@
+"""From scans as they leave the scanner to a case as BraTS has it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cc3d
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+import torch
+from monai.data import MetaTensor
+from scipy import ndimage
+from tqdm import tqdm
+
+from bundlekit.brats.naming import MODALITIES, SCHEMES, role_of
+from bundlekit.cases.case import check_names
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_result
+from bundlekit.images.nifti import open_nifti
+from bundlekit.images.writing import to_gzip
+from bundlekit.preparation.grids import Grid, cubes, resample, to_itk
+from bundlekit.preparation.record import RECORD, write_record
+from bundlekit.preparation.registration import LEAST_OVERLAP, Registration, register
+from bundlekit.preparation.scans import Scan, are_prepared, read_scan, refuse_missing
+from bundlekit.version import __version__
+
+Mask = Callable[[MetaTensor], torch.Tensor]
+
+_BRAIN_ML = (600.0, 2100.0)  # of an adult or a child of some years
+_log = logging.getLogger(__name__)
+
+
+def prepare_case(
+    files: Mapping[str, str | os.PathLike],
+    out: str | os.PathLike,
+    mask: Mask,
+    case: str | None = None,
+    reference: str | None = None,
+    fill_missing: bool = False,
+    accept_doubtful: bool = False,
+    n4: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write `<case>_{t1,t1ce,t2,flair}.nii.gz`, co-registered, at 1 mm and stripped, and `prepared.json`.
+
+    Every scan gets a brain mask on its own grid; every modality is brought onto the reference by a rigid move, and
+    interpolated once, linearly, to cubes of 1 mm along the reference's own axes in the order of BraTS (LPS). The brain
+    is what half of the masks or more have there; all else is exactly 0. Scans that are so already are copied.
+
+    Args:
+        files: by modality (T1, T1ce, T2, FLAIR).
+        out: folder, made if missing.
+        mask: the brain (1HWD bool) of a scan with its skull, e.g. `StripSkulld(...).mask`.
+        case: name; None: that of the files, else "case".
+        reference: modality that stays where it is; None: T1ce, else T1.
+        fill_missing: go on where one modality is missing.
+        accept_doubtful: go on where a registration or a mask is doubtful, and record it.
+        n4: take the bias field away (N4), each modality in its own brain.
+        seed: of the registration.
+
+    Returns:
+        What `prepared.json` holds.
+
+    Raises:
+        BundleError: for what is missing, damaged or doubtful; nothing is written then.
+    """
+    given = {modality: str(files[modality]) for modality in MODALITIES if files.get(modality)}
+    missing = refuse_missing(given, fill_missing, str(out))
+    reference = _reference(reference, given)
+    name = _name(case, given)
+    folder = Path(out).expanduser()
+    _refuse_own_folder(given, folder)
+    seconds: dict[str, float] = {}
+    bar = tqdm(total=3 * len(given) + 1, desc="prepare", unit="step", disable=None)
+
+    @contextmanager
+    def step(what: str) -> Iterator[None]:
+        bar.set_description(what)
+        start = time.perf_counter()
+        yield
+        seconds[what] = round(time.perf_counter() - start, 2)
+        bar.update()
+
+    scans = {}
+    with step("read"):
+        for modality, file in given.items():
+            scans[modality] = read_scan(modality, file)
+    record: dict[str, Any] = {
+        "case": name,
+        "reference": reference,
+        "missing": missing,
+        "already_prepared": are_prepared(list(scans.values())),
+        "parameters": {"n4": n4, "fill_missing": fill_missing, "accept_doubtful": accept_doubtful, "seed": seed},
+        "versions": {"bundlekit": __version__} | {part: version(part) for part in ("simpleitk", "monai", "torch")},
+    }
+    images: dict[str, np.ndarray] = {}
+    if record["already_prepared"]:
+        grid = scans[reference].grid
+        moves = {modality: Registration(np.eye(4)) for modality in scans}
+        brains = {modality: scan.voxels != 0 for modality, scan in scans.items()}
+        brain = np.any(list(brains.values()), axis=0)
+        overlaps = dict.fromkeys(scans, 1.0)
+    else:
+        brains = {}
+        for modality, scan in scans.items():
+            with step(f"brain mask of {modality}"):
+                brains[modality] = _brain(scan, mask)
+        moves = {}
+        for modality, scan in scans.items():
+            with step(f"registration of {modality}"):
+                moves[modality] = _move(scans[reference], brains[reference], scan, brains[modality], seed)
+        grid = cubes(scans[reference].grid)
+        brain, overlaps = _vote(grid, scans, brains, moves)
+        _refuse_doubts(scans, grid, brain, moves, overlaps, accept_doubtful)
+        for modality, scan in scans.items():
+            with step(f"resampling of {modality}"):
+                voxels = resample(scan.voxels, scan.grid.affine, grid, moves[modality].matrix)
+                images[modality] = _stripped(voxels, grid, brain, n4)
+    bar.close()
+    record |= {"grid": grid.as_dict(), "brain_ml": round(float(brain.sum()) * grid.voxel_ml, 1), "modalities": {}}
+    for modality, scan in scans.items():
+        move = moves[modality]
+        record["modalities"][modality] = {
+            "source": str(scan.file.resolve()),
+            "sha256": scan.sha256,
+            "prepared": SCHEMES[0].file_of(name, modality),
+            "grid": scan.grid.as_dict(),
+            "stripped_before": not scan.skull,
+            "brain_ml": round(float(brains[modality].sum()) * scan.grid.voxel_ml, 1),
+            "brain_overlap": round(overlaps[modality], 4),
+            "to_prepared_ras": np.linalg.inv(move.matrix).tolist(),
+            "registration": _told(move),
+        }
+    record["seconds"] = seconds
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / RECORD).unlink(missing_ok=True)  # no record of an earlier run beside new images
+    for modality, scan in scans.items():
+        path = folder / record["modalities"][modality]["prepared"]
+        _write(path, scan, grid, images.get(modality))
+    write_record(folder, record)
+    how = "was prepared already, copied" if record["already_prepared"] else f"brain {record['brain_ml']:.0f} ml"
+    _log.info("wrote %s: %s, %s", folder, name, how)
+    return record
+
+
+def _reference(asked: str | None, given: Mapping[str, str]) -> str:
+    if asked is None:
+        return "T1ce" if "T1ce" in given else "T1"
+    found = next((modality for modality in MODALITIES if modality.lower() == str(asked).lower()), None)
+    if found not in given:
+        raise BundleError(f"--reference is {asked!r}; expected one of the scans that are given: {', '.join(given)}.")
+    return str(found)
+
+
+def _name(asked: str | None, given: Mapping[str, str]) -> str:
+    named = {role[0] for file in given.values() if (role := role_of(Path(file).name))}
+    name = str(asked) if asked is not None else named.pop() if len(named) == 1 else "case"
+    findings = check_names([{"case": name, "image": list(given.values()), "label": ""}], "--case")
+    if findings:
+        raise BundleError(findings)
+    return name
+
+
+def _refuse_own_folder(given: Mapping[str, str], folder: Path) -> None:
+    own = [file for file in given.values() if Path(file).expanduser().resolve().parent == folder.resolve()]
+    if own:
+        found = "lies in the folder for the results"
+        raise BundleError(Finding(own[0], found, "a folder of its own for them", "set --out to another folder"))
+
+
+def _brain(scan: Scan, mask: Mask) -> np.ndarray:
+    """The brain on the scan's own grid; of a stripped scan, what is not air."""
+    if not scan.skull:
+        return ndimage.binary_fill_holes(scan.voxels != 0)
+    image = MetaTensor(torch.from_numpy(scan.voxels)[None], affine=torch.from_numpy(scan.grid.affine))
+    brain = mask(image)[0].numpy()
+    volume = float(brain.sum()) * scan.grid.voxel_ml
+    if not volume:
+        fix = "look at the scan; take it away, or give scans that another program has stripped"
+        raise BundleError(Finding(str(scan.file), f"no brain in the {scan.modality}", "a scan of a head", fix))
+    return brain
+
+
+def _move(reference: Scan, its_brain: np.ndarray, scan: Scan, brain: np.ndarray, seed: int) -> Registration:
+    if scan is reference:
+        return Registration(np.eye(4))
+    return register(
+        reference.voxels, reference.grid.affine, its_brain, scan.voxels, scan.grid.affine, brain, seed
+    )  # fmt: skip
+
+
+def _vote(
+    grid: Grid, scans: Mapping[str, Scan], brains: Mapping[str, np.ndarray], moves: Mapping[str, Registration]
+) -> tuple[np.ndarray, dict[str, float]]:
+    """The brain on the prepared grid, bool, and the Dice of each mask with it.
+
+    At each voxel the mean of the masks of the scans that reach there; 0.5 is brain. Masks that are unlike this (Dice
+    below 0.8) have no vote in the end, as long as two others are left.
+    """
+    votes, seen = {}, {}
+    for modality, scan in scans.items():
+        votes[modality], seen[modality] = (
+            resample(part.astype(np.float32), scan.grid.affine, grid, moves[modality].matrix)
+            for part in (brains[modality], np.ones(scan.grid.shape, np.float32))
+        )
+
+    def decided(by: list[str]) -> np.ndarray:
+        reach = np.sum([seen[modality] for modality in by], axis=0)
+        share = np.sum([votes[modality] for modality in by], axis=0) / np.maximum(reach, 1e-3)
+        found = (share >= 0.5) & (reach > 0.5)
+        return ndimage.binary_fill_holes(cc3d.largest_k(found, k=1, connectivity=6) > 0) if found.any() else found
+
+    def overlaps(brain: np.ndarray) -> dict[str, float]:
+        out = {}
+        for modality in scans:
+            there = seen[modality] > 0.5
+            own, other = votes[modality][there] >= 0.5, brain[there]
+            out[modality] = float(2 * (own & other).sum() / max(own.sum() + other.sum(), 1))
+        return out
+
+    brain = decided(list(scans))
+    like = [modality for modality, dice in overlaps(brain).items() if dice >= LEAST_OVERLAP]
+    if 2 <= len(like) < len(scans):
+        brain = decided(like)
+    return brain, overlaps(brain)
+
+
+def _refuse_doubts(
+    scans: Mapping[str, Scan],
+    grid: Grid,
+    brain: np.ndarray,
+    moves: Mapping[str, Registration],
+    overlaps: Mapping[str, float],
+    accept: bool,
+) -> None:
+    """Refuse, or tell, what is doubtful; what is wrong with a mask is added to the doubts of its modality."""
+    fix = (
+        "look at the scan and at its header; leave it out, take another --reference, or go on knowingly with "
+        "--accept_doubtful True"
+    )
+    findings = []
+    for modality, scan in scans.items():
+        doubts = moves[modality].doubts
+        if overlaps[modality] < LEAST_OVERLAP:
+            doubts.append(f"its brain mask and that of all have a Dice of {overlaps[modality]:.2f}")
+        if doubts:
+            expected = "a registration and a mask that can be believed"
+            findings.append(Finding(f"{scan.file} ({modality})", "; ".join(doubts), expected, fix))
+    volume = float(brain.sum()) * grid.voxel_ml
+    if not _BRAIN_ML[0] <= volume <= _BRAIN_ML[1]:
+        expected = f"{_BRAIN_ML[0]:.0f} to {_BRAIN_ML[1]:.0f} ml: a whole brain"
+        findings.append(Finding(", ".join(str(s.file) for s in scans.values()), f"{volume:.0f} ml", expected, fix))
+    if findings and (not accept or not volume):
+        raise BundleError(findings)
+    for finding in findings:
+        _log.warning("doubtful, accepted: %s", finding)
+
+
+def _stripped(image: np.ndarray, grid: Grid, brain: np.ndarray, n4: bool) -> np.ndarray:
+    """The image without what lies outside of the brain, and without its bias field if asked."""
+    if n4:
+        whole, mask = to_itk(np.maximum(image, 0), grid.affine), to_itk(brain, grid.affine)
+        correct = sitk.N4BiasFieldCorrectionImageFilter()
+        correct.Execute(sitk.Shrink(whole, [4] * 3), sitk.Shrink(mask, [4] * 3))
+        field = sitk.GetArrayFromImage(correct.GetLogBiasFieldAsImage(whole)).transpose(2, 1, 0)
+        image = image / np.exp(field)
+    return np.where(brain, image, 0).astype(np.float32)
+
+
+def _told(move: Registration) -> dict[str, Any]:
+    """A registration for the record."""
+    return {
+        "rotation_degrees": round(move.turn_degrees, 3),
+        "mutual_information": round(move.information, 4),
+        "mutual_information_before": round(move.information_before, 4),
+        "brain_overlap": round(move.overlap, 4),
+        "starts": move.starts,
+        "starts_that_agree": move.agreeing,
+        "second_search_mm": round(move.spread_mm, 3),
+        "doubts": move.doubts,
+    }
+
+
+def _write(path: Path, scan: Scan, grid: Grid, image: np.ndarray | None) -> None:
+    """A prepared image, or a copy of a scan that was prepared already."""
+    if image is None and scan.file.name.lower().endswith(".gz"):
+        write_result(path, lambda file: file.write(scan.file.read_bytes()), "out")
+        return
+    nifti = open_nifti(scan.file)
+    if image is not None or isinstance(nifti, nib.MGHImage):
+        nifti = nib.Nifti1Image(scan.voxels if image is None else image, grid.affine)
+        nifti.header.set_xyzt_units("mm")
+        nifti.set_sform(grid.affine, 1)
+        nifti.set_qform(grid.affine, 1)
+    write_result(path, lambda file: to_gzip(nifti, file), "out")

@@ -1,0 +1,293 @@
+"""The rigid move that brings one modality of a head onto another, and whether it can be believed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import SimpleITK as sitk  # noqa: N813
+from scipy.spatial.transform import Rotation
+
+from bundlekit.preparation.grids import Grid, ras_matrix, resample, to_itk
+
+_BINS = 32
+_SCALE = 60.0  # mm: a radian moves the border of a brain by about this
+_TURN = np.deg2rad(16)  # of the starts
+_MARGIN_MM = 6.0  # around the brain of the reference: its border counts
+_RIM_MM = 5.0  # of a field of view that no point of a search lies in
+_LEAST_SCANNED = 0.3  # of the brain of the reference
+_ASKEW = (0.31, 0.47, 0.63)  # rotation vector, radians: in line with no scan
+# edge of a voxel (mm), first and last step (mm), points: a level of the search
+_COARSE, _MIDDLE, _FINE = (4.0, 4.0, 0.1, 12_000), (2.0, 1.0, 0.03, 20_000), (1.5, 0.5, 0.01, 40_000)
+
+# what a result has to have; chosen on virtual cases and on moved cases of BraTS, see docs/raw_scans.md
+LEAST_OVERLAP = 0.80  # Dice of the two brains
+LARGEST_SPREAD_MM = 1.0  # between two searches that use other points
+AGREE_MM = 4.0  # searches of the coarse level that end so near to the result agree with it
+LEAST_AGREEING = 2
+LARGEST_TURN = 50.0  # degrees
+
+
+@dataclass
+class Registration:
+    """A rigid move and what speaks for it.
+
+    Args:
+        matrix: 4x4, from a point of the reference to that of the modality; mm, RAS+.
+        information: mutual information (nats) within the brain of the reference, after the move.
+        information_before: by the headers' positions alone.
+        overlap: Dice of the two brains where both were scanned.
+        agreeing: starts that ended within 4 mm of the result.
+        starts: how many there were.
+        spread_mm: mean distance in the brain between two last searches that use other points.
+        doubts: what speaks against it, for a message; none: it can be believed.
+    """
+
+    matrix: np.ndarray
+    information: float = 0.0
+    information_before: float = 0.0
+    overlap: float = 1.0
+    agreeing: int = 0
+    starts: int = 0
+    spread_mm: float = 0.0
+    doubts: list[str] = field(default_factory=list)
+
+    @property
+    def turn_degrees(self) -> float:
+        """Angle of the rotation."""
+        return float(np.rad2deg(np.arccos(np.clip((np.trace(self.matrix[:3, :3]) - 1) / 2, -1, 1))))
+
+
+def register(
+    fixed: np.ndarray,
+    fixed_affine: np.ndarray,
+    fixed_brain: np.ndarray,
+    moving: np.ndarray,
+    moving_affine: np.ndarray,
+    moving_brain: np.ndarray,
+    seed: int = 0,
+) -> Registration:
+    """Find the rigid move by Mattes' mutual information in and around the brain of the reference.
+
+    SimpleITK searches in three levels of resolution. The first begins at several places: where the headers have the
+    two, and the middles of the two brains on each other with seven rotations. The two best ends go on; the last level
+    is run twice with other points, which tells how exact it is. Mattes et al., PET-CT image registration in the chest
+    using free-form deformations, IEEE TMI 22(1), 2003.
+
+    Args:
+        fixed: the reference, HWD.
+        fixed_affine: 4x4, voxel to mm, RAS+.
+        fixed_brain: its brain, HWD bool.
+        moving: the modality, HWD on a grid of its own.
+        moving_affine: 4x4 of that grid.
+        moving_brain: its brain, HWD bool.
+        seed: of the points that are drawn.
+
+    Returns:
+        The best move found; see its `doubts`.
+    """
+    images = _Pair(fixed, fixed_affine, fixed_brain, moving, moving_affine, moving_brain)
+    starts = images.starts()
+    ends = [images.search(start, _COARSE, seed + 1) for start in starts]
+    scores = [images.information(end) for end in ends]
+    order = sorted(range(len(ends)), key=lambda index: -scores[index])
+    second = [index for index in order[1:] if images.distance(ends[index], ends[order[0]]) > AGREE_MM][:1]
+    middle = [images.search(ends[index], _MIDDLE, seed + 2) for index in [order[0], *second]]
+    best = max(middle, key=images.information)
+    first, again = (images.search(best, _FINE, seed + number) for number in (3, 4))
+    # modalities of one session mostly lie right by their headers; nothing that is no better takes their place
+    last = max((first, again, starts[0]), key=images.information)
+    result = Registration(ras_matrix(last))
+    result.information, result.information_before = images.information(last), images.information(starts[0])
+    result.overlap = images.overlap(last)
+    result.starts = len(starts)
+    result.agreeing = sum(images.distance(end, last) <= AGREE_MM for end in ends)
+    result.spread_mm = images.distance(first, again)
+    result.doubts = _doubts(result, max(images.information(start) for start in starts))
+    return result
+
+
+def distance_mm(one: np.ndarray, other: np.ndarray, points: np.ndarray) -> float:
+    """Mean distance of the places to which two 4x4 moves bring points (Nx3, mm)."""
+    return float(np.linalg.norm(points @ (one - other)[:3, :3].T + (one - other)[:3, 3], axis=1).mean())
+
+
+def mutual_information(one: np.ndarray, other: np.ndarray, bins: int = _BINS) -> float:
+    """Mutual information of the intensities of two images at the same places, in nats.
+
+    Args:
+        one: intensities, of any shape.
+        other: intensities, as many.
+        bins: of each, between the percentiles of 0.5 and 99.5 %.
+    """
+    joint = np.histogram2d(_binned(one, bins), _binned(other, bins), bins=bins, range=[[0, bins], [0, bins]])[0]
+    share = joint / max(joint.sum(), 1)
+    apart = share.sum(1, keepdims=True) @ share.sum(0, keepdims=True)
+    some = share > 0
+    return float((share[some] * np.log(share[some] / apart[some])).sum())
+
+
+def _binned(values: np.ndarray, bins: int) -> np.ndarray:
+    low, high = np.percentile(values, (0.5, 99.5))
+    return np.clip((values.ravel() - low) / max(high - low, 1e-6) * bins, 0, bins - 1e-3)
+
+
+def _doubts(result: Registration, best_start: float) -> list[str]:
+    doubts = []
+    if result.overlap < LEAST_OVERLAP:
+        doubts.append(f"the brains overlap by a Dice of {result.overlap:.2f}, expected {LEAST_OVERLAP:.2f} or more")
+    if result.information <= best_start * 0.999:
+        doubts.append(
+            f"mutual information fell from {best_start:.3f} at the best start to {result.information:.3f} nats"
+        )
+    if result.agreeing < LEAST_AGREEING:
+        doubts.append(f"{result.agreeing} of {result.starts} starts end there, expected {LEAST_AGREEING} or more")
+    if result.spread_mm > LARGEST_SPREAD_MM:
+        doubts.append(f"a second search ends {result.spread_mm:.1f} mm away, expected {LARGEST_SPREAD_MM:.1f} at most")
+    if result.turn_degrees > LARGEST_TURN:
+        doubts.append(f"a rotation by {result.turn_degrees:.0f} degrees, expected {LARGEST_TURN:.0f} at most")
+    return doubts
+
+
+class _Pair:
+    """Two images and what a search needs of them; transforms are SimpleITK's, from the reference to the modality."""
+
+    def __init__(
+        self,
+        fixed: np.ndarray,
+        fixed_affine: np.ndarray,
+        fixed_brain: np.ndarray,
+        moving: np.ndarray,
+        moving_affine: np.ndarray,
+        moving_brain: np.ndarray,
+    ) -> None:
+        self.points = _points(fixed_brain, fixed_affine)  # RAS
+        self.fixed_middle = self.points.mean(0)
+        self.moving_middle = _points(moving_brain, moving_affine).mean(0)
+        whole, brain = to_itk(_capped(fixed), fixed_affine), to_itk(fixed_brain.astype(np.float32), fixed_affine)
+        other = to_itk(_capped(moving), moving_affine)
+        self.levels = {}
+        for edge in (_COARSE[0], _MIDDLE[0], _FINE[0]):
+            grid = self._oblique(edge)
+            small, there = (
+                sitk.Resample(_shrunk(image, edge), grid, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+                for image in (whole, brain)
+            )
+            mask = sitk.BinaryDilate(there > 0.2, [round(_MARGIN_MM / edge)] * 3)
+            self.levels[edge] = small, mask, _shrunk(other, edge)
+        small, mask, _ = self.levels[_MIDDLE[0]]
+        self.inside = sitk.GetArrayViewFromImage(mask).astype(bool)
+        self.inside[np.indices(self.inside.shape).sum(0) % 3 > 0] = False  # a third of the places is enough
+        self.reference = sitk.GetArrayViewFromImage(small)[self.inside]
+        self.brains = fixed_brain, fixed_affine, moving_brain, moving_affine
+
+    def _oblique(self, edge_mm: float) -> sitk.Image:
+        """An empty image of cubes around the brain, in line with none of both images.
+
+        On a grid of its own an image is not interpolated, hence not smoothed, and in the middle between two slices it
+        is smoothed most: mutual information would tell of that, and pull towards such moves.
+        """
+        half = int(np.ceil((np.linalg.norm(self.points - self.fixed_middle, axis=1).max() + _MARGIN_MM) / edge_mm)) + 1
+        affine = np.eye(4)
+        affine[:3, :3] = edge_mm * Rotation.from_rotvec(_ASKEW).as_matrix()
+        affine[:3, 3] = self.fixed_middle - affine[:3, :3] @ np.full(3, half)
+        return to_itk(np.zeros([2 * half + 1] * 3, np.uint8), affine)
+
+    def starts(self) -> list[sitk.Euler3DTransform]:
+        """That of the headers first."""
+        turns = [np.zeros(3), *(sign * _TURN * axis for axis in np.eye(3) for sign in (1, -1))]
+        shift = (self.moving_middle - self.fixed_middle) * (-1, -1, 1)  # LPS
+        return [self._euler(np.zeros(3), np.zeros(3)), *(self._euler(turn, shift) for turn in turns)]
+
+    def _euler(self, angles: np.ndarray, shift: np.ndarray) -> sitk.Euler3DTransform:
+        transform = sitk.Euler3DTransform()
+        transform.SetCenter((self.fixed_middle * (-1, -1, 1)).tolist())
+        transform.SetParameters([*angles.tolist(), *shift.tolist()])
+        return transform
+
+    def search(
+        self, start: sitk.Euler3DTransform, level: tuple[float, float, float, int], seed: int
+    ) -> sitk.Euler3DTransform:
+        """The best move near to `start`; `start` itself if its images do not meet."""
+        edge, first, last, points = level
+        fixed, mask, moving = self.levels[edge]
+        if edge < _COARSE[0]:
+            mask = self._scanned(mask, moving, start)
+        method = sitk.ImageRegistrationMethod()
+        method.SetMetricAsMattesMutualInformation(_BINS)
+        share = points / max(int(sitk.GetArrayViewFromImage(mask).sum()), 1)
+        if share < 1:
+            method.SetMetricSamplingStrategy(method.RANDOM)  # from the whole image; those in the mask are kept
+            method.SetMetricSamplingPercentage(share, seed)
+        method.SetMetricFixedMask(mask)
+        method.SetInterpolator(sitk.sitkLinear)
+        method.SetOptimizerAsRegularStepGradientDescent(first, last, 100, 0.5, 1e-7)
+        method.SetOptimizerScales([_SCALE**2] * 3 + [1.0] * 3)
+        transform = sitk.Euler3DTransform(start)
+        method.SetInitialTransform(transform, inPlace=True)
+        try:
+            method.Execute(fixed, moving)
+        except RuntimeError:  # ITK: all points lie outside of the other image
+            return start
+        return transform
+
+    @staticmethod
+    def _scanned(mask: sitk.Image, moving: sitk.Image, start: sitk.Euler3DTransform) -> sitk.Image:
+        """The part of a mask that lies well within the field of the other image, so that no step leaves it.
+
+        Points that leave the field would be dropped: the fewer, the larger the mutual information of the others.
+        """
+        field = sitk.Image(moving.GetSize(), sitk.sitkUInt8)
+        field.CopyInformation(moving)
+        rim = [
+            min(int(np.ceil(_RIM_MM / mm)), (size - 1) // 4)
+            for mm, size in zip(moving.GetSpacing(), moving.GetSize(), strict=True)
+        ]
+        inner = sitk.ConstantPad(sitk.Crop(field + 1, rim, rim), rim, rim, 0)
+        there = sitk.Resample(inner, mask, start, sitk.sitkNearestNeighbor, 0, sitk.sitkUInt8)
+        part = sitk.And(sitk.Cast(mask, sitk.sitkUInt8), there)
+        kept, whole = (int(sitk.GetArrayViewFromImage(image).sum()) for image in (part, mask))
+        return part if kept > _LEAST_SCANNED * whole else mask
+
+    def information(self, transform: sitk.Euler3DTransform) -> float:
+        """Mutual information in and around the brain of the reference; what was not scanned is air."""
+        grid, _, moving = self.levels[_MIDDLE[0]]
+        there = sitk.Resample(moving, grid, transform, sitk.sitkLinear, 0.0, sitk.sitkFloat32)
+        return mutual_information(self.reference, sitk.GetArrayViewFromImage(there)[self.inside])
+
+    def distance(self, one: sitk.Euler3DTransform, other: sitk.Euler3DTransform) -> float:
+        """Mean distance in the brain, mm."""
+        return distance_mm(ras_matrix(one), ras_matrix(other), self.points)
+
+    def overlap(self, transform: sitk.Euler3DTransform) -> float:
+        """Dice of the brains where both were scanned."""
+        fixed, fixed_affine, moving, moving_affine = self.brains
+        matrix = ras_matrix(transform)
+        grid = Grid(fixed.shape, fixed_affine)  # type: ignore[arg-type]
+        scanned = resample(np.ones(moving.shape, np.float32), moving_affine, grid, matrix) > 0.5
+        there = resample(moving, moving_affine, grid, matrix)[scanned] > 0.5
+        here = fixed[scanned]
+        return float(2 * (here & there).sum() / max(here.sum() + there.sum(), 1))
+
+
+def _capped(image: np.ndarray) -> np.ndarray:
+    """Float32 without the brightest 0.1 % of what is not air: vessels and fat would take most bins."""
+    some = image[::2, ::2, :]
+    some = some[some > 0]
+    return np.minimum(image, np.percentile(some, 99.9) if some.size else image.max()).astype(np.float32)
+
+
+def _shrunk(image: sitk.Image, edge_mm: float) -> sitk.Image:
+    """Voxels averaged to edges of at most about `edge_mm`; those that are larger stay."""
+    factors = [
+        int(np.clip(round(edge_mm / mm), 1, size)) for mm, size in zip(image.GetSpacing(), image.GetSize(), strict=True)
+    ]
+    return sitk.BinShrink(image, factors)
+
+
+def _points(brain: np.ndarray, affine: np.ndarray, most: int = 5000) -> np.ndarray:
+    """Places in the brain (Nx3, mm, RAS+), evenly; of an empty mask the middle of the image."""
+    places = np.argwhere(brain)[:: max(int(brain.sum()) // most, 1)]
+    if not len(places):
+        places = (np.asarray([brain.shape]) - 1) / 2
+    return places @ affine[:3, :3].T + affine[:3, 3]

@@ -1,0 +1,187 @@
+"""A mask of a prepared case, brought back to the scans that it was prepared from."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from tqdm import tqdm
+
+from bundlekit.brats.regions import REGIONS
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_result
+from bundlekit.images.nifti import read_affine, read_array, read_volume
+from bundlekit.images.writing import on_grid_of, to_gzip
+from bundlekit.preparation.grids import Grid, resample, split
+from bundlekit.preparation.record import read_record
+from bundlekit.preparation.scans import hash_of
+
+_log = logging.getLogger(__name__)
+_MOST_VALUES = 64  # of a label map
+
+
+def restore_case(
+    prepared: str | os.PathLike,
+    mask: str | os.PathLike,
+    out: str | os.PathLike,
+    probabilities: str | os.PathLike | None = None,
+    sources: str | os.PathLike | None = None,
+) -> dict[str, Any]:
+    """Write `<case>_seg_on_{t1,t1ce,t2,flair}.nii.gz`, each on the grid of its scan, and `<case>_volumes.json`.
+
+    A voxel of a scan takes the label that fills most of it: the labels, or the probabilities of their classes, are
+    interpolated linearly at places inside of the voxel (one for each mm of its edges) and averaged. Label values and
+    the scan's header (sform, qform, units) are kept. Where the mask is not what the probabilities alone would give,
+    because it was cleaned, the mask counts.
+
+    Args:
+        prepared: folder with `prepared.json`.
+        mask: label map on the prepared grid.
+        out: folder, made if missing.
+        probabilities: of WT, TC and ET on the prepared grid, as the bundles write them; None: the mask alone.
+        sources: folder with the scans, if they are no longer where they were; found by their SHA-256.
+
+    Returns:
+        What `<case>_volumes.json` holds: ml of each label on the prepared grid and on each scan.
+
+    Raises:
+        BundleError: if a file is missing or not the one of the record, or a grid is another.
+    """
+    record = read_record(prepared)
+    grid = Grid.from_dict(record["grid"])
+    labels = _labels(Path(mask), grid)
+    values = [int(value) for value in np.unique(labels) if value]
+    shares = None if probabilities is None else _class_probabilities(Path(probabilities), grid, labels)
+    files = {modality: _source(entry, modality, sources) for modality, entry in record["modalities"].items()}
+    folder = Path(out).expanduser()
+    volumes: dict[str, Any] = {
+        "case": record["case"],
+        "unit": "ml",
+        "prepared": _volumes(labels, values, grid),
+        "on": {},
+    }
+    written: dict[Path, nib.Nifti1Image] = {}
+    for modality in tqdm(files, desc="restore", unit="scan", disable=None):
+        entry = record["modalities"][modality]
+        back = _restored(
+            labels, values, shares, grid, Grid.from_dict(entry["grid"]), np.asarray(entry["to_prepared_ras"])
+        )
+        path = folder / f"{record['case']}_seg_on_{modality.lower()}.nii.gz"
+        written[path] = on_grid_of(files[modality], back)
+        volumes["on"][modality] = _volumes(back, values, Grid.from_dict(entry["grid"]))
+    for path, image in written.items():
+        write_result(path, lambda file, image=image: to_gzip(image, file), "out")  # type: ignore[misc]
+        _log.info("wrote %s", path)
+    text = json.dumps(volumes, indent=2) + "\n"
+    write_result(folder / f"{record['case']}_volumes.json", lambda file: file.write(text.encode()), "out")
+    return volumes
+
+
+def _labels(mask: Path, grid: Grid) -> np.ndarray:
+    """Labels of a file on the prepared grid, uint8."""
+    if not mask.is_file():
+        fix = "segment the prepared case first, or give the mask: --mask FILE"
+        raise BundleError(Finding(str(mask), "no such file", "a label map of the prepared case", fix))
+    array = read_volume(str(mask))
+    _refuse_other_grid(mask, array.shape, grid)
+    values = np.unique(array)
+    if len(values) > _MOST_VALUES or not np.equal(values, np.round(values)).all() or values[0] < 0 or values[-1] > 255:
+        found = f"{len(values)} values from {values[0]:g} to {values[-1]:g}"
+        raise BundleError(Finding(str(mask), found, "whole numbers from 0 to 255: labels", "give the label map"))
+    return array.astype(np.uint8)
+
+
+def _refuse_other_grid(file: Path, shape: Sequence[int], grid: Grid) -> None:
+    own = Grid(tuple(int(n) for n in shape[:3]), read_affine(str(file)))  # type: ignore[arg-type]
+    if not own.same_as(grid):
+        found = f"{'x'.join(map(str, own.shape))} voxels, {own.axes}, origin {own.affine[:3, 3].round(2).tolist()}"
+        expected = f"the prepared grid: {'x'.join(map(str, grid.shape))}, {grid.axes}, origin "
+        expected += str(grid.affine[:3, 3].round(2).tolist())
+        raise BundleError(Finding(str(file), found, expected, "give the mask of this prepared case"))
+
+
+def _class_probabilities(file: Path, grid: Grid, labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Probability of each label (HWD float32), that of background (0) among them; where the mask is another, 1 or 0.
+
+    Args:
+        file: WT, TC, ET in its last axis.
+        grid: the prepared one.
+        labels: 1 NCR, 2 ED, 3 or 4 ET.
+    """
+    array = read_array(str(file))
+    if array.ndim != 4 or array.shape[3] != len(REGIONS):
+        found = f"an image of shape {'x'.join(map(str, array.shape))}"
+        expected = f"the probabilities of {', '.join(REGIONS)}, a channel each"
+        raise BundleError(Finding(str(file), found, expected, "give the file that --save_probabilities True writes"))
+    _refuse_other_grid(file, array.shape, grid)
+    whole, core, enhancing = np.moveaxis(array.astype(np.float32), -1, 0)
+    enhancing_value = 3 if (labels == 3).any() else 4
+    shares = {0: 1 - whole, 1: core - enhancing, 2: whole - core, enhancing_value: enhancing}
+    order = list(shares)
+    by_shares = np.asarray(order, np.uint8)[np.argmax([shares[value] for value in order], axis=0)]
+    cleaned = by_shares != labels
+    for value, share in shares.items():
+        share[cleaned] = labels[cleaned] == value
+    return shares
+
+
+def _source(entry: dict[str, Any], modality: str, sources: str | os.PathLike | None) -> Path:
+    """The file of the scan, the one of the record."""
+    path = Path(entry["source"])
+    fix = "give the folder that holds the scan: --sources DIR"
+    if sources is not None:
+        near = Path(sources).expanduser()
+        for file in [near / path.name, *sorted(near.rglob("*.nii*"))]:
+            if file.is_file() and hash_of(file) == entry["sha256"]:
+                return file
+        found = f"no file with the SHA-256 {entry['sha256']}"
+        raise BundleError(Finding(str(near), found, f"the {modality} {path.name}, as it was prepared", fix))
+    if not path.is_file():
+        raise BundleError(Finding(str(path), "no such file", f"the {modality} that was prepared", fix))
+    if hash_of(path) != entry["sha256"]:
+        found = "another file than the one that was prepared (its SHA-256 differs)"
+        raise BundleError(Finding(str(path), found, f"SHA-256 {entry['sha256']}", fix + ", or prepare it again"))
+    return path
+
+
+def _restored(
+    labels: np.ndarray,
+    values: Sequence[int],
+    shares: dict[int, np.ndarray] | None,
+    grid: Grid,
+    scan: Grid,
+    to_prepared: np.ndarray,
+) -> np.ndarray:
+    """The labels on the grid of a scan, uint8."""
+    parts = np.maximum(np.round(scan.spacing / grid.spacing), 1).astype(int)
+    fine = split(scan, parts)
+    best = np.zeros(scan.shape, np.float32)
+    out = np.zeros(scan.shape, np.uint8)
+    for value, share in _by_label(labels, values, shares):
+        # outside of the prepared grid there is nothing but background
+        there = resample(share, grid.affine, fine, to_prepared, outside=float(value == 0))
+        blocks = there.reshape([n for pair in zip(scan.shape, parts, strict=True) for n in pair])
+        filled = blocks.mean(axis=(1, 3, 5))
+        more = filled > best
+        out[more], best[more] = value, filled[more]
+    return out
+
+
+def _by_label(
+    labels: np.ndarray, values: Sequence[int], shares: dict[int, np.ndarray] | None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Each label, background first, and how much of each voxel it has."""
+    for value in [0, *values]:
+        known = shares.get(value) if shares is not None else None
+        yield value, (labels == value).astype(np.float32) if known is None else known
+
+
+def _volumes(labels: np.ndarray, values: Sequence[int], grid: Grid) -> dict[str, float]:
+    """Millilitres of each label."""
+    return {str(value): round(float((labels == value).sum()) * grid.voxel_ml, 3) for value in values}

@@ -1,0 +1,138 @@
+"""The scans of one head, as they come from files. Another format is another way to make a `Scan`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bundlekit.brats.naming import EXPECTED, MODALITIES, role_of
+from bundlekit.cases.folders import nothing_found, walk
+from bundlekit.cases.headers import check_headers
+from bundlekit.errors import BundleError, Finding
+from bundlekit.images.intensities import air_of, without_air
+from bundlekit.images.nifti import check_voxels, read_affine, read_volume
+from bundlekit.images.stripping import whole_head
+from bundlekit.preparation.grids import Grid
+
+
+@dataclass
+class Scan:
+    """One modality of a head.
+
+    Args:
+        modality: T1, T1ce, T2 or FLAIR.
+        file: where it came from.
+        voxels: HWD float32; air of one value is 0.
+        grid: of the voxels.
+        sha256: of the file.
+    """
+
+    modality: str
+    file: Path
+    voxels: np.ndarray
+    grid: Grid
+    sha256: str
+
+    @property
+    def skull(self) -> str:
+        """What shows that it is a whole head, see `whole_head`; "" if it is stripped."""
+        return whole_head(self.voxels, self.grid.voxel_ml)
+
+
+def read_scan(modality: str, file: str | os.PathLike) -> Scan:
+    """A scan of a NIfTI file, checked.
+
+    Raises:
+        BundleError: for a file that is missing, not whole, not 3-D, or whose voxels are no image or not at right
+            angles.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise BundleError(Finding(str(path), "no such file", f"the {modality}", f"check --{modality.lower()}"))
+    (findings,) = check_headers([{"image": [str(path)], "label": ""}])
+    if findings:
+        raise BundleError(findings)
+    array = read_volume(str(path))
+    findings = check_voxels(str(path), array)
+    grid = Grid(array.shape, read_affine(str(path)))  # type: ignore[arg-type]
+    if grid.sheared:
+        expected = "axes at right angles, which a rigid move keeps"
+        findings.append(Finding(str(path), "a sheared affine", expected, "resample it without shear, or mend it"))
+    if findings:
+        raise BundleError(findings)
+    voxels = np.ascontiguousarray(without_air(array[None], air_of(array[None]))[0], np.float32)
+    return Scan(modality, path, voxels, grid, hash_of(path))
+
+
+def hash_of(file: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def find_scans(folder: str | os.PathLike) -> tuple[str, dict[str, str]]:
+    """Name and files (by modality) of the one case of a folder, by its BraTS-like names.
+
+    Raises:
+        BundleError: if there is none or more than one, or more than one file of a modality.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise BundleError(Finding(str(root), "no such folder", "a folder with the scans of one head", "check its name"))
+    cases: dict[str, dict[str, str]] = {}
+    findings = []
+    for where, names in walk(root):
+        for name in names:
+            case, role = role_of(name) or ("", "label")
+            if role == "label":
+                continue
+            files = cases.setdefault(case, {})
+            if role in files:
+                found = f"more than one {role} of {case}: {files[role]}"
+                findings.append(Finding(str(where / name), found, "one file for each modality", "keep one of them"))
+            files[role] = str(where / name)
+    if findings:
+        raise BundleError(findings)
+    if not cases:
+        raise BundleError(nothing_found(root, EXPECTED, "no scan"))
+    if len(cases) > 1:
+        found = f"{len(cases)} cases: {', '.join(sorted(cases)[:6])}"
+        raise BundleError(Finding(str(root), found, "the scans of one head", "give the folder of one case"))
+    return next(iter(cases.items()))
+
+
+def refuse_missing(files: Mapping[str, str], fill_missing: bool, where: str) -> list[str]:
+    """The modalities that are missing, if one may be.
+
+    Args:
+        files: by modality.
+        fill_missing: accept that one is missing.
+        where: for the message.
+
+    Raises:
+        BundleError: naming them.
+    """
+    missing = [modality for modality in MODALITIES if not files.get(modality)]
+    if len(missing) > int(fill_missing):
+        fix = ", ".join(f"--{modality.lower()} FILE" for modality in missing)
+        if len(missing) == 1:
+            fix += (
+                ", or go on without it: --fill_missing True (its bundle takes it as zeros then, and its mask is worse)"
+            )
+        expected = f"{', '.join(MODALITIES)}" + ("; at most one may be missing" if fill_missing else "")
+        raise BundleError(Finding(where, f"no {' and no '.join(missing)}", expected, f"give {fix}"))
+    return missing
+
+
+def are_prepared(scans: list[Scan]) -> bool:
+    """Whether the scans are as BraTS has them: on one grid of 1 mm, and stripped."""
+    first = scans[0].grid
+    return (
+        bool((np.abs(first.spacing - 1) < 0.05).all())
+        and all(scan.grid.same_as(first) for scan in scans)
+        and not any(scan.skull for scan in scans)
+    )
