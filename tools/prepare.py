@@ -70,8 +70,8 @@ def prepare(
     )
     for modality, entry in record["modalities"].items():
         move = entry["registration"]
-        print(f"{modality:<6}rotated by {move['rotation_degrees']:.1f} degrees, overlap of the brains "
-              f"{entry['brain_overlap']:.2f}" + "".join(f"; DOUBTFUL: {doubt}" for doubt in move["doubts"]))  # fmt: skip
+        told = [f"rotated by {move['rotation_degrees']:.1f} degrees", f"brain overlap {entry['brain_overlap']:.2f}"]
+        print(f"{modality:<6}" + "; ".join(told + [f"DOUBTFUL: {doubt}" for doubt in move["doubts"]]))
     print(Path(str(out)) / "prepared.json")
 
 
@@ -130,7 +130,7 @@ def segment(
     Leaves in OUT: prepared/ (the case, prepared.json), segmented/ (mask and probabilities at 1 mm),
     CASE_seg_on_{t1,t1ce,t2,flair}.nii.gz on the grid of each scan, CASE_volumes.json.
 
-    Example: python -m tools segment brats_resunet --t1 A.nii.gz --t1ce B.nii.gz --t2 C.nii.gz --flair D.nii.gz --out OUT
+    Example: python -m tools segment brats_resunet --t1 A.nii --t1ce B.nii --t2 C.nii --flair D.nii --out OUT
 
     Args:
         bundle: brats_resunet (gliomas) or brain_metastasis_attention_unet.
@@ -163,9 +163,8 @@ def segment(
     if unknown:
         raise ValueError(f"no setting --{', --'.join(unknown)} of {bundle}'s inference.yaml.")
     given = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair}
-    record = _prepared(
-        folder, given, str(root / "prepared"), case, reference, fill_missing, accept_doubtful, n4, mask_bundle, device, seed
-    )  # fmt: skip
+    to = str(root / "prepared")
+    record = _prepared(folder, given, to, case, reference, fill_missing, accept_doubtful, n4, mask_bundle, device, seed)
     where = {"dataset_dir": str(root / "prepared"), "output_dir": str(root / "segmented"), "device": device}
     _infer(bundle, {**where, "save_probabilities": True, "num_workers": 0, **settings}, bool(record["missing"]))
     name = root / "segmented" / record["case"]

@@ -48,6 +48,7 @@ def prepare_case(
     accept_doubtful: bool = False,
     n4: bool = False,
     seed: int = 0,
+    spacing_mm: float = 1.0,
 ) -> dict[str, Any]:
     """Write `<case>_{t1,t1ce,t2,flair}.nii.gz`, co-registered, at 1 mm and stripped, and `prepared.json`.
 
@@ -65,6 +66,7 @@ def prepare_case(
         accept_doubtful: go on where a registration or a mask is doubtful, and record it.
         n4: take the bias field away (N4), each modality in its own brain.
         seed: of the registration.
+        spacing_mm: edge of the cubes; 1 mm is what the bundles were trained on.
 
     Returns:
         What `prepared.json` holds.
@@ -97,8 +99,15 @@ def prepare_case(
         "case": name,
         "reference": reference,
         "missing": missing,
-        "already_prepared": are_prepared(list(scans.values())),
-        "parameters": {"n4": n4, "fill_missing": fill_missing, "accept_doubtful": accept_doubtful, "seed": seed},
+        "already_prepared": are_prepared(list(scans.values()), spacing_mm),
+        "parameters": {
+            "n4": n4,
+            "fill_missing": fill_missing,
+            "accept_doubtful": accept_doubtful,
+            "seed": seed,
+            "spacing_mm": spacing_mm,
+            "interpolation": "linear",
+        },
         "versions": {"bundlekit": __version__} | {part: version(part) for part in ("simpleitk", "monai", "torch")},
     }
     images: dict[str, np.ndarray] = {}
@@ -117,7 +126,7 @@ def prepare_case(
         for modality, scan in scans.items():
             with step(f"registration of {modality}"):
                 moves[modality] = _move(scans[reference], brains[reference], scan, brains[modality], seed)
-        grid = cubes(scans[reference].grid)
+        grid = cubes(scans[reference].grid, spacing_mm)
         brain, overlaps = _vote(grid, scans, brains, moves)
         _refuse_doubts(scans, grid, brain, moves, overlaps, accept_doubtful)
         for modality, scan in scans.items():

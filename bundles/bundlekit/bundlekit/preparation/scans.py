@@ -128,11 +128,11 @@ def refuse_missing(files: Mapping[str, str], fill_missing: bool, where: str) -> 
     return missing
 
 
-def are_prepared(scans: list[Scan]) -> bool:
-    """Whether the scans are as BraTS has them: on one grid of 1 mm, and stripped."""
+def are_prepared(scans: list[Scan], spacing_mm: float = 1.0) -> bool:
+    """Whether the scans are as BraTS has them: on one grid of 1 mm (or of `spacing_mm`), and stripped."""
     first = scans[0].grid
     return (
-        bool((np.abs(first.spacing - 1) < 0.05).all())
+        bool((np.abs(first.spacing / spacing_mm - 1) < 0.05).all())
         and all(scan.grid.same_as(first) for scan in scans)
         and not any(scan.skull for scan in scans)
     )

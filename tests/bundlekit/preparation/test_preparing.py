@@ -1,0 +1,176 @@
+"""A case is prepared, recorded, and refused where it cannot be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bundlekit.brats import LoadCased, find_cases
+from bundlekit.errors import BundleError
+from bundlekit.preparation import preparing
+from bundlekit.preparation.grids import Grid, resample
+from bundlekit.preparation.record import read_record
+from bundlekit.preparation.registration import Registration
+from bundlekit.preparation.scans import find_scans
+
+prepare_case = partial(preparing.prepare_case, spacing_mm=2.5)  # as the scans have it: small files
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch, move: np.ndarray) -> list[str]:
+    """In place of a search, the move that is known; put what speaks against it in this list."""
+    doubts: list[str] = []
+
+    def register(fixed: Any, fixed_affine: Any, fixed_brain: Any, moving: np.ndarray, *rest: Any) -> Registration:
+        apart = moving.shape != fixed.shape
+        return Registration(np.linalg.inv(move) if apart else np.eye(4), doubts=list(doubts) if apart else [])
+
+    monkeypatch.setattr(preparing, "register", register)
+    return doubts
+
+
+def test_the_case_is_on_one_grid_and_lies_on_the_reference(
+    files: dict[str, str], glioma: dict[str, np.ndarray], known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    record = prepare_case(files, tmp_path / "out", no_mask)
+    (case,) = find_cases(tmp_path / "out", labelled=False)
+    assert case["case"] == record["case"] == "Head_01"
+    image = LoadCased(with_label=False)(case)["image"].numpy()  # refuses what is not prepared
+    assert image.shape == (4, 96, 96, 62)
+    outside = ~image.any(axis=0)
+    assert outside.mean() > 0.5
+    assert (image[:, outside] == 0).all()
+    truth = nib.load(tmp_path / "out" / "Head_01_flair.nii.gz")
+    assert nib.aff2axcodes(truth.affine) == ("L", "P", "S")
+    own = resample(glioma["flair"].astype(np.float32), glioma["affine"], Grid(truth.shape, truth.affine))
+    inside = (own > 0) & (image[3] > 0)
+    assert np.corrcoef(own[inside], image[3][inside])[0, 1] > 0.9
+
+
+def test_the_record_tells_the_way(
+    files: dict[str, str], move: np.ndarray, known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    prepare_case(files, tmp_path / "out", no_mask)
+    record = read_record(tmp_path / "out")
+    flair = record["modalities"]["FLAIR"]
+    assert flair["sha256"] == hashlib.sha256(Path(files["FLAIR"]).read_bytes()).hexdigest()
+    assert flair["grid"]["axes"] == "LSA"
+    np.testing.assert_allclose(flair["to_prepared_ras"], move, atol=1e-9)
+    np.testing.assert_allclose(flair["grid"]["affine_ras"], nib.load(files["FLAIR"]).affine)
+    assert record["reference"] == "T1ce"
+    assert set(record["seconds"]) >= {"read", "registration of T2", "resampling of FLAIR"}
+    assert not list((tmp_path / "out").glob(".*")), "nothing half-written is left"
+
+
+def test_prepared_scans_are_copied_as_they_are(
+    files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    prepare_case(files, tmp_path / "first", no_mask)
+    case, found = find_scans(tmp_path / "first")
+    record = prepare_case(found, tmp_path / "second", no_mask, case)
+    assert record["already_prepared"]
+    for file in found.values():
+        assert (tmp_path / "second" / Path(file).name).read_bytes() == Path(file).read_bytes()
+
+
+def test_a_head_is_stripped_by_the_majority(
+    files: dict[str, str], glioma: dict[str, np.ndarray], known: list[str], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for modality in ("T1", "T1ce", "T2"):
+        voxels = glioma[modality.lower()].astype(np.float32)
+        voxels = np.where(voxels > 0, voxels, rng.uniform(5, 60, voxels.shape)).astype(np.float32)
+        nib.save(nib.Nifti1Image(voxels, glioma["affine"]), files[modality])
+    brain = glioma["t1"] > 0
+    masks = iter([brain, brain, np.zeros_like(brain) | (np.arange(96) < 50)[:, None, None]])  # the T2's is wrong
+    with pytest.raises(BundleError, match=r"_t2\.nii\.gz \(T2\)[\s\S]*its brain mask[\s\S]*--accept_doubtful"):
+        prepare_case(files, tmp_path / "out", lambda image: torch.from_numpy(next(masks))[None])
+    assert not (tmp_path / "out").exists()
+    masks = iter([brain, brain, brain])
+    record = prepare_case(files, tmp_path / "out", lambda image: torch.from_numpy(next(masks))[None])
+    assert not record["modalities"]["T1"]["stripped_before"]
+    image = nib.load(tmp_path / "out" / "Head_01_t1.nii.gz").get_fdata()
+    assert (image > 0).sum() * 2.5 == pytest.approx(brain.sum() * 155 / 72, rel=0.1)
+
+
+def test_what_is_missing_is_named(files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path) -> None:
+    del files["T2"]
+    with pytest.raises(BundleError, match=r"no T2[\s\S]*--t2 FILE, or go on without it: --fill_missing True"):
+        prepare_case(files, tmp_path / "out", no_mask)
+    record = prepare_case(files, tmp_path / "out", no_mask, fill_missing=True)
+    assert record["missing"] == ["T2"]
+    assert find_cases(tmp_path / "out", labelled=False, fill_missing=True)[0]["image"][2] == ""
+    del files["T1"]
+    with pytest.raises(BundleError, match="no T1 and no T2"):
+        prepare_case(files, tmp_path / "out", no_mask, fill_missing=True)
+
+
+def test_a_doubtful_registration_is_refused_or_recorded(
+    files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    known.append("1 of 8 starts end there")
+    with pytest.raises(BundleError, match=r"_flair\.nii\.gz \(FLAIR\)[\s\S]*1 of 8 starts end there"):
+        prepare_case(files, tmp_path / "out", no_mask)
+    assert not (tmp_path / "out").exists()
+    record = prepare_case(files, tmp_path / "out", no_mask, accept_doubtful=True)
+    assert record["modalities"]["FLAIR"]["registration"]["doubts"] == ["1 of 8 starts end there"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda files: files.update(T2=files["T2"] + "x"), r"no such file"),
+        (lambda files: Path(files["T2"]).write_bytes(Path(files["T2"]).read_bytes()[:5000]), "cannot be decoded"),
+        (lambda files: _shear(files["T2"]), "a sheared affine"),
+    ],
+)
+def test_bad_files_are_refused(
+    spoil: Callable[..., Any], told: str, files: dict[str, str], no_mask: Any, tmp_path: Path
+) -> None:
+    spoil(files)
+    with pytest.raises(BundleError, match=told):
+        prepare_case(files, tmp_path / "out", no_mask)
+    assert not (tmp_path / "out").exists()
+
+
+def _shear(file: str) -> None:
+    image = nib.load(file)
+    affine = image.affine.copy()
+    affine[0, 1] = 0.4
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine), file)
+
+
+def test_settings_that_cannot_be_are_refused(
+    files: dict[str, str], scanner: Path, no_mask: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(BundleError, match="--reference is 'PD'; expected one of"):
+        prepare_case(files, tmp_path / "out", no_mask, reference="PD")
+    with pytest.raises(BundleError, match="leads to another folder"):
+        prepare_case(files, tmp_path / "out", no_mask, case="../x")
+    with pytest.raises(BundleError, match="lies in the folder for the results"):
+        prepare_case(files, scanner, no_mask)
+    json_file = tmp_path / "prepared.json"
+    json_file.write_text(json.dumps({"format": 99}))
+    with pytest.raises(BundleError, match="no record of this version"):
+        read_record(tmp_path)
+
+
+def test_a_folder_holds_one_case(scanner: Path, tmp_path: Path) -> None:
+    name, files = find_scans(scanner)
+    assert name == "Head_01"
+    assert sorted(files) == ["FLAIR", "T1", "T1ce", "T2"]
+    (scanner / "Other_t1.nii.gz").write_bytes(b"")
+    with pytest.raises(BundleError, match="2 cases: Head_01, Other"):
+        find_scans(scanner)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(BundleError, match="no scan"):
+        find_scans(tmp_path / "empty")

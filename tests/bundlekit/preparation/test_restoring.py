@@ -1,0 +1,130 @@
+"""A mask comes back to the scans: by hand, and with their headers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundlekit.errors import BundleError
+from bundlekit.preparation.grids import Grid
+from bundlekit.preparation.record import write_record
+from bundlekit.preparation.restoring import restore_case
+from bundlekit.preparation.scans import hash_of
+
+AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray, code: int = 1) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(array, affine)
+    image.set_sform(affine, code)
+    image.set_qform(affine, code)
+    nib.save(image, path)
+    return path
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """Record of a T1 on the prepared grid, and a FLAIR of slices of 3 mm that lies 2 mm further to the right."""
+    cube = np.arange(12 * 12 * 12, dtype=np.float32).reshape(12, 12, 12)
+    t1 = save(tmp_path / "raw" / "x_t1.nii.gz", cube, AFFINE, 2)
+    thick = np.diag([-1.0, -1.0, 3.0, 1.0])
+    thick[:3, 3] = (2, 0, 1)
+    flair = save(tmp_path / "raw" / "x_flair.nii.gz", cube[:, :, :4], thick)
+    back = np.eye(4)
+    back[0, 3] = -2
+    entries = {}
+    for name, file, move in (("T1", t1, np.eye(4)), ("FLAIR", flair, back)):
+        image = nib.load(file)
+        entries[name] = {
+            "source": str(file),
+            "sha256": hash_of(file),
+            "grid": Grid(image.shape, image.affine).as_dict(),
+            "to_prepared_ras": move.tolist(),
+        }
+    grid = Grid((12, 12, 12), AFFINE).as_dict()
+    write_record(tmp_path / "prepared", {"case": "x", "grid": grid, "modalities": entries})
+    return tmp_path / "prepared"
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    labels = np.zeros((12, 12, 12), np.uint8)
+    labels[3:7, 4:8, 3:9] = 2
+    labels[4:6, 5:7, 3:6] = 4
+    return save(tmp_path / "x_seg.nii.gz", labels, AFFINE)
+
+
+def test_where_nothing_was_moved_the_mask_is_the_same(prepared: Path, mask: Path, tmp_path: Path) -> None:
+    restore_case(prepared, mask, tmp_path / "out")
+    back = nib.load(tmp_path / "out" / "x_seg_on_t1.nii.gz")
+    np.testing.assert_array_equal(np.asarray(back.dataobj), np.asarray(nib.load(mask).dataobj))
+    source = nib.load(tmp_path / "raw" / "x_t1.nii.gz").header
+    for field in ("sform_code", "qform_code", "pixdim", "srow_x", "srow_y", "srow_z", "quatern_b", "xyzt_units"):
+        np.testing.assert_array_equal(back.header[field], source[field])
+    assert back.get_data_dtype() == np.uint8
+
+
+def test_thick_slices_take_what_fills_most_of_them(prepared: Path, mask: Path, tmp_path: Path) -> None:
+    volumes = restore_case(prepared, mask, tmp_path / "out")
+    back = np.asarray(nib.load(tmp_path / "out" / "x_seg_on_flair.nii.gz").dataobj)
+    labels = np.asarray(nib.load(mask).dataobj)
+    np.testing.assert_array_equal(back, labels[:, :, 1::3])  # slices 0-2, 3-5, 6-8, 9-11 of the prepared grid
+    assert volumes["prepared"] == {"2": 0.084, "4": 0.012}
+    assert volumes["on"] == {"T1": volumes["prepared"], "FLAIR": volumes["prepared"]}
+    assert json.loads((tmp_path / "out" / "x_volumes.json").read_text()) == volumes
+
+
+def test_probabilities_decide_at_borders_and_the_cleaned_mask_inside(
+    prepared: Path, mask: Path, tmp_path: Path
+) -> None:
+    labels = np.asarray(nib.load(mask).dataobj)
+    whole = np.where(labels > 0, 0.9, 0.1).astype(np.float32)
+    core = np.where(labels == 4, 0.8, 0.0).astype(np.float32)
+    whole[0, 0, 0], core[0, 0, 0] = 0.9, 0.8  # removed from the mask by cleaning
+    probabilities = save(tmp_path / "x_probabilities.nii.gz", np.stack([whole, core, core], -1), AFFINE)
+    restore_case(prepared, mask, tmp_path / "out", probabilities)
+    back = np.asarray(nib.load(tmp_path / "out" / "x_seg_on_t1.nii.gz").dataobj)
+    np.testing.assert_array_equal(back, labels)
+
+
+def test_an_empty_mask_comes_back_empty(prepared: Path, tmp_path: Path) -> None:
+    empty = save(tmp_path / "empty.nii.gz", np.zeros((12, 12, 12), np.uint8), AFFINE)
+    volumes = restore_case(prepared, empty, tmp_path / "out")
+    assert volumes["on"] == {"T1": {}, "FLAIR": {}}
+    assert not np.asarray(nib.load(tmp_path / "out" / "x_seg_on_flair.nii.gz").dataobj).any()
+
+
+def test_what_does_not_belong_together_is_refused(prepared: Path, mask: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    labels = np.asarray(nib.load(mask).dataobj)
+    other = save(tmp_path / "other.nii.gz", labels, np.diag([-1.0, -1.0, 1.1, 1.0]))
+    with pytest.raises(BundleError, match=r"other\.nii\.gz[\s\S]*expected: the prepared grid: 12x12x12"):
+        restore_case(prepared, other, out)
+    with pytest.raises(BundleError, match="whole numbers from 0 to 255"):
+        restore_case(prepared, save(tmp_path / "f.nii.gz", labels + np.float32(0.5), AFFINE), out)
+    with pytest.raises(BundleError, match=r"prepared\.json[\s\S]*no such file"):
+        restore_case(tmp_path, mask, out)
+    with pytest.raises(BundleError, match=r"none\.nii[\s\S]*segment the prepared case first"):
+        restore_case(prepared, tmp_path / "none.nii", out)
+    with pytest.raises(BundleError, match="the probabilities of WT, TC, ET"):
+        restore_case(prepared, mask, out, mask)
+    assert not out.exists()
+
+
+def test_scans_that_were_moved_are_found_by_their_contents(prepared: Path, mask: Path, tmp_path: Path) -> None:
+    shutil.move(tmp_path / "raw", tmp_path / "archive")
+    with pytest.raises(BundleError, match=r"no such file[\s\S]*--sources DIR"):
+        restore_case(prepared, mask, tmp_path / "out")
+    (tmp_path / "archive" / "x_t1.nii.gz").rename(tmp_path / "archive" / "renamed.nii.gz")
+    restore_case(prepared, mask, tmp_path / "out", sources=tmp_path / "archive")
+    assert (tmp_path / "out" / "x_seg_on_t1.nii.gz").is_file()
+    (tmp_path / "raw").mkdir()
+    save(tmp_path / "raw" / "x_t1.nii.gz", np.ones((12, 12, 12), np.float32), AFFINE)
+    with pytest.raises(BundleError, match="another file than the one that was prepared"):
+        restore_case(prepared, mask, tmp_path / "out")

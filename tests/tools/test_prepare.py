@@ -1,0 +1,60 @@
+"""The commands around scans of the scanner, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundlekit.preparation.grids import Grid
+from bundlekit.preparation.record import write_record
+from bundlekit.preparation.scans import hash_of
+from tests.conftest import Run, refusal
+from tools.prepare import prepare, segment
+
+AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def test_restore_writes_masks_and_prints_volumes(run: Run, tmp_path: Path) -> None:
+    grid = Grid((10, 10, 10), AFFINE)
+    raw, mask = tmp_path / "scan_t1.nii.gz", tmp_path / "x_seg.nii.gz"
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).normal(size=grid.shape).astype(np.float32), AFFINE), raw)
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[:, :5, :4] = 2
+    nib.save(nib.Nifti1Image(labels, AFFINE), mask)
+    entry = {"source": str(raw), "sha256": hash_of(raw), "grid": grid.as_dict(), "to_prepared_ras": np.eye(4).tolist()}
+    write_record(tmp_path / "prepared", {"case": "x", "grid": grid.as_dict(), "modalities": {"T1": entry}})
+    out = tmp_path / "out"
+    done = run("-m", "tools", "restore", "--prepared", tmp_path / "prepared", "--mask", mask, "--out", out)
+    assert "T1    label 2 0.2 ml" in done.stdout
+    np.testing.assert_array_equal(np.asarray(nib.load(out / "x_seg_on_t1.nii.gz").dataobj), labels)
+    assert json.loads((out / "x_volumes.json").read_text())["on"]["T1"] == {"2": 0.2}
+
+
+def test_what_is_missing_ends_with_one_message(run: Run, tmp_path: Path) -> None:
+    done = run("-m", "tools", "prepare", "--t1", "a.nii.gz", "--t1ce", "b.nii.gz", "--flair", "c.nii.gz",
+               "--out", tmp_path / "out", status=1)  # fmt: skip
+    assert "ERROR: " in done.stderr
+    assert "no T2" in done.stderr
+    assert "--fill_missing True" in done.stderr
+    assert refusal(done) or "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    out = str(tmp_path / "out")
+    with pytest.raises(ValueError, match="takes no BraTS-like cases; expected brats_resunet or"):
+        segment("brain_tissue_vnet", t1="a", out=out)
+    with pytest.raises(ValueError, match="no setting --flip of brats_resunet"):
+        segment("brats_resunet", t1="a", out=out, flip=True)
+    with pytest.raises(ValueError, match="--out is missing"):
+        prepare(t1="a")
+    with pytest.raises(ValueError, match="no scan is given"):
+        prepare(out=out)
+    with pytest.raises(ValueError, match="expected one of both"):
+        prepare(str(tmp_path), out=out, t1="a")
+    with pytest.raises(ValueError, match="--n4 is 'yes'; expected True or False"):
+        prepare(t1="a", out=out, n4="yes")  # type: ignore[arg-type]
