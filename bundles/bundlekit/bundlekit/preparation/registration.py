@@ -66,6 +66,7 @@ def register(
     moving_affine: np.ndarray,
     moving_brain: np.ndarray,
     seed: int = 0,
+    near: bool = False,
 ) -> Registration:
     """Find the rigid move by Mattes' mutual information in and around the brain of the reference.
 
@@ -82,12 +83,13 @@ def register(
         moving_affine: 4x4 of that grid.
         moving_brain: its brain, HWD bool.
         seed: of the points that are drawn.
+        near: search only near to where the headers have the two.
 
     Returns:
         The best move found; see its `doubts`.
     """
     images = _Pair(fixed, fixed_affine, fixed_brain, moving, moving_affine, moving_brain)
-    starts = images.starts()
+    starts = images.starts()[:1] if near else images.starts()
     ends = [images.search(start, _COARSE, seed + 1) for start in starts]
     scores = [images.information(end) for end in ends]
     order = sorted(range(len(ends)), key=lambda index: -scores[index])
@@ -140,7 +142,7 @@ def _doubts(result: Registration, best_start: float) -> list[str]:
         doubts.append(
             f"mutual information fell from {best_start:.3f} at the best start to {result.information:.3f} nats"
         )
-    if result.agreeing < LEAST_AGREEING:
+    if result.agreeing < min(LEAST_AGREEING, result.starts):
         doubts.append(f"{result.agreeing} of {result.starts} starts end there, expected {LEAST_AGREEING} or more")
     if result.spread_mm > LARGEST_SPREAD_MM:
         doubts.append(f"a second search ends {result.spread_mm:.1f} mm away, expected {LARGEST_SPREAD_MM:.1f} at most")
