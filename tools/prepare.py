@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from monai.utils import set_determinism
@@ -159,7 +159,7 @@ def segment(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     root = Path(str(out)).expanduser()
     parser = parse(bundle, "inference.yaml")
-    unknown = [name for name in settings if name not in parser.config]
+    unknown = [name for name in settings if name not in cast(dict, parser.config)]
     if unknown:
         raise ValueError(f"no setting --{', --'.join(unknown)} of {bundle}'s inference.yaml.")
     given = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair}
@@ -226,7 +226,7 @@ def _infer(bundle: str, settings: Mapping[str, Any], one_missing: bool) -> None:
     parser = parse(bundle, "inference.yaml", **settings)
     if one_missing:
         parser["cases::fill_missing"] = True
-        if "fill_missing" not in parser.config:
+        if "fill_missing" not in cast(dict, parser.config):
             print(f"WARNING: {bundle} was never trained with a missing modality; its mask is a guess", flush=True)
     set_determinism(seed=parser.get_parsed_content("seed"))
     parser.get_parsed_content("evaluator").run()

@@ -28,8 +28,8 @@ def refuse_unprepared(file: str, image: np.ndarray, affine: np.ndarray) -> None:
     """
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     fix = (
-        "strip the skull, co-register the modalities and resample them to 1 mm first (e.g. with `python -m tools prepare` of the "
-        "project, or FeTS), or go on knowingly with --allow_unprepared True"
+        "strip the skull, co-register the modalities and resample them to 1 mm first (e.g. with `python -m tools "
+        "prepare` of the project, or FeTS), or go on knowingly with --allow_unprepared True"
     )
     findings = []
     spacing = "x".join(f"{edge:.3g}" for edge in edges)

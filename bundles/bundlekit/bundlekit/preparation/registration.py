@@ -289,7 +289,7 @@ def _shrunk(image: sitk.Image, edge_mm: float) -> sitk.Image:
 
 def _points(brain: np.ndarray, affine: np.ndarray, most: int = 5000) -> np.ndarray:
     """Places in the brain (Nx3, mm, RAS+), evenly; of an empty mask the middle of the image."""
-    places = np.argwhere(brain)[:: max(int(brain.sum()) // most, 1)]
+    places = np.argwhere(brain)[:: max(int(brain.sum()) // most, 1)].astype(np.float64)
     if not len(places):
         places = (np.asarray([brain.shape]) - 1) / 2
     return places @ affine[:3, :3].T + affine[:3, 3]
