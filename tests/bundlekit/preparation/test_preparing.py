@@ -164,6 +164,18 @@ def test_settings_that_cannot_be_are_refused(
         read_record(tmp_path)
 
 
+def test_a_second_run_leaves_nothing_of_the_first(
+    files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    prepare_case(files, tmp_path / "out", no_mask)
+    del files["T2"]
+    prepare_case(files, tmp_path / "out", no_mask, fill_missing=True)
+    assert not (tmp_path / "out" / "Head_01_t2.nii.gz").exists()
+    (tmp_path / "out" / "Head_02_t1.nii.gz").write_bytes(b"")
+    with pytest.raises(BundleError, match=r"Head_02_t1\.nii\.gz[\s\S]*was not prepared there"):
+        prepare_case(files, tmp_path / "out", no_mask, fill_missing=True)
+
+
 def test_a_folder_holds_one_case(scanner: Path, tmp_path: Path) -> None:
     name, files = find_scans(scanner)
     assert name == "Head_01"

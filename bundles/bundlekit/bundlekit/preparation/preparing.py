@@ -27,7 +27,7 @@ from bundlekit.files import write_result
 from bundlekit.images.nifti import open_nifti
 from bundlekit.images.writing import to_gzip
 from bundlekit.preparation.grids import Grid, cubes, resample, to_itk
-from bundlekit.preparation.record import RECORD, write_record
+from bundlekit.preparation.record import RECORD, read_record, write_record
 from bundlekit.preparation.registration import LEAST_OVERLAP, Registration, register
 from bundlekit.preparation.scans import Scan, are_prepared, read_scan, refuse_missing
 from bundlekit.version import __version__
@@ -80,6 +80,7 @@ def prepare_case(
     name = _name(case, given)
     folder = Path(out).expanduser()
     _refuse_own_folder(given, folder)
+    earlier = _earlier_files(folder)
     seconds: dict[str, float] = {}
     bar = tqdm(total=3 * len(given) + 1, desc="prepare", unit="step", disable=None)
 
@@ -150,7 +151,8 @@ def prepare_case(
         }
     record["seconds"] = seconds
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / RECORD).unlink(missing_ok=True)  # no record of an earlier run beside new images
+    for path in earlier:  # the record first: none of an earlier run stands beside new images
+        path.unlink(missing_ok=True)
     for modality, scan in scans.items():
         path = folder / record["modalities"][modality]["prepared"]
         _write(path, scan, grid, images.get(modality))
@@ -183,6 +185,21 @@ def _refuse_own_folder(given: Mapping[str, str], folder: Path) -> None:
     if own:
         found = "lies in the folder for the results"
         raise BundleError(Finding(own[0], found, "a folder of its own for them", "set --out to another folder"))
+
+
+def _earlier_files(folder: Path) -> list[Path]:
+    """What an earlier run left in the folder, its record first.
+
+    Raises:
+        BundleError: for scans of a case that no record tells of.
+    """
+    entries = read_record(folder)["modalities"].values() if (folder / RECORD).is_file() else ()
+    names = [Path(entry["prepared"]).name for entry in entries]
+    others = [file for file in folder.glob("*") if role_of(file.name) and file.name not in names]
+    if others:
+        found = "a scan or a mask that was not prepared there"
+        raise BundleError(Finding(str(others[0]), found, "an empty folder", "set --out to a folder of its own"))
+    return [folder / RECORD, *(folder / name for name in names)]
 
 
 def _brain(scan: Scan, mask: Mask) -> np.ndarray:
