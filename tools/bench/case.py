@@ -129,7 +129,7 @@ def _run(
     else:
         (_zoo if way == _ZOO else _nnunet)(bundle, found, overlap, out)
     took = time.perf_counter() - start
-    (mask,) = Path(out).rglob("*.nii.gz")
+    (mask,) = (file for file in Path(out).rglob("*.nii.gz") if not file.name.endswith("_brain.nii.gz"))
     return took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, str(mask)
 
 

@@ -13,7 +13,6 @@ import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, Transform
-from monai.utils import first
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.stripping import LARGEST_BRAIN_ML, whole_head
@@ -86,7 +85,7 @@ class StripSkulld(Transform):
             self._parts = self._load()
         prepare, inferer, network, finish, device = self._parts
         plain = MetaTensor(image.as_tensor(), affine=image.affine)
-        item = first([prepare({self.key: plain})])
+        item: Any = prepare({self.key: plain})
         with torch.no_grad():
             logits = inferer(item["image"][None].to(device), network)
         item["pred"] = decollate_batch(logits)[0]
