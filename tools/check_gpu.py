@@ -146,6 +146,7 @@ def bundles_in_mixed_precision(where: Where) -> str:
         trainer = _trainer(parser, where, batches=2)
         trainer.run()
         _require(_finite(trainer.state.output[0]["loss"]), f"{bundle}: the loss is {trainer.state.output[0]['loss']}")
+        parser["validate::evaluator"].pop("prepare_batch", None)  # which paints label maps
         parser["validate::dataset"] = Dataset([_item(parser, tuple(n + n // 4 for n in where.patch), 9)])
         evaluator = parser.get_parsed_content("validate::evaluator")
         evaluator.run()
@@ -345,12 +346,14 @@ def _parser(bundle: str, where: Where, *overlays: str) -> Any:
 
 
 def _item(parser: Any, shape: Sequence[int], seed: int) -> dict[str, torch.Tensor]:
-    """A volume of random intensities with a label of four classes, boxes of different size."""
+    """A volume of random intensities with a label of four classes, or two: boxes of different size."""
     noise = torch.Generator().manual_seed(seed)
     label = torch.zeros(1, *shape, dtype=torch.uint8)
     for value in (1, 2, 3):
         h, w, d = (slice(n // 8 * value, n // 8 * (value + 2)) for n in shape)
         label[0, h, w, d] = value
+    if parser["network_def"].get("out_channels") == 2:
+        label = (label > 0).to(torch.uint8)
     channels = parser["network_def"]["in_channels"]
     return {"image": torch.randn(channels, *shape, generator=noise) + label, "label": label}
 

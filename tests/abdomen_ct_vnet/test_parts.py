@@ -45,7 +45,7 @@ def test_upstreams_table() -> None:
     assert [type(up.conv).__name__ for up in network.up] == ["ConvTranspose3d"] * 4
     assert [[type(step).__name__ for step in down] for down in network.down] == [["Convolution", "MaxPool3d"]] * 4
     kinds = {type(module).__name__ for module in network.modules()}
-    assert {"ReLU", "InstanceNorm3d"} <= kinds
+    assert {"ReLU", "ChannelsLastInstanceNorm3d"} <= kinds
     assert not {"PReLU", "BatchNorm3d"} & kinds
 
 

@@ -89,9 +89,9 @@ def test_a_run_resumes_with_its_own_split_and_order_of_classes(
     first = Run(tmp_path)
     state = SimpleNamespace(epoch=1, iteration=4, epoch_length=4, max_epochs=4)
     parts = (first.network, first.optimizer, first.lr_scheduler)
-    SaveCheckpoints(str(tmp_path), *parts)(SimpleNamespace(state=state))  # type: ignore[arg-type]
     recorded = cases({"training": ["x", "y"], "validation": ["z"]})
     RecordRun(str(tmp_path), recorded, {"organs": {"a": 1, "b": 2}})(SimpleNamespace(state=SimpleNamespace(epoch=1)))  # type: ignore[arg-type]
+    SaveCheckpoints(str(tmp_path), *parts)(SimpleNamespace(state=state))  # type: ignore[arg-type]
     resume = ResumeRun(str(tmp_path / "last.pt"), *parts, settings=settings, split=cases(split))
     engine: Any = SimpleNamespace(state=state, scaler=None)
     if not message:

@@ -105,6 +105,9 @@ def trained_cases(folder: str | os.PathLike) -> list[str]:
         if path.is_file():
             content = read_record(path)
             listed = content if isinstance(content, list) else content["training"]
+            if any(isinstance(entry, dict) and "case" not in entry for entry in listed):
+                fix = "copy it again, or remove it"
+                raise BundleError(Finding(str(path), "an entry without a case", "the case of each entry", fix))
             names |= {str(entry["case"] if isinstance(entry, dict) else entry) for entry in listed}
     return sorted(names)
 
@@ -119,9 +122,9 @@ def read_record(path: Path) -> list[str] | dict[str, list[dict[str, Any]]]:
         content = json.loads(path.read_text())
         if isinstance(content, list):
             return [str(entry["case"] if isinstance(entry, dict) else entry) for entry in content]
-        for entries in (content["training"], content.get("validation", [])):
-            _ = [entry["case"] for entry in entries]
-        return content
+        if not all(isinstance(entry, dict) for part in ("training", "validation") for entry in content.get(part, [])):
+            raise TypeError("an entry that is no object")
+        return {"training": [], **content}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         found = f"cannot be read ({type(error).__name__}: {error})"
         expected = "the cases that trained the weights"
