@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from filelock import FileLock
 
-from bundlekit.virtual import brats, ct, metastases, tissue
 from tests.bundles import BUNDLES, options
 from tests.forked_commands import ForkedCommands
-from tools.bundles import names, parse
-from tools.convert import to_h5
 
+# torch and MONAI are imported where they are needed: pytest's first process, which only starts the others, is spared
 ROOT = Path(__file__).resolve().parents[1]
 
 COMMANDS = ForkedCommands()
@@ -32,7 +29,7 @@ MadeOnce = Callable[[str, Callable[[Path], object]], Path]
 
 def pytest_configure(config: pytest.Config) -> None:
     """A warning from a bundle's own code is an error."""
-    for name in names():
+    for name in BUNDLES:
         config.addinivalue_line("filterwarnings", f"error:::{name}")
 
 
@@ -60,31 +57,31 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MadeO
 @pytest.fixture(scope="session")
 def cohort(made_once: MadeOnce) -> Path:
     """Five virtual gliomas of 48x48x36 voxels."""
-    return made_once("cohort", lambda to: brats(str(to), cases=5, seed=3, shape=(48, 48, 36)))
+    return made_once("cohort", lambda to: virtual("brats")(str(to), cases=5, seed=3, shape=(48, 48, 36)))
 
 
 @pytest.fixture(scope="session")
 def heads(made_once: MadeOnce) -> Path:
     """Five virtual healthy heads of 48x48x36 voxels of 5 x 5 x 4.3 mm."""
-    return made_once("heads", lambda to: tissue(str(to), cases=5, seed=3, shape=(48, 48, 36)))
+    return made_once("heads", lambda to: virtual("tissue")(str(to), cases=5, seed=3, shape=(48, 48, 36)))
 
 
 @pytest.fixture(scope="session", name="metastases")
 def metastasis_cohort(made_once: MadeOnce) -> Path:
     """Five virtual cases of metastases of 48x48x36 voxels."""
-    return made_once("metastases", lambda to: metastases(str(to), cases=5, seed=3, shape=(48, 48, 36)))
+    return made_once("metastases", lambda to: virtual("metastases")(str(to), cases=5, seed=3, shape=(48, 48, 36)))
 
 
 @pytest.fixture(scope="session")
 def h5_cohort(made_once: MadeOnce, cohort: Path) -> Path:
     """The five virtual gliomas in HDF5."""
-    return made_once("h5_cohort", lambda to: to_h5(str(to), **{"from": str(cohort)}))
+    return made_once("h5_cohort", lambda to: converted(str(to), **{"from": str(cohort)}))
 
 
 @pytest.fixture(scope="session")
 def abdomens(made_once: MadeOnce) -> Path:
     """Five virtual CTs of 48x40x32 voxels."""
-    return made_once("abdomens", lambda to: ct(str(to), cases=5, seed=3, shape=(48, 40, 32)))
+    return made_once("abdomens", lambda to: virtual("ct")(str(to), cases=5, seed=3, shape=(48, 40, 32)))
 
 
 @pytest.fixture(scope="session")
@@ -160,8 +157,8 @@ def assert_equal(got: Any, expected: Any) -> None:
         assert len(got) == len(expected)
         for one, other in zip(got, expected, strict=True):
             assert_equal(one, other)
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(got, expected)
+    elif hasattr(expected, "equal"):  # a tensor
+        assert expected.equal(got)
     else:
         assert got == expected
 
@@ -193,7 +190,23 @@ def content_of(file: Path) -> dict[str, Any]:
 
 def built(bundle: str, part: str, *configs: str, **settings: Any) -> Any:
     """A part of a bundle's configs, without a new interpreter."""
+    from tools.bundles import parse
+
     return parse(bundle, *configs, **settings).get_parsed_content(part)
+
+
+def virtual(kind: str) -> Callable[..., object]:
+    """What makes virtual cases: "brats", "tissue", "metastases" or "ct"."""
+    import bundlekit.virtual
+
+    return getattr(bundlekit.virtual, kind)
+
+
+def converted(out: str, **settings: str) -> object:
+    """The cases of a folder in HDF5."""
+    from tools.convert import to_h5
+
+    return to_h5(out, **settings)
 
 
 def environment_with(cache: Path) -> dict[str, str]:

@@ -342,7 +342,7 @@ def test_bad_input_is_explained_and_the_server_lives_on(server: Server, folder: 
     nobody = server.refusal("brats_resunet", "nobody", 404)
     assert "no case 'nobody'" in nobody
     assert GLIOMA in nobody, "the cases that are there"
-    assert "brain_tissue_vnet can" in server.refusal("brats_resunet", HEAD, 404)
+    assert "brain_tissue_vnet, brain_mask_unet can" in server.refusal("brats_resunet", HEAD, 404)
 
     missing = studies / "glioma" / "VirtualGlioma_00003"
     for image, status in ((str(missing), 400), (str(next(missing.glob("*_t1.nii.gz"))), 400)):
