@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,8 +12,8 @@ from monai.utils import set_determinism
 
 from bundlekit import StripSkulld
 from bundlekit.brats.naming import MODALITIES
-from bundlekit.errors import BundleError, Finding
 from bundlekit.preparation.preparing import prepare_case
+from bundlekit.preparation.record import read_record
 from bundlekit.preparation.restoring import restore_case
 from bundlekit.preparation.scans import find_scans
 from bundlekit.run import drop_noise
@@ -35,7 +36,7 @@ def prepare(
     accept_doubtful: bool = False,
     n4: bool = False,
     mask_bundle: str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     seed: int = 0,
 ) -> None:
     """Register the scans of a head, resample them to 1 mm and strip them, as the bundles for BraTS data want them.
@@ -57,17 +58,29 @@ def prepare(
         accept_doubtful: go on where a registration or a brain mask is doubtful; prepared.json tells it.
         n4: take the bias field away (N4).
         mask_bundle: folder of brain_mask_unet; None: the one of this project.
-        device: that computes the brain masks.
+        device: that computes the brain masks; None: the GPU if there is one.
         seed: of the registration.
 
     Raises:
         ValueError: for what is missing, damaged or doubtful; nothing is written then.
     """
     _required(out, "--out", "the folder for the prepared case")
-    given = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair}
-    record = _prepared(
-        folder, given, str(out), case, reference, fill_missing, accept_doubtful, n4, mask_bundle, device, seed
-    )
+    flags = {"fill_missing": fill_missing, "accept_doubtful": accept_doubtful, "n4": n4}
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"--{name} is {value!r}; expected True or False.")
+    given = zip(MODALITIES, (t1, t1ce, t2, flair), strict=True)
+    files = {modality: str(file) for modality, file in given if file}
+    if folder is not None:
+        if files:
+            raise ValueError(f"a folder ({folder}) and --{', --'.join(files).lower()} are given; expected one of both.")
+        found, files = find_scans(folder)
+        case = found if case is None else case
+    if not files:
+        raise ValueError("no scan is given; give --t1, --t1ce, --t2 and --flair, or a folder with BraTS-like names.")
+    masks = Path(mask_bundle).expanduser() if mask_bundle else ROOT / _MASKS
+    strip = StripSkulld(masks, device=device or _device())
+    record = prepare_case(files, str(out), strip.mask, case, reference, seed=int(seed), **flags)
     for modality, entry in record["modalities"].items():
         move = entry["registration"]
         told = [f"rotated by {move['rotation_degrees']:.1f} degrees", f"brain overlap {entry['brain_overlap']:.2f}"]
@@ -107,24 +120,7 @@ def restore(
     _tell(restore_case(prepared, path, out, probabilities, sources))
 
 
-def segment(
-    bundle: str,
-    folder: str | None = None,
-    out: str | None = None,
-    t1: str | None = None,
-    t1ce: str | None = None,
-    t2: str | None = None,
-    flair: str | None = None,
-    case: str | None = None,
-    reference: str | None = None,
-    fill_missing: bool = False,
-    accept_doubtful: bool = False,
-    n4: bool = False,
-    mask_bundle: str | None = None,
-    device: str | None = None,
-    seed: int = 0,
-    **settings: Any,
-) -> None:
+def segment(bundle: str, folder: str | None = None, out: str | None = None, **settings: Any) -> None:
     """Prepare the scans of a head, segment them, and bring the mask back to each scan.
 
     Leaves in OUT: prepared/ (the case, prepared.json), segmented/ (mask and probabilities at 1 mm),
@@ -136,88 +132,37 @@ def segment(
         bundle: brats_resunet (gliomas) or brain_metastasis_attention_unet.
         folder: with the scans of one head in BraTS-like names, in place of the four files.
         out: folder for all results.
-        t1: NIfTI file, before contrast medium.
-        t1ce: NIfTI file, after contrast medium.
-        t2: NIfTI file.
-        flair: NIfTI file.
-        case: name of the case; None: as the files are named.
-        reference: modality that stays where it is; None: T1ce, else T1.
-        fill_missing: go on where one modality is missing; the bundle takes it as zeros.
-        accept_doubtful: go on where a registration or a brain mask is doubtful; prepared.json tells it.
-        n4: take the bias field away (N4).
-        mask_bundle: folder of brain_mask_unet; None: the one of this project.
-        device: that computes; None: the GPU if there is one.
-        seed: of the registration.
-        settings: of the bundle's inference.yaml, e.g. --flips True or --et_label 3.
+        settings: those of `prepare` (--t1 FILE to --flair FILE, --case, --reference, --fill_missing, --accept_doubtful,
+            --n4, --mask_bundle, --device, --seed), and of the bundle's inference.yaml, e.g. --flips True, --et_label 3.
 
     Raises:
-        ValueError: for another bundle, and for what is missing, damaged or doubtful.
+        ValueError: for another bundle, an unknown setting, and for what is missing, damaged or doubtful.
     """
     if bundle not in _BUNDLES:
         raise ValueError(f"{bundle!r} takes no BraTS-like cases; expected {' or '.join(_BUNDLES)}.")
     _required(out, "--out", "the folder for the results")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    root = Path(str(out)).expanduser()
-    parser = parse(bundle, "inference.yaml")
-    unknown = [name for name in settings if name not in cast(dict, parser.config)]
+    of_prepare = {name: settings.pop(name) for name in signature(prepare).parameters if name in settings}
+    known = cast(dict, parse(bundle, "inference.yaml").config)
+    unknown = [name for name in settings if name not in known]
     if unknown:
         raise ValueError(f"no setting --{', --'.join(unknown)} of {bundle}'s inference.yaml.")
-    given = {"t1": t1, "t1ce": t1ce, "t2": t2, "flair": flair}
-    to = str(root / "prepared")
-    record = _prepared(folder, given, to, case, reference, fill_missing, accept_doubtful, n4, mask_bundle, device, seed)
+    root = Path(str(out)).expanduser()
+    device = of_prepare["device"] = of_prepare.get("device") or _device()
+    prepare(folder, str(root / "prepared"), **of_prepare)
+    record = read_record(root / "prepared")
     where = {"dataset_dir": str(root / "prepared"), "output_dir": str(root / "segmented"), "device": device}
     _infer(bundle, {**where, "save_probabilities": True, "num_workers": 0, **settings}, bool(record["missing"]))
     name = root / "segmented" / record["case"]
     _tell(restore_case(root / "prepared", f"{name}_seg.nii.gz", root, f"{name}_probabilities.nii.gz"))
 
 
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _required(value: Any, option: str, what: str) -> None:
     if not value:
         raise ValueError(f"{option} is missing; give {what}.")
-
-
-def _prepared(
-    folder: str | None,
-    given: Mapping[str, str | None],
-    out: str,
-    case: str | None,
-    reference: str | None,
-    fill_missing: bool,
-    accept_doubtful: bool,
-    n4: bool,
-    mask_bundle: str | None,
-    device: str,
-    seed: int,
-) -> dict[str, Any]:
-    """The record of a prepared case, by what the user gave."""
-    flags = {"fill_missing": fill_missing, "accept_doubtful": accept_doubtful, "n4": n4}
-    for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise ValueError(f"--{name} is {value!r}; expected True or False.")
-    files = {modality: str(given[modality.lower()]) for modality in MODALITIES if given[modality.lower()]}
-    if folder is not None:
-        if files:
-            raise ValueError(f"a folder ({folder}) and --{', --'.join(files).lower()} are given; expected one of both.")
-        found, files = find_scans(folder)
-        case = found if case is None else case
-    if not files:
-        raise ValueError("no scan is given; give --t1, --t1ce, --t2 and --flair, or a folder with BraTS-like names.")
-    masks = Path(mask_bundle).expanduser() if mask_bundle else ROOT / _MASKS
-    return prepare_case(files, out, _mask_of(masks, device), case, reference, seed=int(seed), **flags)
-
-
-def _mask_of(bundle: Path, device: str) -> Any:
-    """The brain of a scan; what is missing is told when the first scan needs it."""
-    strip = StripSkulld(bundle, device=device)
-
-    def mask(image: Any) -> torch.Tensor:
-        weights = bundle / "models" / "model.pt"
-        if not weights.is_file():
-            fix = "give the folder of the bundle with its weights: --mask_bundle DIR; or give stripped scans"
-            raise BundleError(Finding(str(weights), "no such file", "the weights that find the brain", fix))
-        return strip.mask(image)
-
-    return mask
 
 
 def _infer(bundle: str, settings: Mapping[str, Any], one_missing: bool) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from bundlekit.files import sha256_of
 from bundlekit.preparation.grids import Grid
 from bundlekit.preparation.record import write_record
-from bundlekit.preparation.scans import hash_of
-from tests.conftest import Run, refusal
+from tests.conftest import Run, bundle_run, refusal
 from tools.prepare import prepare, segment
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -25,13 +26,43 @@ def test_restore_writes_masks_and_prints_volumes(run: Run, tmp_path: Path) -> No
     labels = np.zeros(grid.shape, np.uint8)
     labels[:, :5, :4] = 2
     nib.save(nib.Nifti1Image(labels, AFFINE), mask)
-    entry = {"source": str(raw), "sha256": hash_of(raw), "grid": grid.as_dict(), "to_prepared_ras": np.eye(4).tolist()}
+    entry = {
+        "source": str(raw),
+        "sha256": sha256_of(raw),
+        "grid": grid.as_dict(),
+        "to_prepared_ras": np.eye(4).tolist(),
+    }
     write_record(tmp_path / "prepared", {"case": "x", "grid": grid.as_dict(), "modalities": {"T1": entry}})
     out = tmp_path / "out"
     done = run("-m", "tools", "restore", "--prepared", tmp_path / "prepared", "--mask", mask, "--out", out)
     assert "T1    label 2 0.2 ml" in done.stdout
     np.testing.assert_array_equal(np.asarray(nib.load(out / "x_seg_on_t1.nii.gz").dataobj), labels)
     assert json.loads((out / "x_volumes.json").read_text())["on"]["T1"] == {"2": 0.2}
+
+
+def test_segment_brings_the_mask_of_the_bundle_back(
+    run: Run, cohort: Path, trained: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Scans that are prepared already, of which the mask is that of the bundle's own run."""
+    source, scans = cohort / "VirtualGlioma_00000", tmp_path / "scans"
+    scans.mkdir()
+    for file in source.glob("*.nii.gz"):
+        if not file.name.endswith("_seg.nii.gz"):  # with voxels of 1 mm
+            nib.save(nib.Nifti1Image(np.asarray(nib.load(file).dataobj), AFFINE), scans / file.name)
+    weights = ["--ckpt_dir", trained("brats_resunet")]
+    out = tmp_path / "out"
+    done = run("-m", "tools", "segment", "brats_resunet", scans, "--out", out, *weights)
+    assert "rotated by 0.0 degrees" in done.stdout
+    own = ["--dataset_dir", scans, "--output_dir", tmp_path / "own", "--num_workers", "0", *weights]
+    run(*bundle_run("inferring", "inference.yaml"), *own)
+    expected = np.asarray(nib.load(tmp_path / "own" / f"{source.name}_seg.nii.gz").dataobj)
+    assert expected.any()
+    for modality in ("t1", "t1ce", "t2", "flair"):
+        back = nib.load(out / f"{source.name}_seg_on_{modality}.nii.gz")
+        np.testing.assert_array_equal(np.asarray(back.dataobj), expected)
+        np.testing.assert_array_equal(back.affine, AFFINE)
+    told = json.loads((out / f"{source.name}_volumes.json").read_text())
+    assert sum(told["prepared"].values()) == pytest.approx((expected > 0).sum() / 1000, abs=0.01)
 
 
 def test_what_is_missing_ends_with_one_message(run: Run, tmp_path: Path) -> None:

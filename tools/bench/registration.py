@@ -16,7 +16,7 @@ from bundlekit.brats.naming import MODALITIES
 from bundlekit.files import write_whole
 from bundlekit.images.nifti import read_affine, read_volume
 from bundlekit.preparation.grids import Grid, resample, split
-from bundlekit.preparation.registration import distance_mm, register
+from bundlekit.preparation.registration import Volume, distance_mm, register
 
 _SLICE_MM = 5
 
@@ -97,9 +97,10 @@ def _trial(
     here, here_brain, thick = _sliced(fixed, grid, np.eye(4), noise, draw)
     there, there_brain, _ = _sliced(moving, grid, move, noise, draw)
     start = time.perf_counter()
-    found = register(here, thick, here_brain, there, thick, there_brain)
+    found = register(Volume(here, thick, here_brain), Volume(there, thick, there_brain))
     seconds = time.perf_counter() - start
-    own = register(fixed, affine, fixed > 0, moving, affine, moving > 0, near=True).matrix  # of the data set
+    unmoved = Volume(fixed, affine, fixed > 0), Volume(moving, affine, moving > 0)
+    own = register(*unmoved, near=True).matrix  # of the data set
     places = np.argwhere(fixed > 0)[::97] @ affine[:3, :3].T + affine[:3, 3]
     return {
         "degrees": degrees,

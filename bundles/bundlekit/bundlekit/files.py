@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,11 @@ def write_result(path: str | os.PathLike, write: Callable[[Any], object], settin
                 "(a training run goes on with configs/resume.yaml)",
             )
         ) from error
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal digits; MONAI's `check_hash` compares one, but does not tell it."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def default_cache_dir(name: str) -> str:

@@ -19,7 +19,7 @@ from bundlekit.errors import BundleError
 from bundlekit.preparation import preparing
 from bundlekit.preparation.grids import Grid, resample
 from bundlekit.preparation.record import read_record
-from bundlekit.preparation.registration import Registration
+from bundlekit.preparation.registration import Registration, Volume
 from bundlekit.preparation.scans import find_scans
 
 prepare_case = partial(preparing.prepare_case, spacing_mm=2.5)  # as the scans have it: small files
@@ -30,8 +30,8 @@ def known(monkeypatch: pytest.MonkeyPatch, move: np.ndarray) -> list[str]:
     """In place of a search, the move that is known; put what speaks against it in this list."""
     doubts: list[str] = []
 
-    def register(fixed: Any, fixed_affine: Any, fixed_brain: Any, moving: np.ndarray, *rest: Any) -> Registration:
-        apart = moving.shape != fixed.shape
+    def register(fixed: Volume, moving: Volume, seed: int) -> Registration:
+        apart = moving.voxels.shape != fixed.voxels.shape
         return Registration(np.linalg.inv(move) if apart else np.eye(4), doubts=list(doubts) if apart else [])
 
     monkeypatch.setattr(preparing, "register", register)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bundlekit.preparation.registration import distance_mm, mutual_information, register
+from bundlekit.preparation.registration import Volume, distance_mm, mutual_information, register
 from tests.bundlekit.preparation.conftest import moved
 
 
@@ -25,7 +25,7 @@ def test_a_known_move_is_found_within_a_millimetre(glioma: dict[str, np.ndarray]
     affine = glioma["affine"]
     t1ce, flair = (glioma[name].astype(np.float32) for name in ("t1ce", "flair"))
     scan, its_affine = moved(flair, affine, move)
-    found = register(t1ce, affine, t1ce > 0, scan, its_affine, scan > 0)
+    found = register(Volume(t1ce, affine, t1ce > 0), Volume(scan, its_affine, scan > 0))
     places = np.argwhere(t1ce > 0)[::50] @ affine[:3, :3].T + affine[:3, 3]
     assert distance_mm(np.eye(4), np.linalg.inv(move), places) > 15
     assert distance_mm(found.matrix, np.linalg.inv(move), places) < 1
@@ -40,5 +40,5 @@ def test_another_head_is_doubted(glioma: dict[str, np.ndarray]) -> None:
     axes = np.ogrid[-1:1:96j, -1:1:96j, -1:1:72j]
     box = (np.maximum(np.maximum(abs(axes[0]) * 3, abs(axes[1])), abs(axes[2])) < 0.8) + np.zeros(t1ce.shape)
     noise = np.random.default_rng(0).uniform(50, 100, t1ce.shape).astype(np.float32) * box.astype(np.float32)
-    found = register(t1ce, affine, t1ce > 0, noise, affine, noise > 0)
+    found = register(Volume(t1ce, affine, t1ce > 0), Volume(noise, affine, noise > 0))
     assert any("brains overlap by a Dice of" in doubt for doubt in found.doubts)

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from bundlekit.errors import BundleError
+from bundlekit.files import sha256_of
 from bundlekit.preparation.grids import Grid
 from bundlekit.preparation.record import write_record
 from bundlekit.preparation.restoring import restore_case
-from bundlekit.preparation.scans import hash_of
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -43,7 +43,7 @@ def prepared(tmp_path: Path) -> Path:
         image = nib.load(file)
         entries[name] = {
             "source": str(file),
-            "sha256": hash_of(file),
+            "sha256": sha256_of(file),
             "grid": Grid(image.shape, image.affine).as_dict(),
             "to_prepared_ras": move.tolist(),
         }

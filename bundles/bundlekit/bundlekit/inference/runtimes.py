@@ -21,7 +21,7 @@ from torch import nn
 
 from bundlekit.bfloat16 import computes_bfloat16
 from bundlekit.errors import BundleError
-from bundlekit.files import default_cache_dir, write_whole
+from bundlekit.files import default_cache_dir, sha256_of, write_whole
 from bundlekit.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -265,7 +265,7 @@ def _keep(model: Any, folder: Path) -> None:
     try:
         openvino().save_model(model, str(scratch / _FILES[0]), compress_to_fp16=False)
         _core().read_model(str(scratch / _FILES[0]))  # a file that was cut off raises here, and is not kept
-        sums = "".join(f"{_sha256(scratch / name)}  {name}\n" for name in _FILES).encode()
+        sums = "".join(f"{sha256_of(scratch / name)}  {name}\n" for name in _FILES).encode()
         write_whole(scratch / "SHA256SUMS", lambda file: file.write(sums))
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # another process was faster
@@ -277,10 +277,6 @@ def _keep(model: Any, folder: Path) -> None:
 def _is_whole(folder: Path) -> bool:
     try:
         listed = (folder / "SHA256SUMS").read_text().splitlines()
-        return listed == [f"{_sha256(folder / name)}  {name}" for name in _FILES]
+        return listed == [f"{sha256_of(folder / name)}  {name}" for name in _FILES]
     except (OSError, ValueError):
         return False
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -109,13 +109,19 @@ def to_itk(array: np.ndarray, affine: np.ndarray) -> sitk.Image:
         affine: 4x4 without shear, voxel to mm, RAS+.
     """
     image = sitk.GetImageFromArray((array.astype(np.uint8) if array.dtype == bool else array).transpose(2, 1, 0))
+    spacing, origin, direction = _geometry(affine)
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
+    image.SetDirection(direction)
+    return image
+
+
+def _geometry(affine: np.ndarray) -> tuple[list[float], list[float], list[float]]:
+    """Spacing, origin and direction as SimpleITK has them, of an affine (RAS+) without shear."""
     lps = _TO_LPS @ affine
     spacing = np.linalg.norm(lps[:3, :3], axis=0)
     left, _, right = np.linalg.svd(lps[:3, :3] / spacing)  # at right angles to the last digit, as ITK wants it
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(lps[:3, 3].tolist())
-    image.SetDirection((left @ right).ravel().tolist())
-    return image
+    return spacing.tolist(), lps[:3, 3].tolist(), (left @ right).ravel().tolist()
 
 
 def itk_transform(ras: np.ndarray) -> sitk.AffineTransform:
@@ -151,14 +157,12 @@ def resample(
     if (moved is None or np.array_equal(moved, np.eye(4))) and Grid(array.shape, affine).same_as(grid):  # type: ignore[arg-type]
         return np.ascontiguousarray(array, np.float32)
     source = to_itk(np.ascontiguousarray(array, np.float32), affine)
-    lps = _TO_LPS @ grid.affine
-    spacing = grid.spacing
-    left, _, right = np.linalg.svd(lps[:3, :3] / spacing)
+    spacing, origin, direction = _geometry(grid.affine)
     resampler = sitk.ResampleImageFilter()
     resampler.SetSize([int(n) for n in grid.shape])
-    resampler.SetOutputSpacing(spacing.tolist())
-    resampler.SetOutputOrigin(lps[:3, 3].tolist())
-    resampler.SetOutputDirection((left @ right).ravel().tolist())
+    resampler.SetOutputSpacing(spacing)
+    resampler.SetOutputOrigin(origin)
+    resampler.SetOutputDirection(direction)
     resampler.SetInterpolator(sitk.sitkLinear)
     resampler.SetDefaultPixelValue(float(outside))
     if moved is not None:

@@ -14,7 +14,6 @@ from typing import Any
 import cc3d
 import nibabel as nib
 import numpy as np
-import SimpleITK as sitk  # noqa: N813
 import torch
 from monai.data import MetaTensor
 from scipy import ndimage
@@ -24,17 +23,19 @@ from bundlekit.brats.naming import MODALITIES, SCHEMES, role_of
 from bundlekit.cases.case import check_names
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
+from bundlekit.images.bias import without_bias_field
 from bundlekit.images.nifti import open_nifti
+from bundlekit.images.stripping import LARGEST_BRAIN_ML
 from bundlekit.images.writing import to_gzip
-from bundlekit.preparation.grids import Grid, cubes, resample, to_itk
+from bundlekit.preparation.grids import Grid, cubes, resample
 from bundlekit.preparation.record import RECORD, read_record, write_record
-from bundlekit.preparation.registration import LEAST_OVERLAP, Registration, register
+from bundlekit.preparation.registration import LEAST_OVERLAP, Registration, Volume, register
 from bundlekit.preparation.scans import Scan, are_prepared, read_scan, refuse_missing
 from bundlekit.version import __version__
 
 Mask = Callable[[MetaTensor], torch.Tensor]
 
-_BRAIN_ML = (600.0, 2100.0)  # of an adult or a child of some years
+_BRAIN_ML = (600.0, LARGEST_BRAIN_ML)  # of an adult or a child of some years
 _log = logging.getLogger(__name__)
 
 
@@ -123,17 +124,19 @@ def prepare_case(
         for modality, scan in scans.items():
             with step(f"brain mask of {modality}"):
                 brains[modality] = _brain(scan, mask)
-        moves = {}
-        for modality, scan in scans.items():
+        volumes = {name: Volume(scan.voxels, scan.grid.affine, brains[name]) for name, scan in scans.items()}
+        moves = {reference: Registration(np.eye(4))}
+        for modality in scans:
             with step(f"registration of {modality}"):
-                moves[modality] = _move(scans[reference], brains[reference], scan, brains[modality], seed)
+                if modality != reference:
+                    moves[modality] = register(volumes[reference], volumes[modality], seed)
         grid = cubes(scans[reference].grid, spacing_mm)
         brain, overlaps = _vote(grid, scans, brains, moves)
         _refuse_doubts(scans, grid, brain, moves, overlaps, accept_doubtful)
         for modality, scan in scans.items():
             with step(f"resampling of {modality}"):
                 voxels = resample(scan.voxels, scan.grid.affine, grid, moves[modality].matrix)
-                images[modality] = _stripped(voxels, grid, brain, n4)
+                images[modality] = _stripped(voxels, brain, n4)
     bar.close()
     record |= {"grid": grid.as_dict(), "brain_ml": round(float(brain.sum()) * grid.voxel_ml, 1), "modalities": {}}
     for modality, scan in scans.items():
@@ -215,14 +218,6 @@ def _brain(scan: Scan, mask: Mask) -> np.ndarray:
     return brain
 
 
-def _move(reference: Scan, its_brain: np.ndarray, scan: Scan, brain: np.ndarray, seed: int) -> Registration:
-    if scan is reference:
-        return Registration(np.eye(4))
-    return register(
-        reference.voxels, reference.grid.affine, its_brain, scan.voxels, scan.grid.affine, brain, seed
-    )  # fmt: skip
-
-
 def _vote(
     grid: Grid, scans: Mapping[str, Scan], brains: Mapping[str, np.ndarray], moves: Mapping[str, Registration]
 ) -> tuple[np.ndarray, dict[str, float]]:
@@ -290,14 +285,10 @@ def _refuse_doubts(
         _log.warning("doubtful, accepted: %s", finding)
 
 
-def _stripped(image: np.ndarray, grid: Grid, brain: np.ndarray, n4: bool) -> np.ndarray:
+def _stripped(image: np.ndarray, brain: np.ndarray, n4: bool) -> np.ndarray:
     """The image without what lies outside of the brain, and without its bias field if asked."""
     if n4:
-        whole, mask = to_itk(np.maximum(image, 0), grid.affine), to_itk(brain, grid.affine)
-        correct = sitk.N4BiasFieldCorrectionImageFilter()
-        correct.Execute(sitk.Shrink(whole, [4] * 3), sitk.Shrink(mask, [4] * 3))
-        field = sitk.GetArrayFromImage(correct.GetLogBiasFieldAsImage(whole)).transpose(2, 1, 0)
-        image = image / np.exp(field)
+        image = without_bias_field(image, brain)
     return np.where(brain, image, 0).astype(np.float32)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 from scipy.spatial.transform import Rotation
+from sklearn.metrics import mutual_info_score
 
 from bundlekit.preparation.grids import Grid, ras_matrix, resample, to_itk
 
@@ -27,6 +28,21 @@ LARGEST_SPREAD_MM = 1.0  # between two searches that use other points
 AGREE_MM = 4.0  # searches of the coarse level that end so near to the result agree with it
 LEAST_AGREEING = 2
 LARGEST_TURN = 50.0  # degrees
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A scan to be registered.
+
+    Args:
+        voxels: HWD.
+        affine: 4x4, voxel to mm, RAS+.
+        brain: HWD bool.
+    """
+
+    voxels: np.ndarray
+    affine: np.ndarray
+    brain: np.ndarray
 
 
 @dataclass
@@ -59,16 +75,7 @@ class Registration:
         return float(np.rad2deg(np.arccos(np.clip((np.trace(self.matrix[:3, :3]) - 1) / 2, -1, 1))))
 
 
-def register(
-    fixed: np.ndarray,
-    fixed_affine: np.ndarray,
-    fixed_brain: np.ndarray,
-    moving: np.ndarray,
-    moving_affine: np.ndarray,
-    moving_brain: np.ndarray,
-    seed: int = 0,
-    near: bool = False,
-) -> Registration:
+def register(fixed: Volume, moving: Volume, seed: int = 0, near: bool = False) -> Registration:
     """Find the rigid move by Mattes' mutual information in and around the brain of the reference.
 
     SimpleITK searches in three levels of resolution. The first begins at several places: where the headers have the
@@ -77,19 +84,15 @@ def register(
     using free-form deformations, IEEE TMI 22(1), 2003.
 
     Args:
-        fixed: the reference, HWD.
-        fixed_affine: 4x4, voxel to mm, RAS+.
-        fixed_brain: its brain, HWD bool.
-        moving: the modality, HWD on a grid of its own.
-        moving_affine: 4x4 of that grid.
-        moving_brain: its brain, HWD bool.
+        fixed: the reference.
+        moving: the modality, on a grid of its own.
         seed: of the points that are drawn.
         near: search only near to where the headers have the two.
 
     Returns:
         The best move found; see its `doubts`.
     """
-    images = _Pair(fixed, fixed_affine, fixed_brain, moving, moving_affine, moving_brain)
+    images = _Pair(fixed, moving)
     starts = images.starts()[:1] if near else images.starts()
     ends = [images.search(start, _COARSE, seed + 1) for start in starts]
     scores = [images.information(end) for end in ends]
@@ -124,10 +127,7 @@ def mutual_information(one: np.ndarray, other: np.ndarray, bins: int = _BINS) ->
         bins: of each, between the percentiles of 0.5 and 99.5 %.
     """
     joint = np.histogram2d(_binned(one, bins), _binned(other, bins), bins=bins, range=[[0, bins], [0, bins]])[0]
-    share = joint / max(joint.sum(), 1)
-    apart = share.sum(1, keepdims=True) @ share.sum(0, keepdims=True)
-    some = share > 0
-    return float((share[some] * np.log(share[some] / apart[some])).sum())
+    return float(mutual_info_score(None, None, contingency=joint))
 
 
 def _binned(values: np.ndarray, bins: int) -> np.ndarray:
@@ -155,20 +155,14 @@ def _doubts(result: Registration, best_start: float) -> list[str]:
 class _Pair:
     """Two images and what a search needs of them; transforms are SimpleITK's, from the reference to the modality."""
 
-    def __init__(
-        self,
-        fixed: np.ndarray,
-        fixed_affine: np.ndarray,
-        fixed_brain: np.ndarray,
-        moving: np.ndarray,
-        moving_affine: np.ndarray,
-        moving_brain: np.ndarray,
-    ) -> None:
-        self.points = _points(fixed_brain, fixed_affine)  # RAS
+    def __init__(self, fixed: Volume, moving: Volume) -> None:
+        self.fixed, self.moving = fixed, moving
+        self.points = _points(fixed)  # RAS
         self.fixed_middle = self.points.mean(0)
-        self.moving_middle = _points(moving_brain, moving_affine).mean(0)
-        whole, brain = to_itk(_capped(fixed), fixed_affine), to_itk(fixed_brain.astype(np.float32), fixed_affine)
-        other = to_itk(_capped(moving), moving_affine)
+        self.moving_middle = _points(moving).mean(0)
+        whole = to_itk(_capped(fixed.voxels), fixed.affine)
+        brain = to_itk(fixed.brain.astype(np.float32), fixed.affine)
+        other = to_itk(_capped(moving.voxels), moving.affine)
         self.levels = {}
         for edge in (_COARSE[0], _MIDDLE[0], _FINE[0]):
             grid = self._oblique(edge)
@@ -182,7 +176,6 @@ class _Pair:
         self.inside = sitk.GetArrayViewFromImage(mask).astype(bool)
         self.inside[np.indices(self.inside.shape).sum(0) % 3 > 0] = False  # a third of the places is enough
         self.reference = sitk.GetArrayViewFromImage(small)[self.inside]
-        self.brains = fixed_brain, fixed_affine, moving_brain, moving_affine
 
     def _oblique(self, edge_mm: float) -> sitk.Image:
         """An empty image of cubes around the brain, in line with none of both images.
@@ -264,12 +257,12 @@ class _Pair:
 
     def overlap(self, transform: sitk.Euler3DTransform) -> float:
         """Dice of the brains where both were scanned."""
-        fixed, fixed_affine, moving, moving_affine = self.brains
+        brain, affine = self.moving.brain, self.moving.affine
         matrix = ras_matrix(transform)
-        grid = Grid(fixed.shape, fixed_affine)  # type: ignore[arg-type]
-        scanned = resample(np.ones(moving.shape, np.float32), moving_affine, grid, matrix) > 0.5
-        there = resample(moving, moving_affine, grid, matrix)[scanned] > 0.5
-        here = fixed[scanned]
+        grid = Grid(self.fixed.brain.shape, self.fixed.affine)  # type: ignore[arg-type]
+        scanned = resample(np.ones(brain.shape, np.float32), affine, grid, matrix) > 0.5
+        there = resample(brain, affine, grid, matrix)[scanned] > 0.5
+        here = self.fixed.brain[scanned]
         return float(2 * (here & there).sum() / max(here.sum() + there.sum(), 1))
 
 
@@ -288,9 +281,9 @@ def _shrunk(image: sitk.Image, edge_mm: float) -> sitk.Image:
     return sitk.BinShrink(image, factors)
 
 
-def _points(brain: np.ndarray, affine: np.ndarray, most: int = 5000) -> np.ndarray:
+def _points(volume: Volume, most: int = 5000) -> np.ndarray:
     """Places in the brain (Nx3, mm, RAS+), evenly; of an empty mask the middle of the image."""
-    places = np.argwhere(brain)[:: max(int(brain.sum()) // most, 1)].astype(np.float64)
+    places = np.argwhere(volume.brain)[:: max(int(volume.brain.sum()) // most, 1)].astype(np.float64)
     if not len(places):
-        places = (np.asarray([brain.shape]) - 1) / 2
-    return places @ affine[:3, :3].T + affine[:3, 3]
+        places = (np.asarray([volume.brain.shape]) - 1) / 2
+    return places @ volume.affine[:3, :3].T + volume.affine[:3, 3]

@@ -15,12 +15,11 @@ from tqdm import tqdm
 
 from bundlekit.brats.regions import REGIONS
 from bundlekit.errors import BundleError, Finding
-from bundlekit.files import write_result
+from bundlekit.files import sha256_of, write_result
 from bundlekit.images.nifti import read_affine, read_array, read_volume
 from bundlekit.images.writing import on_grid_of, to_gzip
 from bundlekit.preparation.grids import Grid, resample, split
 from bundlekit.preparation.record import read_record
-from bundlekit.preparation.scans import hash_of
 
 _log = logging.getLogger(__name__)
 _MOST_VALUES = 64  # of a label map
@@ -138,13 +137,13 @@ def _source(entry: dict[str, Any], modality: str, sources: str | os.PathLike | N
     if sources is not None:
         near = Path(sources).expanduser()
         for file in [near / path.name, *sorted(near.rglob("*.nii*"))]:
-            if file.is_file() and hash_of(file) == entry["sha256"]:
+            if file.is_file() and sha256_of(file) == entry["sha256"]:
                 return file
         found = f"no file with the SHA-256 {entry['sha256']}"
         raise BundleError(Finding(str(near), found, f"the {modality} {path.name}, as it was prepared", fix))
     if not path.is_file():
         raise BundleError(Finding(str(path), "no such file", f"the {modality} that was prepared", fix))
-    if hash_of(path) != entry["sha256"]:
+    if sha256_of(path) != entry["sha256"]:
         found = "another file than the one that was prepared (its SHA-256 differs)"
         raise BundleError(Finding(str(path), found, f"SHA-256 {entry['sha256']}", fix + ", or prepare it again"))
     return path

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from bundlekit.brats.naming import EXPECTED, MODALITIES, role_of
 from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
+from bundlekit.files import sha256_of
 from bundlekit.images.intensities import air_of, without_air
 from bundlekit.images.nifti import check_voxels, read_affine, read_volume
 from bundlekit.images.stripping import whole_head
@@ -38,7 +39,7 @@ class Scan:
     grid: Grid
     sha256: str
 
-    @property
+    @cached_property
     def skull(self) -> str:
         """What shows that it is a whole head, see `whole_head`; "" if it is stripped."""
         return whole_head(self.voxels, self.grid.voxel_ml)
@@ -66,12 +67,7 @@ def read_scan(modality: str, file: str | os.PathLike) -> Scan:
     if findings:
         raise BundleError(findings)
     voxels = np.ascontiguousarray(without_air(array[None], air_of(array[None]))[0], np.float32)
-    return Scan(modality, path, voxels, grid, hash_of(path))
-
-
-def hash_of(file: str | os.PathLike) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+    return Scan(modality, path, voxels, grid, sha256_of(path))
 
 
 def find_scans(folder: str | os.PathLike) -> tuple[str, dict[str, str]]:

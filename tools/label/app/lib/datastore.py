@@ -303,12 +303,11 @@ class CaseDatastore(LocalDatastore):
                     rank = (-len(case["image"]), len(name), name)
                     names[file] = min(names.get(file, rank), rank)
         shown: dict[str, str] = {}
-        for own_name in (True, False):  # the second time also cases of which every file has another name
-            for bundle, cases in self.cases.items():
-                for name, case in cases.items():
-                    file = _shown(case["image"], self.modalities[bundle])
-                    if own_name == (names[file][2] == name) and (own_name or len(case["image"]) > 1):
-                        shown.setdefault(name, file)
+        for bundle, cases in self.cases.items():
+            for name, case in cases.items():
+                file = _shown(case["image"], self.modalities[bundle])
+                if len(case["image"]) > 1 or names[file][2] == name:
+                    shown.setdefault(name, file)
         for cases in self.cases.values():
             for name, case in list(cases.items()):
                 (file, *_), kept = case["image"], names[next(filter(None, case["image"]))][2]
