@@ -131,6 +131,7 @@ def test_a_doubtful_registration_is_refused_or_recorded(
         (lambda files: files.update(T2=files["T2"] + "x"), r"no such file"),
         (lambda files: Path(files["T2"]).write_bytes(Path(files["T2"]).read_bytes()[:5000]), "cannot be decoded"),
         (lambda files: _shear(files["T2"]), "a sheared affine"),
+        (lambda files: files.update(T1ce=files["T1"]), r"_t1\.nii\.gz, which is the T1[\s\S]*--t1ce FILE"),
     ],
 )
 def test_bad_files_are_refused(

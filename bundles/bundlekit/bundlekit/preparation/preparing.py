@@ -97,6 +97,7 @@ def prepare_case(
     with step("read"):
         for modality, file in given.items():
             scans[modality] = read_scan(modality, file)
+        _refuse_one_scan_twice(scans)
     record: dict[str, Any] = {
         "case": name,
         "reference": reference,
@@ -188,6 +189,19 @@ def _refuse_own_folder(given: Mapping[str, str], folder: Path) -> None:
     if own:
         found = "lies in the folder for the results"
         raise BundleError(Finding(own[0], found, "a folder of its own for them", "set --out to another folder"))
+
+
+def _refuse_one_scan_twice(scans: Mapping[str, Scan]) -> None:
+    first: dict[bytes, str] = {}
+    findings = []
+    for modality, scan in scans.items():
+        known = first.setdefault(scan.voxels.tobytes(), modality)
+        if known != modality:
+            found = f"the voxels of {scans[known].file}, which is the {known}"
+            expected = f"the {modality}: a scan of its own"
+            findings.append(Finding(str(scan.file), found, expected, f"give the {modality}: --{modality.lower()} FILE"))
+    if findings:
+        raise BundleError(findings)
 
 
 def _earlier_files(folder: Path) -> list[Path]:
