@@ -66,6 +66,17 @@ def test_voxels_whose_label_cannot_say_count_for_no_class() -> None:
     assert base["dice_GM"] == base["dice_WM"] == base["dice_CSF"] == 1
 
 
+def test_white_matter_claimed_in_the_cortex_is_wrong() -> None:
+    truth, pred = empty(), empty()
+    truth[2:4], truth[4:8] = WM, CSF_OR_GM
+    pred[2:6] = WM
+    scores = tissue_scores(pred, truth, ONE_MM)
+    assert scores["dice_WM"] == pytest.approx(2 * 200 / (200 + 400))
+    assert scores["hd95_WM"] == pytest.approx(2)
+    assert scores["volume_difference_ml_WM"] == pytest.approx(0.2)
+    assert scores["dice_GM"] == scores["dice_CSF"] == 1
+
+
 def test_union_counts_cortex_with_its_sulci() -> None:
     truth, pred = empty(), empty()
     truth[2:6] = CSF_OR_GM

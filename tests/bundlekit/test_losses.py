@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from bundlekit import WeightedDiceFocalLoss
+from bundlekit import IgnoringDiceCELoss, WeightedDiceFocalLoss
 
 SURE = 50.0
 
@@ -94,3 +94,28 @@ def test_half_precision_is_safe() -> None:
 def test_wrong_arguments(arguments: dict) -> None:
     with pytest.raises(ValueError, match="must be 0 or more"):
         WeightedDiceFocalLoss(**arguments)
+
+
+def test_cross_entropy_and_dice_leave_out_what_the_label_cannot_say() -> None:
+    """Two undecided voxels and an ignored one: cross-entropy log 4; Dice (2/4 + 1) / (1 + 2/4 + 1), 1 / (2/4 + 1)."""
+    x, y = torch.zeros(1, 4, 3, 1, 1), torch.tensor([0, 1, 255])[None, None, :, None, None]
+    dice = IgnoringDiceCELoss()(x, y)
+    present, absent = 1 - (2 / 4 + 1) / (1 + 2 / 4 + 1), 1 - 1 / (2 / 4 + 1)
+    assert float(dice) == pytest.approx((2 * present + 2 * absent) / 4, abs=1e-6)
+    assert float(IgnoringDiceCELoss(cross_entropy=0.5)(x, y) - dice) == pytest.approx(0.5 * math.log(4), abs=1e-6)
+    x[:, :, 2] = 7 * torch.rand(4, 1, 1)
+    assert float(IgnoringDiceCELoss()(x, y)) == pytest.approx(float(dice), abs=1e-6)
+
+
+def test_a_patch_of_unknown_voxels_costs_nothing_more() -> None:
+    x, y = torch.randn(1, 4, 2, 2, 2, requires_grad=True), torch.full((1, 1, 2, 2, 2), 255)
+    loss = IgnoringDiceCELoss(cross_entropy=1)(x, y)
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_a_negative_weight_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 or more, got -1"):
+        IgnoringDiceCELoss(cross_entropy=-1)

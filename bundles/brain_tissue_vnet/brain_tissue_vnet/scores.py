@@ -26,7 +26,8 @@ EMPTY_RULE = (
 )
 IGNORE_RULE = (
     "Voxels whose reference label cannot say which tissue they are (see the model card's tables) count for no class: "
-    "the prediction there is taken as background. union_dice_CSF_GM counts those labelled as either CSF or GM."
+    "the prediction there is taken as background. Those labelled as either CSF or GM count for union_dice_CSF_GM, and "
+    "for white matter, which is wrong there."
 )
 METRIC_DEFINITIONS = {
     "dice": "2 TP / (2 TP + FP + FN), 0 to 1",
@@ -35,7 +36,7 @@ METRIC_DEFINITIONS = {
     "hd95": "mm; the larger of the two directed 95th percentiles of the distances from each surface voxel to the "
     "nearest surface voxel of the other mask",
     "volume_truth_ml": "ml; reference voxels x voxel volume, without the voxels left out",
-    "volume_pred_ml": "ml; predicted voxels x voxel volume, without the voxels left out",
+    "volume_pred_ml": "ml; predicted voxels x voxel volume, without the voxels that count for none of it",
     "volume_difference_ml": "ml; predicted less reference",
     "ignored_ml": "ml; voxels left out",
     "mean_dice": "mean of the three classes' Dice in a case",
@@ -71,7 +72,9 @@ def tissue_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[floa
     voxel_ml, diagonal_mm = float(spacing.prod()) / 1000, float(np.linalg.norm(spacing * truth.shape))
     either = truth == CSF_OR_GM
     ignored = truth >= CSF_OR_GM
+    cannot_say = ignored & ~either
     known_pred, known_truth = np.where(ignored, 0, pred), np.where(ignored, 0, truth)
+    known_pred[either & (pred == WM)] = WM  # neither CSF nor GM, whatever the sulci hold
     box = ndimage.find_objects(((known_pred > 0) | (known_truth > 0)).view(np.uint8))
     inside = box[0] if box else (slice(None),) * 3
     scores: dict[str, float] = {}
@@ -86,7 +89,6 @@ def tissue_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[floa
         scores[f"volume_truth_ml_{name}"] = n_truth * voxel_ml
         scores[f"volume_pred_ml_{name}"] = n_pred * voxel_ml
         scores[f"volume_difference_ml_{name}"] = (n_pred - n_truth) * voxel_ml
-    cannot_say = ignored & ~either
     union_truth = (either | (truth == CSF) | (truth == GM)) & ~cannot_say
     union_pred = ((pred == CSF) | (pred == GM)) & ~cannot_say
     scores["union_dice_CSF_GM"] = _dice(union_pred, union_truth) if union_truth.any() else math.nan

@@ -15,7 +15,7 @@ from bundlekit.inference.brain_masks import StripSkulld
 from bundlekit.inference.ensemble import EnsembleInferer, fold_checkpoints
 from bundlekit.inference.unreadable import CaseDataset, SkipUnreadable
 from bundlekit.inference.windows import ForegroundInferer, argmax_labels
-from bundlekit.losses import WeightedDiceFocalLoss
+from bundlekit.losses import IgnoringDiceCELoss, WeightedDiceFocalLoss
 from bundlekit.patches.dataset import EpochSeed, PatchDataset
 from bundlekit.patches.deformation import RandDeformedPatchd
 from bundlekit.progress import Progress, installed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from monai.losses import DiceLoss, FocalLoss
 from torch.nn.modules.loss import _Loss
 
@@ -64,4 +65,53 @@ class WeightedDiceFocalLoss(_Loss):
         loss = self.scale * self.dice_loss(input.float(), target)
         if self.focal:
             loss = loss + self.focal * input.shape[1] * self.focal_loss(input.float(), target)
+        return loss
+
+
+class IgnoringDiceCELoss(_Loss):
+    """Dice loss averaged over classes, plus cross-entropy, both without voxels whose label cannot say.
+
+    MONAI's `DiceCELoss` has no `ignore_index`. Dice alone draws a doubtful border for the sake of the smaller class,
+    here CSF; cross-entropy makes the softmax a probability, so that the likelier class is taken. See Mehrtash et al.,
+    IEEE TMI 39, 2020, doi:10.1109/TMI.2020.3006437.
+
+    Args:
+        cross_entropy: weight of the mean cross-entropy beside the Dice loss, 0 or more; 0 is Dice alone.
+        ignore_index: label of the voxels that are left out.
+        include_background: average the Dice loss over the background, too.
+        smooth: voxels added to numerator and denominator of the Dice loss.
+
+    Raises:
+        ValueError: for a negative weight.
+    """
+
+    def __init__(
+        self,
+        cross_entropy: float = 0.0,
+        ignore_index: int = 255,
+        include_background: bool = True,
+        smooth: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if cross_entropy < 0:
+            raise ValueError(f"cross_entropy is a weight of 0 or more, got {cross_entropy}.")
+        self.cross_entropy = float(cross_entropy)
+        self.ignore_index = ignore_index
+        self.dice_loss = DiceLoss(
+            softmax=True,
+            to_onehot_y=True,
+            include_background=include_background,
+            smooth_nr=smooth,
+            smooth_dr=smooth,
+            ignore_index=ignore_index,
+        )
+
+    def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Loss of logits BNHW[D] and class indices B1HW[D]."""
+        loss = self.dice_loss(input, target)
+        if self.cross_entropy:
+            classes = target[:, 0].long()
+            voxels = F.cross_entropy(input.float(), classes, ignore_index=self.ignore_index, reduction="sum")
+            # where every voxel is left out, a mean is 0 / 0
+            loss = loss + self.cross_entropy * voxels / (classes != self.ignore_index).sum().clamp(min=1)
         return loss

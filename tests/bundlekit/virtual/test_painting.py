@@ -288,7 +288,10 @@ def test_a_map_of_air_alone_is_painted() -> None:
         assert not bool(label.any())
 
 
-@pytest.mark.parametrize("name", ["t1_probability", "strip_probability", "low_resolution_probability"])
+_PROBABILITIES = ("t1", "strip", "low_resolution", "lesion", "cut", "ageing", "shift", "ringing")
+
+
+@pytest.mark.parametrize("name", [f"{name}_probability" for name in _PROBABILITIES])
 def test_wrong_arguments(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be from 0 to 1, got 1.5"):
         LabelPainter(**{name: 1.5})
@@ -327,6 +330,35 @@ def test_a_lesion_lies_in_the_brain_and_leaves_the_label() -> None:
     assert not bool(brighter[structures == NAMES.index("skin")].any())
 
 
+def test_lesions_of_the_old_are_white_matter_that_is_darker() -> None:
+    painter, structures = LabelPainter(t1_probability=1.0, strip_probability=0.0, ageing_probability=1.0), head()
+    paint = replace(painter.draw(counts_of(structures), 5), deviations=np.zeros(K), unevenness=np.zeros(K), noise=0.0)
+    assert paint.ageing is not None
+    means = paint.means.copy()
+    means[NAMES.index("white matter lesion")] = 0.6
+    ageing = replace(paint.ageing, ventricles=0.0, sulci=0.0, lesions=0.2, size=8)
+    paint = replace(paint, means=means, ageing=ageing, blur=0.0, slices=(1.0, 1.0, 1.0))
+    old, label = painter.paint(structures, paint)
+    young, same = painter.paint(structures, replace(paint, ageing=None))
+    torch.testing.assert_close(label, same)
+    darker = old < young - 0.1
+    assert set(label[darker].tolist()) == {WM}
+    assert float(darker[structures == NAMES.index("cerebral white matter")].float().mean()) == pytest.approx(
+        0.2, abs=0.02
+    )
+
+
+def test_ringing_reaches_beyond_a_border_and_leaves_the_mean() -> None:
+    painter, structures = LabelPainter(strip_probability=0.0, t1_probability=1.0), head()
+    paint = replace(painter.draw(counts_of(structures), 5), deviations=np.zeros(K), unevenness=np.zeros(K), noise=0.0)
+    paint = replace(paint, blur=0.0, slices=(1.0, 1.0, 1.0), gamma=1.0, clean_air=False, bias=np.zeros((4, 4, 4)))
+    plain, ringing = (painter.paint(structures, replace(paint, ringing=ringing))[0] for ringing in (0.0, 0.45))
+    middle = structures == NAMES.index("cerebral white matter")
+    assert float(plain[middle].std()) < 1e-5
+    assert float(ringing[middle].std()) > 0.01
+    assert float(ringing.mean()) == pytest.approx(float(plain.mean()), abs=0.1)  # magnitudes: air gains
+
+
 def test_beyond_the_field_of_view_is_air_or_its_border() -> None:
     painter, structures = LabelPainter(cut_probability=1.0, strip_probability=0.0, target="brain"), head()
     paint = painter.draw(counts_of(structures), 5)
@@ -342,8 +374,11 @@ def test_beyond_the_field_of_view_is_air_or_its_border() -> None:
 
 
 def test_images_of_a_seed_do_not_depend_on_what_is_off() -> None:
-    painter, structures = LabelPainter(lesion_probability=1.0, cut_probability=1.0), head()
-    paint = replace(painter.draw(counts_of(structures), 7), lesion=None, cut=None)
+    on = dict.fromkeys((f"{name}_probability" for name in ("lesion", "cut", "ageing", "shift", "ringing")), 1.0)
+    painter, structures = LabelPainter(**on), head()
+    paint = painter.draw(counts_of(structures), 7)
+    assert all((paint.lesion, paint.cut, paint.ageing, any(paint.shift), paint.ringing))
+    paint = replace(paint, lesion=None, cut=None, ageing=None, shift=(0.0, 0.0, 0.0), ringing=0.0)
     torch.testing.assert_close(painter.paint(structures, paint)[0], painted(7)[0], rtol=0, atol=0)
 
 

@@ -18,14 +18,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.transforms import GibbsNoise
 
 from bundlekit.images.intensities import check_method, foreground, normalise, statistics
 from bundlekit.label_maps.numberings import DEEP_GREY, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE
+from bundlekit.virtual.ageing import Ageing, aged, draw_ageing
 from bundlekit.virtual.contrast import draw_t1_means
+from bundlekit.virtual.filters import blur, resample, shift, smooth, smooth_noise
 
 _SAMPLE = 4096  # voxels drawn to foresee an image's statistics
 _BLURRED = 0.5  # what partial volume leaves of the deviation within a structure
 _PARTIAL = 0.89  # and of that between the structures of a brain, measured on painted label maps
+_RINGING = (0.3, 0.5)  # cuts k-space at 0.7 to 1 times its largest frequency along an axis
 RIMS = 6  # skull stripping leaves up to 5 voxels around the brain
 _UNEVEN, _UNEVEN_DEEP = 0.06, 0.2  # at most, of a structure's intensity; in a T1 each part of deep grey has its own
 _PATCHINESS = 8  # voxels between the control points of what is uneven within structures
@@ -79,6 +83,9 @@ class Paint:
     seed: int  # of what is drawn for each voxel
     lesion: Lesion | None = None
     cut: Cut | None = None
+    ageing: Ageing | None = None
+    shift: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of the grid, so that border voxels hold two tissues
+    ringing: float = 0.0  # of Gibbs, 0 to 1: `alpha` of MONAI's GibbsNoise
 
 
 class LabelPainter:
@@ -93,6 +100,10 @@ class LabelPainter:
         low_resolution_probability: of thick slices (up to 5 voxels) or large voxels (up to 2.5).
         lesion_probability: of a lesion of any intensity, up to a sixth of the brain.
         cut_probability: of a field of view that ends within the head.
+        ageing_probability: of larger ventricles, wider or narrower sulci and lesions of the white matter.
+        shift_probability: of a grid that is moved by up to half a voxel, so that a voxel at a border holds both
+            tissues, as in a scan; the label is what it holds more of.
+        ringing_probability: of Gibbs ringing, as after a cut in k-space.
         target: what the label tells: "tissue", classes as in `numberings`; "brain", 1 in the brain and the fluid
             around it, brain stem included.
 
@@ -108,6 +119,9 @@ class LabelPainter:
         low_resolution_probability: float = 0.3,
         lesion_probability: float = 0.0,
         cut_probability: float = 0.0,
+        ageing_probability: float = 0.0,
+        shift_probability: float = 0.0,
+        ringing_probability: float = 0.0,
         target: str = "tissue",
     ) -> None:
         probabilities = {
@@ -116,6 +130,9 @@ class LabelPainter:
             "low_resolution_probability": low_resolution_probability,
             "lesion_probability": lesion_probability,
             "cut_probability": cut_probability,
+            "ageing_probability": ageing_probability,
+            "shift_probability": shift_probability,
+            "ringing_probability": ringing_probability,
         }
         for name, value in probabilities.items():
             if not 0 <= value <= 1:
@@ -128,6 +145,9 @@ class LabelPainter:
         self.low_resolution_probability = low_resolution_probability
         self.lesion_probability = lesion_probability
         self.cut_probability = cut_probability
+        self.ageing_probability = ageing_probability
+        self.shift_probability = shift_probability
+        self.ringing_probability = ringing_probability
         self.target = target
         self.method = method
 
@@ -193,19 +213,26 @@ class LabelPainter:
             seed=seed,
             lesion=self._draw_lesion(rng),
             cut=self._draw_cut(rng),
+            ageing=draw_ageing(rng) if _happens(rng, self.ageing_probability) else None,
+            shift=self._draw_shift(rng),
+            ringing=float(rng.uniform(*_RINGING)) if _happens(rng, self.ringing_probability) else 0.0,
         )
 
     def _draw_lesion(self, rng: np.random.Generator) -> Lesion | None:
-        if not self.lesion_probability or rng.random() >= self.lesion_probability:
+        if not _happens(rng, self.lesion_probability):
             return None
         share = float(rng.uniform(0.05, 0.4)) ** 2
         return Lesion(share, float(rng.uniform(0, 1.3)), float(rng.uniform(0.01, 0.15)), int(rng.integers(5, 20)))
 
     def _draw_cut(self, rng: np.random.Generator) -> Cut | None:
-        if not self.cut_probability or rng.random() >= self.cut_probability:
+        if not _happens(rng, self.cut_probability):
             return None
         first, last = (float(rng.uniform(0, 0.4)) if rng.random() < 0.6 else 0.0 for _ in range(2))
         return Cut(int(rng.integers(3)), first, 1 - last, bool(rng.random() < 0.5))
+
+    def _draw_shift(self, rng: np.random.Generator) -> tuple[float, float, float]:
+        x, y, z = rng.uniform(-0.5, 0.5, 3) if _happens(rng, self.shift_probability) else (0.0, 0.0, 0.0)
+        return float(x), float(y), float(z)
 
     def paint(self, structures: torch.Tensor, paint: Paint) -> tuple[torch.Tensor, torch.Tensor]:
         """Image and label of a patch, on its device.
@@ -222,6 +249,8 @@ class LabelPainter:
         if paint.cut is not None and not paint.cut.air:
             index = _repeated(index, paint.cut)
         generator = torch.Generator(device).manual_seed(paint.seed)
+        if paint.ageing is not None:
+            index = aged(index, paint.ageing, generator)
         label = _table(_TARGETS[self.target], torch.uint8, device)[index]
         kept = _kept(index, paint) if paint.stripped else index != 0 if paint.clean_air else None
 
@@ -230,22 +259,24 @@ class LabelPainter:
 
         image = _table(paint.means, torch.float32, device)[index]
         if paint.unevenness.any():
-            coarse = [max(round(n / _PATCHINESS), 2) for n in index.shape]
-            uneven = torch.randn(coarse, generator=generator, device=device)
-            image *= 1 + _table(paint.unevenness, torch.float32, device)[index] * _smooth(uneven, index.shape)
+            uneven = smooth_noise(index.shape, _PATCHINESS, generator)
+            image *= 1 + _table(paint.unevenness, torch.float32, device)[index] * uneven
         image += _table(paint.deviations, torch.float32, device)[index] * normal()
         if paint.lesion is not None:
-            coarse = [max(round(n / paint.lesion.size), 2) for n in index.shape]
-            field = _smooth(torch.randn(coarse, generator=generator, device=device), index.shape)
+            field = smooth_noise(index.shape, paint.lesion.size, generator)
             brain = _table(_INSIDE, torch.bool, device)[index]
             count = int(paint.lesion.share * float(brain.sum()))
             if count:
                 ill = brain & (field >= field[brain].topk(count).values[-1])
                 image = torch.where(ill, paint.lesion.mean + paint.lesion.deviation * normal(), image)
-        image = _resample(_blur(image, (paint.blur,) * 3), paint.slices)
+        if any(paint.shift):
+            image = shift(image, paint.shift)
+        image = resample(blur(image, (paint.blur,) * 3), paint.slices)
         bias = torch.from_numpy(paint.bias.astype(np.float32)).to(device)
-        image *= torch.exp(_smooth(bias, index.shape))
+        image *= torch.exp(smooth(bias, index.shape))
         image += paint.noise * normal()
+        if paint.ringing:
+            image = GibbsNoise(paint.ringing)(image[None])[0]
         image = _gamma(image, paint.gamma)
         if paint.cut is not None and paint.cut.air:
             seen = _seen(index.shape, paint.cut, device)
@@ -254,6 +285,11 @@ class LabelPainter:
             image = image * kept
             label = label * kept
         return normalise(image, paint.offset, paint.scale, self.method)[None], label[None]
+
+
+def _happens(rng: np.random.Generator, probability: float) -> bool:
+    """Whether what has this probability happens; what never does draws no number, so that seeds stay what they were."""
+    return bool(probability) and rng.random() < probability
 
 
 def _kept(index: torch.Tensor, paint: Paint) -> torch.Tensor:
@@ -290,40 +326,6 @@ def _seen(shape: torch.Size, cut: Cut, device: torch.device) -> torch.Tensor:
     seen = torch.zeros(shape, dtype=torch.bool, device=device)
     seen.narrow(cut.axis, first, last - first + 1).fill_(True)
     return seen
-
-
-def _blur(image: torch.Tensor, sigma: tuple[float, ...]) -> torch.Tensor:
-    """Gaussian of a standard deviation (voxels) along each axis, up to 3 of them away; the border is repeated.
-
-    MONAI's `gaussian_1d` and `separable_filtering` round otherwise: a seed would give another image than it did.
-    """
-    out = image[None, None]
-    for axis, s in enumerate(sigma):
-        if s < 0.2:
-            continue
-        reach = min(max(int(3 * s + 0.5), 1), image.shape[axis] - 1)
-        x = torch.arange(-reach, reach + 1, dtype=torch.float32, device=image.device)
-        kernel = torch.exp(-0.5 * (x / s) ** 2)
-        shape, padding = [1, 1, 1, 1, 1], [0] * 6
-        shape[2 + axis] = len(x)
-        padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = reach
-        out = F.conv3d(F.pad(out, padding, mode="replicate"), (kernel / kernel.sum()).reshape(shape))
-    return out[0, 0]
-
-
-def _resample(image: torch.Tensor, slices: tuple[float, float, float]) -> torch.Tensor:
-    """As if acquired in voxels of that size (relative to the image's) and interpolated back."""
-    if max(slices) <= 1:
-        return image
-    coarse = [max(round(n / s), 2) for n, s in zip(image.shape, slices, strict=True)]
-    low = _blur(image, tuple(0.42 * s if s > 1 else 0.0 for s in slices))[None, None]
-    low = F.interpolate(low, coarse, mode="trilinear", align_corners=True)
-    return F.interpolate(low, tuple(image.shape), mode="trilinear", align_corners=True)[0, 0]
-
-
-def _smooth(control: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """Smooth field through coarse control points; cubic in-between values are not needed at this smoothness."""
-    return F.interpolate(control[None, None], tuple(shape), mode="trilinear", align_corners=True)[0, 0]
 
 
 def _gamma(values: Any, gamma: float) -> Any:

@@ -1,0 +1,54 @@
+"""Modality dropout: patches of which one or two modalities are missing, so that the network learns to go without."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from monai.transforms import RandomizableTransform
+
+
+class RandDropModalitiesd(RandomizableTransform):
+    """Set one or two modalities of a patch to 0, which is what `fill_missing` gives the network for a missing one.
+
+    How many, 1 to `most`, and which ones are drawn uniformly; at least one modality stays. Belongs behind the z-score
+    and behind every augmentation that adds to the image. MONAI's dropouts blank regions of all channels
+    (`RandCoarseDropoutd`), none blanks channels. After Havaei et al., HeMIS, MICCAI 2016 (arXiv 1607.05194), who
+    train one network for any subset of the modalities.
+
+    Args:
+        prob: that a patch loses modalities, 0 to 1.
+        most: how many it loses at most; less than the number of channels.
+        image_key: CxHWD, a channel is a modality.
+
+    Raises:
+        ValueError: for a probability outside 0..1, or `most` below 1.
+    """
+
+    def __init__(self, prob: float = 0.3, most: int = 2, image_key: str = "image") -> None:
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob must be from 0 to 1, got {prob}.")
+        if most < 1:
+            raise ValueError(f"most must be at least 1, got {most}.")
+        super().__init__(prob)
+        self.most = most
+        self.image_key = image_key
+        self.dropped: tuple[int, ...] = ()
+
+    def randomize(self, channels: int) -> None:
+        """Draw `self.dropped`, indices of the channels that are blanked."""
+        super().randomize(None)
+        self.dropped = ()
+        if self._do_transform:
+            number = self.R.randint(1, min(self.most, channels - 1) + 1)
+            self.dropped = tuple(int(i) for i in self.R.choice(channels, number, replace=False))
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Blank what is drawn, in a copy of the image."""
+        image = data[self.image_key]
+        self.randomize(len(image))
+        if not self.dropped:
+            return dict(data)
+        image = image.clone()
+        image[list(self.dropped)] = 0
+        return {**data, self.image_key: image}
