@@ -369,7 +369,7 @@ def test_bad_channel_of_a_4d_file_is_named_by_its_place_in_the_file(tmp_path: Pa
 def test_a_missing_modality_is_zeros_where_that_is_asked_for(tmp_path: Path) -> None:
     folder = write_case(tmp_path / "data" / "BraTS-MET-00001-000", NAMES_2023, values=(0, 1, 2, 3))
     (folder / "BraTS-MET-00001-000-t2w.nii.gz").unlink()
-    with pytest.raises(BundleError, match="add the missing file"):
+    with pytest.raises(BundleError, match=r"add the missing file.*--fill_missing True"):
         find_cases(folder)
     (case,) = find_cases(folder, fill_missing=True)
     assert case["image"][2] == ""
@@ -386,6 +386,12 @@ def test_a_missing_modality_is_zeros_where_that_is_asked_for(tmp_path: Path) -> 
     with pytest.raises(BundleError, match="4 files"):
         find_cases(None, datalist)
     (folder / "BraTS-MET-00001-000-t1n.nii.gz").unlink()
+    (case,) = find_cases(folder, fill_missing=True)
+    assert [bool(file) for file in case["image"]] == [False, True, False, True]
+    assert LoadCased()(case)["image"].flatten(1).any(1).tolist() == [False, True, False, True]
+    write_datalist({"training": [case], "validation": []}, str(datalist))
+    assert find_cases(None, datalist, fill_missing=True)[0]["image"] == case["image"]
+    (folder / "BraTS-MET-00001-000-t2f.nii.gz").unlink()
     with pytest.raises(BundleError, match="add the missing file"):
         find_cases(folder, fill_missing=True)
 

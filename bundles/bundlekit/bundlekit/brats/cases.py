@@ -41,6 +41,9 @@ from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 
+MOST_MISSING = 2  # modalities of a case that `fill_missing` takes as zeros, at most
+_GO_ON = "or go on without it, for a worse mask: --fill_missing True"
+
 
 def find_cases(
     dataset_dir: str | os.PathLike | None,
@@ -65,8 +68,8 @@ def find_cases(
         channel_order: for 4-D files, the channels that hold T1, T1ce, T2 and FLAIR. None: as in Decathlon Task01 for
             its folders, [0, 1, 2, 3] for any other file.
         patch_size: voxels; refused if it is larger than a volume.
-        fill_missing: accept cases of which one modality is missing: it is all zeros then, which is what air is. False:
-            such a case is refused by name.
+        fill_missing: accept cases that lack one or two modalities: they are all zeros then, which is what air is.
+            False: such a case is refused by name.
 
     Raises:
         BundleError: all that is wrong with all cases at once: no cases, missing or doubled files, unreadable headers,
@@ -152,8 +155,9 @@ def _named_cases(
         scheme = scheme_of(any_file.name) or SCHEMES[0]
         wanted = MODALITIES + (("label",) if labelled else ())
         missing = [role for role in wanted if role not in roles]
-        if fill_missing and len(missing) == 1 and missing[0] != "label":
-            missing = []
+        absent = [role for role in missing if role != "label"]
+        if fill_missing and len(absent) <= MOST_MISSING:
+            missing = [role for role in missing if role == "label"]
         if set(roles) == {"label"}:
             findings.append(
                 Finding(
@@ -173,7 +177,8 @@ def _named_cases(
                     str(any_file.parent),
                     f"case {name} has " + (", ".join(f.name for role in roles.values() for f in role)),
                     "also " + ", ".join(f"{scheme.file_of(name, role)} ({role})" for role in missing),
-                    rename + "add the missing file, or take the case out of the folder",
+                    f"{rename}add the missing file, or take the case out of the folder"
+                    + (f"; {_GO_ON}" if 0 < len(absent) <= MOST_MISSING else ""),
                 )
             )
         if doubled:
@@ -226,7 +231,8 @@ def _from_datalist(
         images = entry.get("image")
         images = images if isinstance(images, list) else [images]
         files = [base / image for image in images if isinstance(image, str) and image]
-        allowed = (1, 3, 4) if fill_missing and len(images) == 4 else (1, 4)  # "" is a modality that is filled
+        least = 4 - MOST_MISSING if fill_missing and len(images) == 4 else 4  # "" is a modality that is filled
+        allowed = (1, *range(least, 5))
         if len(files) not in allowed or len(files) != len(images) - images.count("") * fill_missing:
             found = f"image: {entry.get('image')!r}"
             findings.append(Finding(where, found, "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it"))

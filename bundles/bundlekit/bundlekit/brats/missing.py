@@ -1,11 +1,34 @@
-"""Modality dropout: patches of which one or two modalities are missing, so that the network learns to go without."""
+"""Missing modalities: training for them by modality dropout, and what the log says of a case that lacks some."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import logging
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from monai.transforms import RandomizableTransform
+
+from bundlekit.brats.naming import MODALITIES
+from bundlekit.cases.case import Case
+
+_log = logging.getLogger(__name__)
+
+
+def tell_filled(cases: Sequence[Case], modality_dropout: float = 0.0) -> None:
+    """Log which modalities of which cases are missing, and whether the network was trained for that.
+
+    Args:
+        cases: as `find_cases` gives them with `fill_missing`.
+        modality_dropout: probability with which the training of the network left modalities out.
+    """
+    trained = "was trained for that" if modality_dropout else "was NOT trained for that: its mask may be far off"
+    for case in cases:
+        files = list(case["image"])
+        missing = [name for name, file in zip(MODALITIES, files, strict=False) if not file]
+        if missing:
+            _log.warning(
+                "%s has no %s: zeros in its place; the network %s", case["case"], " and no ".join(missing), trained
+            )
 
 
 class RandDropModalitiesd(RandomizableTransform):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 
-from bundlekit.brats import RandDropModalitiesd
+from bundlekit.brats import RandDropModalitiesd, tell_filled
 
 _DRAWS = 2000
 
@@ -61,3 +62,13 @@ def test_the_rest_and_the_input_stay() -> None:
 def test_wrong_values(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         RandDropModalitiesd(**wrong)
+
+
+def test_the_log_names_what_is_missing(caplog: pytest.LogCaptureFixture) -> None:
+    cases: Any = [{"case": "a", "image": ["", "x", "", "y"]}, {"case": "b", "image": ["v", "x", "z", "y"]}]
+    with caplog.at_level(logging.WARNING):
+        tell_filled(cases)
+        tell_filled(cases, 0.3)
+    untrained, trained = caplog.messages
+    assert untrained.startswith("a has no T1 and no T2: zeros in its place; the network was NOT trained for that")
+    assert trained.endswith("the network was trained for that")
