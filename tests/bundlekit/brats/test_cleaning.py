@@ -7,7 +7,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundlekit.brats.cleaning import FillCored, RelabelUnenhancedd, RemoveCorelessd
+from bundlekit.brats.cleaning import FillCored, RelabelUnenhancedd, RemoveCorelessd, RemoveSmallPartsd
 
 NCR, ED, ET = 1, 2, 3
 
@@ -123,3 +123,47 @@ def test_a_core_that_does_not_enhance_stays_a_core() -> None:
 def test_impossible_volume_of_enhancement(minimum_enhancing_ml: float) -> None:
     with pytest.raises(ValueError, match=r"minimum_enhancing_ml must be a number of 0 or more"):
         RelabelUnenhancedd(minimum_enhancing_ml)
+
+
+def parts() -> MetaTensor:
+    """Components of 100, 30 and 9 voxels of 2 mm3, the second without oedema."""
+    labels = torch.zeros(1, 20, 12, 12, dtype=torch.uint8)
+    labels[0, :4, :5, :5] = ED
+    labels[0, 8:11, :5, :2] = ET
+    labels[0, 14:17, :3, 0] = NCR
+    return MetaTensor(labels, affine=torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0])))
+
+
+@pytest.mark.parametrize(
+    ("share", "kept", "removed_ml"),
+    [(0.09, 139, 0), (0.1, 130, 0.018), (0.3, 130, 0.018), (0.31, 100, 0.078), (1, 100, 0.078)],
+)
+def test_parts_that_are_small_beside_the_largest_are_removed(share: float, kept: int, removed_ml: float) -> None:
+    pred = parts()
+    before = pred.clone()
+    found = RemoveSmallPartsd(share)({"pred": pred, "case": "a"})
+    assert int((found["pred"] > 0).sum()) == kept
+    assert found["removed_ml"] == pytest.approx(removed_ml)
+    assert found["pred"][0, :4, :5, :5].eq(ED).all(), "the largest stays"
+    assert torch.equal(torch.as_tensor(pred), torch.as_tensor(before))
+
+
+def test_two_lesions_of_one_size_stay_and_so_does_a_single_voxel() -> None:
+    labels = torch.zeros(1, 9, 3, 3, dtype=torch.uint8)
+    labels[0, 0], labels[0, 6] = ET, ED
+    for pred in (labels, torch.zeros_like(labels).index_fill_(1, torch.tensor([4]), NCR), torch.zeros_like(labels)):
+        found = RemoveSmallPartsd(1)({"pred": MetaTensor(pred.clone())})
+        assert torch.equal(torch.as_tensor(found["pred"]), pred)
+
+
+def test_what_is_removed_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        RemoveSmallPartsd(0.5)({"pred": parts(), "case": "BraTS_7"})
+    assert "BraTS_7: 0.08 ml apart from the tumour removed" in caplog.text
+    assert "removed_ml" not in RemoveSmallPartsd(0)({"pred": parts()})
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_impossible_share(share: float) -> None:
+    with pytest.raises(ValueError, match="minimum_share must be from 0 to 1"):
+        RemoveSmallPartsd(share)

@@ -14,7 +14,6 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from brain_metastasis_attention_unet.postprocessing import RemoveSmallLesionsd
-from bundlekit.brats.components import components
 from bundlekit.brats.lesions import (
     SIZES,
     Lesion,
@@ -24,6 +23,7 @@ from bundlekit.brats.lesions import (
     remove_small,
     voxel_mm3,
 )
+from bundlekit.images.components import components
 
 ONE_MM = (1.0, 1.0, 1.0)
 Box = tuple[Sequence[int], int | Sequence[int]]

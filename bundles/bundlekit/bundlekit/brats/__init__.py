@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bundlekit.brats.cases import find_cases, scan_cases
-from bundlekit.brats.cleaning import FillCored, RelabelUnenhancedd, RemoveCorelessd
+from bundlekit.brats.cleaning import FillCored, RelabelUnenhancedd, RemoveCorelessd, RemoveSmallPartsd
 from bundlekit.brats.missing import RandDropModalitiesd, tell_filled
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.brats.reading import LoadCased

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from bundlekit.brats.components import components, large_components
+from bundlekit.images.components import components, large_components
 from bundlekit.scores.statistics import hd95
 
 DILATION_VOXELS = 1

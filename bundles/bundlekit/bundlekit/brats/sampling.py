@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from monai.transforms import Randomizable, Transform
 
-from bundlekit.brats.components import components
+from bundlekit.images.components import components
 
 _BRAIN_DRAWS = 64  # a brain fills about half of its bounding box, so that a draw is missed by chance 0.5 ** 64
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from bundlekit.brats.cleaning import relabel_unenhanced, remove_coreless
-from bundlekit.brats.components import components, large_components
+from bundlekit.images.components import components, large_components
 
 TOUCHING = np.ones((3, 3, 3))
 

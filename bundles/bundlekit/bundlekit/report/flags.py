@@ -1,0 +1,124 @@
+"""Reasons to look at a result before it is used: each with a name, a value, a limit and a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bundlekit.report.volumes import Volume
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Something of a case that should be looked at."""
+
+    name: str
+    value: float
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the checks know of a case."""
+
+    classes: np.ndarray  # HWD, class indices on the scan's own grid
+    volumes: Mapping[str, Volume]  # of classes and regions, by name
+    voxel_ml: float
+    brain_ml: float | None  # None: unknown
+    removed_ml: float = 0.0  # by the cleaning of the mask
+
+
+Check = Callable[[Result, Any], "Flag | None"]
+
+
+def flags_of(result: Result, limits: Mapping[str, Any]) -> list[Flag]:
+    """The flags of a case.
+
+    Args:
+        result: of the case.
+        limits: name of a check -> its limit, see `CHECKS`; null or false switches one off.
+
+    Raises:
+        ValueError: for a name that is no check.
+    """
+    unknown = sorted(set(limits) - set(CHECKS))
+    if unknown:
+        raise ValueError(f"no check {', '.join(unknown)}; there are {', '.join(CHECKS)}.")
+    on = {name: limit for name, limit in limits.items() if limit is not None and limit is not False}
+    found = [CHECKS[name](result, limit) for name, limit in on.items()]
+    return [flag for flag in found if flag is not None]
+
+
+def _nothing_found(result: Result, limit: bool) -> Flag | None:
+    if result.classes.any():
+        return None
+    return Flag("nothing_found", 0.0, "The mask is empty: nothing was found.")
+
+
+def _at_the_border(result: Result, limit: float) -> Flag | None:
+    """Share of the mask in the outermost layer of the field of view."""
+    total = np.count_nonzero(result.classes)
+    if not total:
+        return None
+    share = (total - np.count_nonzero(result.classes[1:-1, 1:-1, 1:-1])) / total
+    if share <= limit:
+        return None
+    return Flag("at_the_border", share, f"{share:.1%} of the mask lie at the border of the scan: the scan ends in it.")
+
+
+def _brain_volume(result: Result, limit: Sequence[float]) -> Flag | None:
+    if result.brain_ml is None or limit[0] <= result.brain_ml <= limit[1]:
+        return None
+    told = f"The brain has {result.brain_ml:.0f} ml; {limit[0]:.0f} to {limit[1]:.0f} ml were expected."
+    return Flag("brain_volume", result.brain_ml, f"{told} Is the skull in it, or a part of the brain missing?")
+
+
+def _many_components(result: Result, limit: Mapping[str, int]) -> Flag | None:
+    for name, most in limit.items():
+        n = result.volumes[name].components
+        if n > most:
+            return Flag("many_components", n, f"{name} is in {n} pieces, more than {most}: some may be false.")
+    return None
+
+
+def _largest_part(result: Result, limit: Mapping[str, float]) -> Flag | None:
+    """A part of a region that lies apart from its main mass and is not small."""
+    for name, least in limit.items():
+        volume = result.volumes[name]
+        share = volume.largest_ml / volume.ml if volume.ml else 1.0
+        if share < least:
+            told = f"The largest piece of {name} holds {share:.0%} of it, less than {least:.0%}"
+            return Flag("largest_part", share, f"{told}: several lesions, or a false one.")
+    return None
+
+
+def _removed(result: Result, limit: float) -> Flag | None:
+    if result.removed_ml <= limit:
+        return None
+    told = f"{result.removed_ml:.2f} ml that lay apart were removed from the mask"
+    return Flag("removed", result.removed_ml, f"{told}: false findings, or small lesions.")
+
+
+def _share(result: Result, limit: Mapping[str, Sequence[Any]]) -> Flag | None:
+    """A part outside of the range that its whole gives it: name -> [whole, least, most]."""
+    for name, (whole, least, most) in limit.items():
+        total = result.volumes[whole].ml
+        share = result.volumes[name].ml / total if total else least
+        if not least <= share <= most:
+            told = f"{name} is {share:.0%} of {whole}; {least:.0%} to {most:.0%} were expected."
+            return Flag("share", share, told)
+    return None
+
+
+CHECKS: dict[str, Check] = {
+    "nothing_found": _nothing_found,
+    "at_the_border": _at_the_border,
+    "brain_volume": _brain_volume,
+    "many_components": _many_components,
+    "largest_part": _largest_part,
+    "removed": _removed,
+    "share": _share,
+}

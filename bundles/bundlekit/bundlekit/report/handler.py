@@ -1,0 +1,131 @@
+"""Ignite handler that writes `volumes.csv` while an evaluator segments."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.utils import convert_to_numpy
+
+from bundlekit.files import sha256_of
+from bundlekit.images.intensities import is_not_air
+from bundlekit.report.flags import Result, flags_of
+from bundlekit.report.table import VolumeTable
+from bundlekit.report.volumes import Volume, volumes_of
+
+_log = logging.getLogger(__name__)
+
+
+class WriteVolumes:
+    """MONAI handler: a row of `volumes.csv` for each class and region of every case, and `volumes.json` beside it.
+
+    Put it behind `WriteSegmentations`, so that a case with rows has its mask. See `bundlekit.report.table` for the
+    columns.
+
+    Args:
+        output_dir: folder of the masks.
+        classes: names of the classes but the background.
+        bundle: that segments.
+        weights: its checkpoint, or several.
+        regions: name -> class indices, for volumes of several classes together.
+        brain: where the brain's volume and middle come from: "image", what is not air in a stripped scan; the name of
+            a class or region; None: unknown.
+        checks: name of a check in `bundlekit.report.flags` -> its limit.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        classes: Sequence[str],
+        bundle: str,
+        weights: str | Sequence[str],
+        regions: Mapping[str, Sequence[int]] | None = None,
+        brain: str | None = None,
+        checks: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.table = VolumeTable(output_dir)
+        self.classes = list(classes)
+        self.bundle = bundle
+        self.weights = [weights] if isinstance(weights, str) else list(weights)
+        self.regions = dict(regions or {})
+        self.brain = brain
+        self.checks = dict(checks or {})
+        self._hashes = ""
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator whose batch and output are decollated."""
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def _begin(self, engine: Engine) -> None:
+        cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
+        self.table.begin(str(case["case"]) for case in cases)
+        self._hashes = ";".join(sha256_of(file) for file in self.weights if Path(file).is_file())
+
+    def __call__(self, engine: Engine) -> None:
+        """Add the cases of this iteration.
+
+        Raises:
+            BundleError: if the table cannot be written.
+        """
+        batch: Any = engine.state.batch  # ignite's annotations know nothing of MONAI's lists of dicts
+        outputs: Any = engine.state.output
+        computed_by = str(getattr(getattr(engine, "inferer", None), "computed_by", ""))
+        for item, output in zip(batch, outputs, strict=True):
+            classes = convert_to_numpy(output["pred"])[0].astype(np.uint8)
+            affine = np.asarray(output["pred"].affine, float)
+            removed_ml = float(output.get("removed_ml", 0.0))
+            rows = self._rows(str(item["case"]), classes, affine, item.get("image"), removed_ml)
+            common = {"bundle": self.bundle, "weights_sha256": self._hashes, "computed_by": computed_by}
+            self.table.add([{**row, **common} for row in rows])
+
+    def _rows(
+        self, case: str, classes: np.ndarray, affine: np.ndarray, image: Any, removed_ml: float
+    ) -> list[dict[str, Any]]:
+        brain_ml, midline_mm = _brain_of(image) if self.brain == "image" else (None, None)
+        volumes = volumes_of(classes, affine, self.classes, self.regions, midline_mm)
+        by_name = {volume.name: volume for volume in volumes}
+        if self.brain in by_name:
+            brain_ml = by_name[self.brain].ml
+        voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+        flags = flags_of(Result(classes, by_name, voxel_ml, brain_ml, removed_ml), self.checks)
+        for flag in flags:
+            _log.warning("%s: look at it: %s", case, flag.sentence)
+        names = ";".join(flag.name for flag in flags)
+        return [_row(case, volume, brain_ml, names) for volume in volumes]
+
+
+def _row(case: str, volume: Volume, brain_ml: float | None, flags: str) -> dict[str, Any]:
+    centroid = ("", "", "") if volume.centroid_mm is None else tuple(f"{v:.1f}" for v in volume.centroid_mm)
+    return {
+        "case": case,
+        "name": volume.name,
+        "kind": volume.kind,
+        "ml": f"{volume.ml:.6g}",
+        "components": volume.components,
+        "largest_ml": f"{volume.largest_ml:.6g}",
+        **dict(zip(("x_mm", "y_mm", "z_mm"), centroid, strict=True)),
+        "hemisphere": volume.hemisphere,
+        "brain_ml": "" if brain_ml is None else f"{brain_ml:.6g}",
+        "flags": flags,
+    }
+
+
+def _brain_of(image: Any) -> tuple[float | None, float | None]:
+    """Volume (ml) and middle (mm, RAS+) of what is not air in a prepared scan, CHWD."""
+    if not isinstance(image, MetaTensor):
+        return None, None
+    affine = np.asarray(image.affine, float)
+    inside = is_not_air(image).any(0).numpy()
+    count = int(inside.sum())
+    if not count:
+        return None, None
+    # the mean of an affine map is the map of the mean
+    along = [inside.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+    middle = [float((counts * np.arange(len(counts))).sum()) / count for counts in along]
+    return count * abs(float(np.linalg.det(affine[:3, :3]))) / 1000, float((affine @ [*middle, 1])[0])

@@ -1,0 +1,109 @@
+"""`volumes.csv`: a row for each class and region of each case, and `volumes.json`, which says what the columns are."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_result
+
+TABLE, DICTIONARY = "volumes.csv", "volumes.json"
+
+COLUMNS: dict[str, dict[str, Any]] = {
+    "case": {"Description": "Name of the case, as in the name of its mask"},
+    "name": {"Description": "Class of the mask, or region made of classes"},
+    "kind": {"Description": "Which of the two", "Levels": {"class": "one value", "region": "several values"}},
+    "ml": {"Description": "Volume on the scan's own grid", "Units": "mL"},
+    "components": {"Description": "Number of 26-connected components"},
+    "largest_ml": {"Description": "Volume of the largest component", "Units": "mL"},
+    "x_mm": {"Description": "Centroid, from left to right, by the scan's affine (RAS+)", "Units": "mm"},
+    "y_mm": {"Description": "Centroid, from posterior to anterior", "Units": "mm"},
+    "z_mm": {"Description": "Centroid, from inferior to superior", "Units": "mm"},
+    "hemisphere": {
+        "Description": "Side of the brain's middle; empty where the bundle does not know the brain",
+        "Levels": {"left": "at least 90 %", "right": "at least 90 %", "both": "at least 10 % on either side"},
+    },
+    "brain_ml": {"Description": "Volume of the brain; empty where the bundle does not know it", "Units": "mL"},
+    "flags": {"Description": "Checks that found a reason to look at the case, with semicolons between them"},
+    "bundle": {"Description": "Bundle that segmented the case"},
+    "weights_sha256": {"Description": "SHA-256 of its weights; of several, with semicolons between them"},
+    "computed_by": {"Description": "Runtime, precision and threads"},
+}
+
+
+class VolumeTable:
+    """The table of an output folder, to which each case is added when it is done.
+
+    A case's rows are written at once, so that a run that is killed leaves whole cases; a row that was cut off is
+    dropped by the next run, and so are the rows of a case that is segmented again.
+
+    Args:
+        folder: the output folder, made if missing.
+    """
+
+    def __init__(self, folder: str | os.PathLike) -> None:
+        self.path = Path(folder) / TABLE
+
+    def begin(self, cases: Iterable[str]) -> None:
+        """Make table and dictionary ready for these cases.
+
+        Raises:
+            BundleError: if there is another table of that name, or it cannot be written.
+        """
+        again = set(cases)
+        rows = [row for row in self.rows() if row["case"] not in again] if self.path.is_file() else []
+        text = _csv_text(rows)
+        if not self.path.is_file() or self.path.read_bytes() != text:
+            write_result(self.path, lambda file: file.write(text), "output_dir")
+        dictionary = (json.dumps(COLUMNS, indent=2) + "\n").encode()
+        write_result(self.path.with_name(DICTIONARY), lambda file: file.write(dictionary), "output_dir")
+
+    def rows(self) -> list[dict[str, str]]:
+        """The whole rows of the table.
+
+        Raises:
+            BundleError: if it has other columns.
+        """
+        text = self.path.read_bytes().decode(errors="replace")
+        whole = text[: text.rfind("\n") + 1]  # what follows was cut off
+        lines = list(csv.reader(io.StringIO(whole)))
+        if lines and lines[0] != list(COLUMNS):
+            raise BundleError(
+                Finding(
+                    str(self.path),
+                    f"a table with the columns {', '.join(lines[0])}",
+                    f"the columns {', '.join(COLUMNS)}",
+                    "move it away, or set --output_dir to another folder",
+                )
+            )
+        return [dict(zip(COLUMNS, line, strict=True)) for line in lines[1:] if len(line) == len(COLUMNS)]
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add the rows of a case, at once.
+
+        Raises:
+            BundleError: if they cannot be written.
+        """
+        text = _csv_text(rows, header=False)
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                file.write(text)
+                os.fsync(file.fileno())
+        except OSError as error:
+            fix = "free some space, or set --output_dir to another folder"
+            raise BundleError(Finding(str(self.path), f"cannot be written ({error})", "room for it", fix)) from error
+
+
+def _csv_text(rows: Sequence[Mapping[str, Any]], header: bool = True) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(COLUMNS), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()

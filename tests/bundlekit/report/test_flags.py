@@ -1,0 +1,72 @@
+"""Each check: just inside its limit, and just beyond."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bundlekit.report.flags import CHECKS, Result, flags_of
+from bundlekit.report.volumes import volumes_of
+
+
+def result(classes: np.ndarray, brain_ml: float | None = None, removed_ml: float = 0.0) -> Result:
+    volumes = volumes_of(classes, np.eye(4), ["a", "b"], {"all": (1, 2)})
+    return Result(classes, {volume.name: volume for volume in volumes}, 0.001, brain_ml, removed_ml)
+
+
+def box() -> np.ndarray:
+    """20 voxels of class 1, 5 of class 2 beside them, 2 of class 2 apart; none in the outermost layer."""
+    classes = np.zeros((12, 12, 12), np.uint8)
+    classes[2:6, 2:7, 2] = 1
+    classes[6, 2:7, 2] = 2
+    classes[9, 9, 9:11] = 2
+    return classes
+
+
+@pytest.mark.parametrize(
+    ("check", "good", "bad", "value"),
+    [
+        ("many_components", {"all": 2}, {"all": 1}, 2),
+        ("largest_part", {"all": 25 / 27}, {"all": 0.93}, 25 / 27),
+        ("share", {"b": ["all", 0.2, 0.3]}, {"b": ["all", 0.3, 1]}, 7 / 27),
+        ("brain_volume", [900, 1200], [900, 1199], 1200),
+        ("removed", 0.5, 0.4, 0.5),
+    ],
+)
+def test_a_limit(check: str, good: Any, bad: Any, value: float) -> None:
+    case = result(box(), brain_ml=1200, removed_ml=0.5)
+    assert flags_of(case, {check: good}) == []
+    (flag,) = flags_of(case, {check: bad})
+    assert (flag.name, flag.value) == (check, pytest.approx(value))
+    assert flag.sentence.endswith((".", "?"))
+
+
+def test_a_mask_that_the_scan_cuts_off() -> None:
+    classes = box()
+    classes[0, 5, 5] = classes[11, 5, 5] = 1
+    assert flags_of(result(classes), {"at_the_border": 2 / 29}) == []
+    (flag,) = flags_of(result(classes), {"at_the_border": 0.06})
+    assert flag.value == pytest.approx(2 / 29)
+    assert flags_of(result(box()), {"at_the_border": 0}) == []
+
+
+def test_nothing_found_and_nothing_more_is_said_of_it() -> None:
+    limits = {"nothing_found": True, "at_the_border": 0.0, "many_components": {"all": 0}, "largest_part": {"all": 1.0}}
+    assert [flag.name for flag in flags_of(result(0 * box()), limits)] == ["nothing_found"]
+    assert "nothing_found" not in [flag.name for flag in flags_of(result(box()), limits)]
+
+
+@pytest.mark.parametrize("off", [None, False])
+def test_a_check_that_is_off(off: Any) -> None:
+    assert flags_of(result(0 * box()), dict.fromkeys(CHECKS, off)) == []
+
+
+def test_an_unknown_brain_is_no_wrong_one() -> None:
+    assert flags_of(result(box()), {"brain_volume": [900, 2000]}) == []
+
+
+def test_a_name_that_is_no_check() -> None:
+    with pytest.raises(ValueError, match="no check brain_size; there are nothing_found"):
+        flags_of(result(box()), {"brain_size": 3})

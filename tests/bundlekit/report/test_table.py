@@ -1,0 +1,60 @@
+"""The table of volumes over runs that end well, are killed, and come again."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from bundlekit.errors import BundleError
+from bundlekit.report.table import COLUMNS, VolumeTable
+
+
+def rows(case: str, ml: float = 1.0) -> list[dict[str, object]]:
+    return [{**dict.fromkeys(COLUMNS, ""), "case": case, "name": name, "ml": ml} for name in ("ED", "ET")]
+
+
+def cases(table: VolumeTable) -> list[tuple[str, str]]:
+    with table.path.open(newline="") as file:
+        return [(row["case"], row["ml"]) for row in csv.DictReader(file)]
+
+
+def test_cases_are_added_and_a_second_run_replaces_its_own(tmp_path: Path) -> None:
+    table = VolumeTable(tmp_path / "out")
+    table.begin(["a", "b"])
+    table.add(rows("a"))
+    table.add(rows("b"))
+    assert cases(table) == 2 * [("a", "1.0")] + 2 * [("b", "1.0")]
+    again = VolumeTable(tmp_path / "out")
+    again.begin(["b", "c"])
+    again.add(rows("b", 2.0))
+    assert cases(again) == 2 * [("a", "1.0")] + 2 * [("b", "2.0")]
+    assert json.loads((tmp_path / "out" / "volumes.json").read_text()).keys() == COLUMNS.keys()
+
+
+def test_a_row_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
+    table = VolumeTable(tmp_path)
+    table.begin([])
+    table.add(rows("a"))
+    table.add(rows("b"))
+    whole = table.path.read_bytes()
+    table.path.write_bytes(whole[:-7])
+    VolumeTable(tmp_path).begin(["c"])
+    assert cases(table) == [*2 * [("a", "1.0")], ("b", "1.0")]
+
+
+def test_names_with_commas_quotes_and_umlauts(tmp_path: Path) -> None:
+    table = VolumeTable(tmp_path)
+    table.begin([])
+    table.add(rows('a, "b"\u00fc'))
+    table.begin(["other"])
+    assert {case for case, _ in cases(table)} == {'a, "b"\u00fc'}
+
+
+def test_another_table_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "volumes.csv").write_text("mine,too\n1,2\n")
+    with pytest.raises(BundleError, match="a table with the columns mine, too"):
+        VolumeTable(tmp_path).begin(["a"])
+    assert (tmp_path / "volumes.csv").read_text() == "mine,too\n1,2\n"
