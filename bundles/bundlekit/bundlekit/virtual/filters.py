@@ -57,13 +57,14 @@ def shift(image: torch.Tensor, offset: Sequence[float]) -> torch.Tensor:
 
     Args:
         image: HWD float32.
-        offset: along H, W and D, -0.5 to 0.5 voxels: more than half of a voxel is its own, so a label map stays true.
+        offset: along H, W and D, in voxels, their sizes 0.5 or less together: a voxel then keeps at least half of its
+            own, (1 - |x|)(1 - |y|)(1 - |z|), so that its label stays true.
 
     Raises:
-        ValueError: for an offset outside of that.
+        ValueError: for a larger offset.
     """
-    if max(abs(o) for o in offset) > 0.5:
-        raise ValueError(f"offset must be from -0.5 to 0.5 voxels, got {tuple(offset)}.")
+    if sum(abs(o) for o in offset) > 0.5 + 1e-6:
+        raise ValueError(f"offset must be 0.5 voxels or less along all axes together, got {tuple(offset)}.")
     for axis, o in enumerate(offset):
         n = image.shape[axis]
         beside = torch.arange(n, device=image.device).add(1 if o > 0 else -1).clamp(0, n - 1)

@@ -232,7 +232,8 @@ class LabelPainter:
 
     def _draw_shift(self, rng: np.random.Generator) -> tuple[float, float, float]:
         x, y, z = rng.uniform(-0.5, 0.5, 3) if _happens(rng, self.shift_probability) else (0.0, 0.0, 0.0)
-        return float(x), float(y), float(z)
+        scale = min(1.0, 0.5 / max(abs(x) + abs(y) + abs(z), 1e-9))  # so that most of a voxel stays its own
+        return float(scale * x), float(scale * y), float(scale * z)
 
     def paint(self, structures: torch.Tensor, paint: Paint) -> tuple[torch.Tensor, torch.Tensor]:
         """Image and label of a patch, on its device.
@@ -276,7 +277,7 @@ class LabelPainter:
         image *= torch.exp(smooth(bias, index.shape))
         image += paint.noise * normal()
         if paint.ringing:
-            image = GibbsNoise(paint.ringing)(image[None])[0]
+            image = GibbsNoise(paint.ringing)(image[None]).as_tensor()[0]
         image = _gamma(image, paint.gamma)
         if paint.cut is not None and paint.cut.air:
             seen = _seen(index.shape, paint.cut, device)
