@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from bundlekit.cases.datalist import TRAINED_ON, trained_cases
+from bundlekit.cases.datalist import TRAINED_ON, trained_cases, trained_text
 from bundlekit.files import write_whole
 from bundlekit.weights.settings import SETTINGS, read_settings
 from bundlekit.weights.shipped import RECORD
@@ -22,7 +22,7 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     """Copy trained weights to a bundle's `models/model.pt`, with their settings and their SHA-256.
 
     Writes `model.pt` (a plain state dict, loadable with `weights_only=True`), `settings.json` (what inference has to
-    do as training did), `trained_on.json` (names of the cases that trained it and the weights it began with, so that
+    do as training did), `trained_on.json` (the cases that trained it and the weights it began with, so that
     evaluation knows them; no file where none are recorded) and `SHA256SUMS` (readable by `sha256sum -c`). The split of
     the training stays behind: it names files of the machine it ran on. Evaluate the shipped file: half precision is
     only worth it if the scores agree.
@@ -63,12 +63,12 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
         SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
         RECORD: f"{digest}  model.pt\n".encode(),
     }
-    names = trained_cases(source.parent)
-    if names:
-        files[TRAINED_ON] = (json.dumps(names, indent=2) + "\n").encode()
+    cases = trained_cases(source.parent)
+    if cases:
+        files[TRAINED_ON] = trained_text(cases).encode()
     for name, data in files.items():
         write_whole(models / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
-    if not names:
+    if not cases:
         (models / TRAINED_ON).unlink(missing_ok=True)  # of earlier weights
     print(f"{models / 'model.pt'}: {len(content) / 2**20:.1f} MB, SHA-256 {digest}")
     return str(models / "model.pt")

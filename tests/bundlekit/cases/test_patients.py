@@ -75,7 +75,46 @@ def test_cases_that_trained_shipped_weights_are_known(tmp_path: Path, caplog: py
     assert select_cases(cases, "all", trained=trained) == cases
     assert "1 of these cases trained the network: their scores flatter it" in caplog.text
     assert select_cases(cases, trained=trained) == cases[1:]
-    assert trained_cases(tmp_path) == ["BraTS2021_00006"]
+    assert trained_cases(tmp_path) == {"BraTS2021_00006": ""}
+
+
+@pytest.mark.parametrize("recorded", ["by name", "with patients"])
+def test_cases_that_trained_are_known_where_a_datalist_names_the_patients(tmp_path: Path, recorded: str) -> None:
+    """Shipped weights come with the names of their cases, which tell nothing of patients that a datalist names."""
+    cases = [
+        {"case": name, "patient": patient, "image": [], "label": "", "subset": ""}
+        for name, patient in (("scanA", "P1"), ("scanB", "P2"), ("scanC", "P3"), ("again", "P1"))
+    ]
+    trained = tmp_path / "datalist.json"  # which is not there
+    write_trained_cases({"scanA": "P1" if recorded == "with patients" else "", "scanB": ""}, tmp_path)
+    assert json.loads((tmp_path / "trained_on.json").read_text()) == [
+        {"case": "scanA", "patient": "P1"} if recorded == "with patients" else "scanA",
+        "scanB",
+    ]
+    assert [case["case"] for case in select_cases(cases, trained=trained)] == ["scanC"]
+    assert [case["case"] for case in select_cases(cases, "training", trained=trained)] == ["scanA", "scanB", "again"]
+    # the second scan alone is known by its patient, if that is recorded
+    split = select_cases(cases[2:], trained=trained)
+    assert [case["case"] for case in split] == (["scanC"] if recorded == "with patients" else ["scanC", "again"])
+
+
+def test_a_record_that_names_patients_knows_the_cases_of_a_folder(tmp_path: Path) -> None:
+    """There, a case is its own patient."""
+    listed = {"training": [{"case": "scanA", "patient": "P1"}], "validation": []}
+    (tmp_path / "datalist.json").write_text(json.dumps(listed))
+    cases = [{"case": name, "patient": name, "subset": ""} for name in ("scanA", "scanB")]
+    (unseen,) = select_cases(cases, trained=tmp_path / "datalist.json")
+    assert unseen["case"] == "scanB"
+
+
+def test_patients_that_a_datalist_tells_apart_stay_apart(tmp_path: Path) -> None:
+    """Though the names of their cases look like two visits of one."""
+    cases = [
+        {"case": f"sub1_ses{n}", "patient": patient, "image": [], "label": "", "subset": part}
+        for n, patient, part in ((1, "P1", "training"), (2, "P2", "validation"))
+    ]
+    write_datalist({"training": cases[:1], "validation": cases[1:]}, str(tmp_path / "datalist.json"))
+    assert select_cases(cases, trained=tmp_path / "datalist.json") == cases[1:]
 
 
 def test_what_a_fine_tuning_began_with_is_recorded(tmp_path: Path) -> None:
@@ -86,7 +125,7 @@ def test_what_a_fine_tuning_began_with_is_recorded(tmp_path: Path) -> None:
     engine = Engine(lambda engine, batch: None)
     RecordPretraining(str(earlier / "model.pt"), str(run)).attach(engine)
     engine.run([0], max_epochs=2)
-    assert trained_cases(run) == ["a", "b"]
+    assert trained_cases(run) == {"a": "", "b": ""}
     (earlier / "trained_on.json").write_text("{")
     with pytest.raises(BundleError, match=r"trained_on\.json"):
         trained_cases(earlier)
@@ -97,7 +136,7 @@ def test_a_fine_tuned_fold_keeps_its_validation_part(tmp_path: Path, caplog: pyt
     cases = [{"case": name, "patient": name, "image": [], "label": "", "subset": ""} for name in "abcd"]
     split = {"training": cases[:2], "validation": cases[2:]}
     write_datalist(split, str(tmp_path / "datalist.json"))
-    write_trained_cases(["b", "c"], tmp_path)
+    write_trained_cases({"b": "", "c": ""}, tmp_path)
     trained = tmp_path / "datalist.json"
     listed = [{**case, "subset": part} for part, some in split.items() for case in some]  # as a datalist is read
     assert [case["case"] for case in select_cases(listed, trained=trained)] == ["c", "d"]

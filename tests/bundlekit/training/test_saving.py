@@ -175,7 +175,7 @@ def test_what_is_deleted_while_training_is_written_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, gone: str
 ) -> None:
     folder, engine = tmp_path / "run", SimpleNamespace(state=SimpleNamespace(epoch=1))
-    write_trained_cases(["z1"], tmp_path)
+    write_trained_cases({"z1": ""}, tmp_path)
     handlers = [record(folder), RecordPretraining(str(tmp_path / "model.pt"), str(folder))]
 
     def call() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bundlekit.cases.case import Case
+from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 
@@ -91,29 +92,30 @@ def recorded_split(ckpt_dir: str) -> str | None:
     return str(path) if path.is_file() else None
 
 
-def trained_cases(folder: str | os.PathLike) -> list[str]:
-    """Names of the cases that trained the weights in a folder, in sorted order; none where nothing is recorded.
+def trained_cases(folder: str | os.PathLike) -> dict[str, str]:
+    """The cases that trained the weights in a folder, sorted, each with its patient; none where nothing is recorded.
 
     Those of its `datalist.json`, which a training writes, and of its `trained_on.json`, which lists the cases of
-    weights that came without a datalist, or that a fine-tuning began with.
+    weights that came without a datalist, or that a fine-tuning began with. "" where no patient is recorded.
 
     Raises:
         BundleError: if a record cannot be read.
     """
-    names: set[str] = set()
-    for path in (Path(folder, "datalist.json"), Path(folder, TRAINED_ON)):
+    patients: dict[str, str] = {}
+    for path in (Path(folder, TRAINED_ON), Path(folder, "datalist.json")):
         if path.is_file():
-            content = read_record(path)
-            listed = content if isinstance(content, list) else content["training"]
-            if any(isinstance(entry, dict) and "case" not in entry for entry in listed):
+            listed = read_record(path)["training"]
+            if any("case" not in entry for entry in listed):
                 fix = "copy it again, or remove it"
                 raise BundleError(Finding(str(path), "an entry without a case", "the case of each entry", fix))
-            names |= {str(entry["case"] if isinstance(entry, dict) else entry) for entry in listed}
-    return sorted(names)
+            for entry in listed:
+                name = str(entry["case"])
+                patients[name] = str(entry.get("patient") or "") or patients.get(name, "")
+    return dict(sorted(patients.items()))
 
 
-def read_record(path: Path) -> list[str] | dict[str, list[dict[str, Any]]]:
-    """A `trained_on.json`, a list of names, or a `datalist.json`, with an entry for each case.
+def read_record(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """A `trained_on.json`, a list of names or entries, or a `datalist.json`; in both cases as the latter.
 
     Raises:
         BundleError: if it cannot be read, or is neither.
@@ -121,7 +123,8 @@ def read_record(path: Path) -> list[str] | dict[str, list[dict[str, Any]]]:
     try:
         content = json.loads(path.read_text())
         if isinstance(content, list):
-            return [str(entry["case"] if isinstance(entry, dict) else entry) for entry in content]
+            listed = [entry if isinstance(entry, dict) else {"case": str(entry)} for entry in content]
+            return {"training": [{**entry, "case": str(entry["case"])} for entry in listed]}
         if not all(isinstance(entry, dict) for part in ("training", "validation") for entry in content.get(part, [])):
             raise TypeError("an entry that is no object")
         return {"training": [], **content}
@@ -131,10 +134,23 @@ def read_record(path: Path) -> list[str] | dict[str, list[dict[str, Any]]]:
         raise BundleError(Finding(str(path), found, expected, "copy it again, or remove it")) from error
 
 
-def write_trained_cases(names: Sequence[str], folder: str | os.PathLike) -> None:
+def write_trained_cases(cases: Mapping[str, str], folder: str | os.PathLike) -> None:
     """Write `trained_on.json`, see `trained_cases`; an earlier one is replaced."""
-    text = json.dumps(sorted(names), indent=2) + "\n"
+    text = trained_text(cases)
     write_result(Path(folder, TRAINED_ON), lambda file: file.write(text.encode()), "ckpt_dir")
+
+
+def trained_text(cases: Mapping[str, str]) -> str:
+    """Content of a `trained_on.json`: names of cases, with the patient where the name does not tell it.
+
+    Args:
+        cases: as `trained_cases` gives them.
+    """
+    listed = [
+        {"case": name, "patient": patient} if patient and patient != patient_of(name) else name
+        for name, patient in sorted(cases.items())
+    ]
+    return json.dumps(listed, indent=2) + "\n"
 
 
 def _entry(case: Case) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sklearn.model_selection import GroupKFold
 
@@ -53,8 +54,8 @@ def split_cases(
         known = _known(cases, trained)
         names = {case["case"] for case in known}
         unseen = [case for case in cases if case["case"] not in names]
-        seen = _trained_patients(_records(trained))
-        flattered = sorted(case["case"] for case in unseen if case["patient"] in seen)
+        seen = _seen(cases, _records(trained))
+        flattered = sorted(case["case"] for case in unseen if case["case"] in seen)
         if flattered:
             text = "weights that began the training knew %d of these cases, their scores flatter: %s"
             _log.warning(text, len(flattered), ", ".join(flattered))
@@ -145,8 +146,8 @@ def select_cases(
     if subset not in ("validation", "training", "all"):
         raise BundleError(f"subset is {subset!r}; expected validation, training or all.")
     known = _known(cases, trained)
-    seen = _trained_patients(_records(trained))
-    flattering = known if subset == "training" else [case for case in cases if case["patient"] in seen]
+    seen = _seen(cases, _records(trained))
+    flattering = known if subset == "training" else [case for case in cases if case["case"] in seen]
     if subset != "validation" and flattering:
         _log.warning("%d of these cases trained the network: their scores flatter it", len(flattering))
     if subset == "all":
@@ -171,17 +172,32 @@ def _known(cases: Sequence[Case], trained: str | os.PathLike | Sequence[str] | N
     records = _records(trained)
     fine_tuned = {file.parent for file in records if file.name != TRAINED_ON}
     own = [file for file in records if file.name != TRAINED_ON or file.parent not in fine_tuned]
-    seen, seen_here = _trained_patients(records), _trained_patients(own)
-    return [c for c in cases if c["patient"] in (seen_here if c["subset"] == "validation" else seen)]
+    seen, seen_here = _seen(cases, records), _seen(cases, own)
+    return [c for c in cases if c["case"] in (seen_here if c["subset"] == "validation" else seen)]
 
 
-def _trained_patients(records: Sequence[Path]) -> set[str]:
-    """Patients that trained, by what they are called in the records and by the names of their cases."""
+def _seen(cases: Sequence[Case], records: Sequence[Path]) -> set[str]:
+    """Names of those of the cases whose patient trained, by the records.
+
+    A record and a data set may call one patient by different names: a case is known by its own name, too, by the
+    patient that this name tells of, and by another scan of its patient that is known. A case of the validation part of
+    a record is known to that record by its patient alone: there somebody has said who is who.
+    """
     patients: set[str] = set()
     for file in records:
-        content = read_record(file)
-        entries = [{"case": name} for name in content] if isinstance(content, list) else content.get("training", [])
-        patients |= {str(entry["patient"]) for entry in entries if entry.get("patient")}
-        # an earlier version may have told scans apart that are of one patient
-        patients |= {patient_of(str(entry["case"])) for entry in entries if entry.get("case")}
-    return patients
+        record = read_record(file)
+        trained = {name for entry in record["training"] for name in _names(entry)}
+        apart = {str(entry.get("case")) for entry in record.get("validation", [])}
+        patients |= {
+            case["patient"]
+            for case in cases
+            if ({case["patient"]} if case["case"] in apart else _names(case)) & trained
+        }
+    return {case["case"] for case in cases if case["patient"] in patients}
+
+
+def _names(entry: Mapping[str, Any]) -> set[str]:
+    """What a case, or an entry of a record, and its patient are called."""
+    case, patient = str(entry.get("case") or ""), str(entry.get("patient") or "")
+    # an earlier version may have told scans apart that are of one patient
+    return {case, patient, patient_of(case)} - {""}

@@ -250,7 +250,7 @@ class RecordPretraining:
     """
 
     def __init__(self, pretrained: str, ckpt_dir: str) -> None:
-        self.names = trained_cases(Path(pretrained).parent)
+        self.cases = trained_cases(Path(pretrained).parent)
         self.ckpt_dir = ckpt_dir
         self.started = False
 
@@ -261,8 +261,8 @@ class RecordPretraining:
 
     def __call__(self, engine: Engine) -> None:
         """Write the file; raises `BundleError` if that is not possible."""
-        if self.names and idist.get_rank() == 0 and not (self.started and Path(self.ckpt_dir, TRAINED_ON).is_file()):
-            write_trained_cases(self.names, self.ckpt_dir)
+        if self.cases and idist.get_rank() == 0 and not (self.started and Path(self.ckpt_dir, TRAINED_ON).is_file()):
+            write_trained_cases(self.cases, self.ckpt_dir)
         self.started = True
 
 
