@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from monai.utils import set_determinism
 
 from bundlekit import StripSkulld
 from bundlekit.brats.naming import MODALITIES
+from bundlekit.errors import bundle_error_in
 from bundlekit.preparation.preparing import prepare_case
 from bundlekit.preparation.record import read_record
 from bundlekit.preparation.restoring import restore_case
 from bundlekit.preparation.scans import find_scans
-from bundlekit.run import drop_noise
 from tools.bundles import ROOT, parse
 
 _BUNDLES = ("brats_resunet", "brain_metastasis_attention_unet")
@@ -165,17 +164,17 @@ def _required(value: Any, option: str, what: str) -> None:
         raise ValueError(f"{option} is missing; give {what}.")
 
 
-def _infer(bundle: str, settings: Mapping[str, Any], one_missing: bool) -> None:
-    """Run the bundle's inference.yaml, in this process."""
-    drop_noise()
-    parser = parse(bundle, "inference.yaml", **settings)
-    if one_missing:
-        parser["cases::fill_missing"] = True
-        if "fill_missing" not in cast(dict, parser.config):
-            print(f"WARNING: {bundle} was never trained with a missing modality; its mask is a guess", flush=True)
-    set_determinism(seed=parser.get_parsed_content("seed"))
-    parser.get_parsed_content("evaluator").run()
-    parser.get_parsed_content("unreadable").report()
+def _infer(bundle: str, settings: Mapping[str, Any], fill_missing: bool) -> None:
+    """Run the bundle's inference.yaml as `monai.bundle run inferring` does, in this process."""
+    parser = parse(bundle, "inference.yaml", **settings, fill_missing=fill_missing)
+    try:
+        for step in ("initialize", "inferring"):
+            parser.get_parsed_content(step)
+    except RuntimeError as error:  # MONAI's, of an expression
+        message = bundle_error_in(error)
+        if message is None:
+            raise
+        raise ValueError(message) from error
 
 
 def _tell(volumes: Mapping[str, Any]) -> None:

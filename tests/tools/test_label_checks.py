@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from bundlekit.errors import BundleError
+from tests.conftest import ROOT
 from tools.bundles import names, parse
+from tools.label.app.lib.bundles import tell_missing
 from tools.label.app.lib.checks import (
     check_address,
     check_image,
@@ -178,3 +180,11 @@ def test_what_is_no_nifti_is_refused(tmp_path: Path, scan: str) -> None:
     with pytest.raises(BundleError, match="cannot be decoded"):
         check_label(str(cut), [scan], "A")
     check_image(scan, "A")
+
+
+@pytest.mark.parametrize("bundle", ["brats_resunet", "brain_metastasis_attention_unet"])
+def test_what_a_case_lacks_is_told(bundle: str, caplog: pytest.LogCaptureFixture) -> None:
+    tell_missing(str(ROOT / "bundles" / bundle), {"case": "a", "image": ["t1", "t1ce", "t2", "flair"]})
+    assert not caplog.text
+    tell_missing(str(ROOT / "bundles" / bundle), {"case": "a", "image": ["t1", "t1ce", "", "flair"]})
+    assert "a has no T2: zeros in its place; the network was" in caplog.text

@@ -9,11 +9,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 
 from bundlekit.files import sha256_of
 from bundlekit.preparation.grids import Grid
 from bundlekit.preparation.record import write_record
-from tests.conftest import Run, bundle_run, refusal
+from tests.conftest import Run, built, bundle_run, refusal
 from tools.prepare import prepare, segment
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -63,6 +64,28 @@ def test_segment_brings_the_mask_of_the_bundle_back(
         np.testing.assert_array_equal(back.affine, AFFINE)
     told = json.loads((out / f"{source.name}_volumes.json").read_text())
     assert sum(told["prepared"].values()) == pytest.approx((expected > 0).sum() / 1000, abs=0.01)
+
+
+def test_a_missing_modality_is_told(run: Run, cohort: Path, tmp_path: Path) -> None:
+    """By `segment` as by the bundle's own run, and whether the network was trained for it."""
+    source, scans, models = cohort / "VirtualGlioma_00000", tmp_path / "scans", tmp_path / "models"
+    scans.mkdir()
+    models.mkdir()
+    for modality in ("t1", "t1ce", "flair"):
+        file = source / f"{source.name}_{modality}.nii.gz"
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(file).dataobj)[12:36, 12:36, 10:26], AFFINE), scans / file.name)
+    network = built("brats_resunet", "network_def", "train.yaml", channels=[2, 4, 8, 16])
+    torch.save(network.state_dict(), models / "model.pt")
+    (models / "settings.json").write_text(
+        json.dumps({"channels": [2, 4, 8, 16], "patch_size": [16, 16, 16], "modality_dropout": 0.0})
+    )
+    settings = {"dataset_dir": str(scans), "output_dir": str(tmp_path / "out"), "ckpt_dir": str(models),
+                "device": "cpu", "num_workers": 0, "runtime": "torch"}  # fmt: skip
+    done = run("-c", f"from tools.prepare import _infer; _infer('brats_resunet', {settings}, True)")
+    assert f"{source.name} has no T2: zeros in its place; the network was NOT trained for that" in done.stderr
+    assert (tmp_path / "out" / f"{source.name}_seg.nii.gz").is_file()
+    refused = run("-c", f"from tools.prepare import _infer; _infer('brats_resunet', {settings}, False)", status=1)
+    assert "ERROR: 1 problem(s) in the data set" in refused.stderr
 
 
 def test_what_is_missing_ends_with_one_message(run: Run, tmp_path: Path) -> None:

@@ -7,12 +7,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pydoc import locate
 from types import ModuleType
 from typing import Any
 
 from monai.bundle import ConfigParser
+
+from bundlekit.brats.missing import tell_filled
 
 
 def package(path: str) -> ModuleType:
@@ -58,6 +60,21 @@ def case_settings(path: str) -> dict[str, Any]:
     parser["bundle_root"] = path
     names = [key for key in parser["cases"] if key not in ("_target_", "dataset_dir", "datalist", "labelled")]
     return {name: parser.get_parsed_content(f"cases::{name}") for name in names}
+
+
+def tell_missing(path: str, case: Mapping[str, Any]) -> None:
+    """Log which modalities of a case are missing, and whether the bundle's network was trained for that.
+
+    Args:
+        path: folder of the bundle.
+        case: as the bundle's search gives it.
+    """
+    if all(case["image"]):
+        return
+    parser = _inference(path)
+    parser["bundle_root"] = path
+    trained = parser.get_parsed_content("modality_dropout") if "modality_dropout" in parser.config else 0.0
+    tell_filled([dict(case)], trained)
 
 
 def modalities(path: str) -> list[str]:

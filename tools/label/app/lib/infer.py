@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import nibabel as nib
@@ -20,7 +20,7 @@ from bundlekit.cases.served import load_served
 from bundlekit.errors import BundleError
 from bundlekit.images.writing import on_grid_of
 from bundlekit.weights.loading import load_network, read_checkpoint
-from lib.bundles import case_settings, find_cases
+from lib.bundles import case_settings, find_cases, tell_missing
 
 # of a request; and what the bundle's search for cases can be told
 _KNOWN = {
@@ -90,7 +90,12 @@ class CaseInfer(BundleInferTask):
         """The bundle's own, of which the first decodes the case that a path belongs to."""
         load, *others = super().pre_transforms(data)
         search = find_cases(self.bundle_path)
-        return [lambda data: load_served(load, search, {**self.settings, **data}), *others]
+
+        def load_told(case: dict[str, Any]) -> dict[Hashable, Any]:
+            tell_missing(self.bundle_path, case)
+            return load(case)
+
+        return [lambda data: load_served(load_told, search, {**self.settings, **data}), *others]
 
     def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[Any, Any]:
         """Write the label map: NIfTI with the header of the case's first image, or what else was asked for."""
