@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import logging
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 
 import fire
 
+from bundlekit.values import wrong_value
 from bundlekit.virtual import brats, ct, icbm152, metastases, tissue
 from tools.bench import case, deformation, gliomas, loader, memory, network, painting, registration, resizing
 from tools.card import card
@@ -55,6 +57,8 @@ COMMANDS = {
     },
 }
 
+_FLAGS = ("bool", "bool | None")  # annotations, which are text
+
 
 def _refuse_unknown(arguments: Sequence[str]) -> None:
     """Refuse an option that the command does not have; Fire would call the command first, and then complain."""
@@ -78,12 +82,31 @@ def _refuse_unknown(arguments: Sequence[str]) -> None:
         raise ValueError(f"--{name} is no option of this command; {meant}")
 
 
+def _checked(command: Any) -> Any:
+    """A command, or a group of them, that refuses words for its flags: Fire hands on `false`, which counts as true."""
+    if isinstance(command, dict):
+        return {name: _checked(one) for name, one in command.items()}
+    known = inspect.signature(command)
+    flags = {name: parameter for name, parameter in known.parameters.items() if parameter.annotation in _FLAGS}
+
+    @functools.wraps(command)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for name, value in known.bind(*args, **kwargs).arguments.items():
+            if name not in flags or (value is None and flags[name].default is None):
+                continue
+            if expected := wrong_value(name, value, False):
+                raise ValueError(f"--{name} is {value!r}; expected {expected}.")
+        return command(*args, **kwargs)
+
+    return call
+
+
 def main() -> None:
     """Run the command that the command line names."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         _refuse_unknown(sys.argv[1:])
-        fire.Fire(COMMANDS, name="python -m tools")
+        fire.Fire(_checked(COMMANDS), name="python -m tools")
     except (ValueError, OSError) as error:  # what a user can mend; anything else is a defect and shows its traceback
         raise SystemExit(f"ERROR: {error}") from None
 

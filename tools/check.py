@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from bundlekit.errors import BundleError
 from bundlekit.label_maps import LoadStructuresd, scan_label_maps
+from bundlekit.values import wrong_value
 from tools.bundles import load_case_of, scan_cases_of
 
 
@@ -47,10 +48,13 @@ def check(
         raise ValueError("no data set given: add --dataset_dir DIR with the folder that holds your cases.")
     load = LoadStructuresd() if label_maps else load_case_of(bundle, allow_unprepared, with_label=labelled)
     scan_cases = scan_label_maps if label_maps else scan_cases_of(bundle)
-    known = list(inspect.signature(scan_cases).parameters)
+    known = inspect.signature(scan_cases).parameters
     unknown = [name for name in options if name not in known]
     if unknown:
         raise ValueError(f"no setting --{', --'.join(unknown)} of {bundle}'s data; there are: {', '.join(known)}.")
+    for name, value in options.items():
+        if expected := wrong_value(name, value, known[name].default):
+            raise ValueError(f"--{name} is {value!r}; expected {expected}.")
     if not label_maps:
         options["labelled"] = labelled
     cases, findings = scan_cases(dataset_dir, datalist=datalist, **options)

@@ -16,6 +16,7 @@ from bundlekit.preparation.preparing import prepare_case
 from bundlekit.preparation.record import read_record
 from bundlekit.preparation.restoring import restore_case
 from bundlekit.preparation.scans import find_scans
+from bundlekit.values import wrong_value
 from tools.bundles import ROOT, parse
 
 _BUNDLES = ("brats_resunet", "brain_metastasis_attention_unet")
@@ -145,6 +146,9 @@ def segment(bundle: str, folder: str | None = None, out: str | None = None, **se
     unknown = [name for name in settings if name not in known]
     if unknown:
         raise ValueError(f"no setting --{', --'.join(unknown)} of {bundle}'s inference.yaml.")
+    for name, value in settings.items():
+        if expected := wrong_value(name, value, known[name]):
+            raise ValueError(f"--{name} is {value!r}; expected {expected}.")
     root = Path(str(out)).expanduser()
     device = of_prepare["device"] = of_prepare.get("device") or _device()
     prepare(folder, str(root / "prepared"), **of_prepare)

@@ -71,6 +71,11 @@ def test_a_misspelt_setting_is_named(run: Run, cohort: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_setting_that_cannot_be_is_named() -> None:
+    with pytest.raises(ValueError, match="--fill_missing is 'false'; expected True or False, with a capital letter"):
+        check("brats_resunet", "no folder", fill_missing="false")
+
+
 def test_label_maps_alone(run: Run, heads: Path) -> None:
     done = run(
         "-m",

@@ -11,7 +11,7 @@ import torch
 from matplotlib import image as png
 
 from tests.conftest import Run
-from tools.__main__ import _refuse_unknown
+from tools.__main__ import COMMANDS, _checked, _refuse_unknown
 from tools.bench import loader, memory, network
 from tools.bench.case import _ZOO, _dice, _regions, _run
 from tools.bench.memory import counted
@@ -57,6 +57,35 @@ def test_unknown_options_are_refused_before_anything_is_done(arguments: list[str
         return
     with pytest.raises(ValueError, match=told):
         _refuse_unknown(arguments)
+
+
+@pytest.mark.parametrize("flag", ["false", "no", 0, "True"])
+def test_words_are_no_flags(flag: object) -> None:
+    """Fire hands them on as text, which counts as true."""
+    with pytest.raises(ValueError, match=f"--fresh is {flag!r}; expected True or False"):
+        _checked(COMMANDS)["label"]("studies", fresh=flag)
+    with pytest.raises(ValueError, match=f"--gpu is {flag!r}; expected True or False"):
+        _checked(COMMANDS)["label"]("studies", gpu=flag)
+    with pytest.raises(ValueError, match="--half is .*; expected True or False"):
+        _checked(COMMANDS)["ship"]("brats_resunet", "model.pt", flag)
+
+
+def test_flags_and_other_values_reach_the_command() -> None:
+    def command(out: str, half: bool = True, gpu: bool | None = None, **more: object) -> tuple:
+        """Told by --help."""
+        return out, half, gpu, more
+
+    command.__annotations__.update(half="bool", gpu="bool | None")
+    checked = _checked(command)
+    assert checked("false", False, word="false") == ("false", False, None, {"word": "false"})
+    assert checked("x", gpu=None) == ("x", True, None, {})
+    assert checked("x", gpu=True) == ("x", True, True, {})
+    assert checked.__doc__ == "Told by --help."
+
+
+def test_a_word_on_the_command_line_ends_with_one_line(run: Run, tmp_path: Path) -> None:
+    done = run("-m", "tools", "check", "brats_resunet", "--dataset_dir", tmp_path, "--voxels", "false", status=1)
+    assert "ERROR: --voxels is 'false'; expected True or False, with a capital letter" in done.stderr
 
 
 def test_overlay_draws_reference_and_prediction(cohort: Path, tmp_path: Path) -> None:

@@ -104,6 +104,9 @@ def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
         segment("brain_tissue_vnet", t1="a", out=out)
     with pytest.raises(ValueError, match="no setting --flip of brats_resunet"):
         segment("brats_resunet", t1="a", out=out, flip=True)
+    for name, value in {"flips": "false", "whole_brain": "no", "overlap": 2}.items():
+        with pytest.raises(ValueError, match=f"--{name} is {value!r}; expected"):
+            segment("brats_resunet", t1="a", out=out, **{name: value})
     with pytest.raises(ValueError, match="--out is missing"):
         prepare(t1="a")
     with pytest.raises(ValueError, match="no scan is given"):
