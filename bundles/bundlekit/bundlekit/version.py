@@ -1,7 +1,8 @@
-"""Version of the package, which the caches of prepared cases are keyed by; and what a bundle asks of it."""
+"""Versions of the package and of a bundle, which caches are keyed by; and what a bundle asks of the package."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -39,6 +40,18 @@ def require(package: str | os.PathLike) -> None:
         f"{root.name} ({root}) came with bundlekit {found[1]}, but this process has loaded bundlekit {__version__} of "
         f"{loaded.name} ({loaded}). Run each in a process of its own, or take both from one release."
     )
+
+
+def bundle_version(module: str) -> str:
+    """Name and version of the bundle that a module is of; "" for any other module, MONAI's among them.
+
+    Args:
+        module: its name, e.g. `__module__` of a class.
+    """
+    package = module.partition(".")[0]
+    file = getattr(sys.modules.get(package), "__file__", None)
+    metadata = Path(file).resolve().parents[1] / "configs" / "metadata.json" if file else Path()
+    return f"{package} {json.loads(metadata.read_text())['version']}" if metadata.is_file() else ""
 
 
 def require_exporter(arguments: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from bundlekit.bfloat16 import computes_bfloat16
 from bundlekit.errors import BundleError
 from bundlekit.inference import runtimes
 from bundlekit.inference.runtimes import Runtime, openvino
+from tests.conftest import Run
 from tools.bundles import names, parse
 
 SHAPE = (32, 32, 32)
@@ -106,6 +107,47 @@ def test_a_converted_network_is_kept_and_a_damaged_one_made_again(
     (kept / "network.bin").write_bytes(content)
     assert torch.equal(logits(runtime(), network, inputs), expected)
     assert (kept / "network.bin").read_bytes() != bytes(content)
+
+
+def _of_one_repr(factor: float, added: float, scale: float = 1.0) -> nn.Module:
+    """Networks that differ in their code, in what it closes over, and in what their repr does not show."""
+
+    def add(x: torch.Tensor) -> torch.Tensor:
+        return x + added
+
+    if factor == 1:
+
+        class Net(nn.Conv3d):
+            def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+                return add(super().forward(inputs)) * self.scale
+    else:
+
+        class Net(nn.Conv3d):  # type: ignore[no-redef]
+            def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+                return add(super().forward(inputs)) * self.scale * 3
+
+    network = Net(1, 2, 1)
+    network.scale = scale
+    nn.init.ones_(network.weight)
+    nn.init.zeros_(network.bias)
+    return network.eval()
+
+
+def test_a_converted_network_is_of_one_code(runtime: Callable[..., Runtime]) -> None:
+    """Another class of the same name, structure and weights is another network."""
+    inputs = torch.ones(1, 1, 8, 8, 8)
+    for settings, expected in (((1, 0), 1), ((3, 0), 3), ((1, 1), 2), ((1, 0, 5), 5), ((1, 0), 1)):
+        network = _of_one_repr(*settings)
+        assert repr(network) == repr(_of_one_repr(1, 0))
+        torch.testing.assert_close(logits(runtime(), network, inputs), torch.full((1, 2, 8, 8, 8), float(expected)))
+
+
+def test_the_key_is_the_same_in_every_process(runtime: Callable[..., Runtime], run: Run) -> None:
+    code = (
+        "from bundlekit.inference.runtimes import Runtime; from tests.bundlekit.inference.test_runtimes import network_of;"
+        "print(Runtime()._key(network_of('brain_tissue_vnet')))"
+    )
+    assert run("-c", code).stdout.split()[-1] == runtime()._key(network_of("brain_tissue_vnet"))
 
 
 def test_without_room_for_the_converted_network_the_work_goes_on(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ import bundlekit.patches.cache as cache_module
 from bundlekit.brats.sampling import TumourVoxelsd
 from bundlekit.files import default_cache_dir
 from bundlekit.patches.dataset import PatchDataset
+from bundlekit.version import bundle_version
 from tests.bundlekit.patches.conftest import CACHES, PATCH, Seen, files_in, patches, prepare, same, volumes
 from tests.conftest import Run
 
@@ -443,7 +444,7 @@ def test_what_is_no_matter_of_room_is_raised(
 def test_another_version_of_the_bundle_prepares_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     step = locate("bundlekit.NormaliseForegroundd")()
     before = cache_module._transform_hash([step])
-    assert cache_module._version_of("brain_tissue_vnet").startswith("brain_tissue_vnet 0.")
-    assert cache_module._version_of("monai") == ""
-    monkeypatch.setattr(cache_module, "_version_of", lambda package: f"{package} 9")
+    assert bundle_version("brain_tissue_vnet.network").startswith("brain_tissue_vnet 0.")
+    assert bundle_version("monai.transforms") == ""
+    monkeypatch.setattr(cache_module, "bundle_version", lambda module: f"{module} 9")
     assert cache_module._transform_hash([step]) != before

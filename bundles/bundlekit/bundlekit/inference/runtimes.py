@@ -12,17 +12,18 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
+import monai
 import torch
 from torch import nn
 
 from bundlekit.bfloat16 import computes_bfloat16
 from bundlekit.errors import BundleError
 from bundlekit.files import default_cache_dir, sha256_of, write_whole
-from bundlekit.version import __version__
+from bundlekit.version import __version__, bundle_version
 
 _log = logging.getLogger(__name__)
 
@@ -37,8 +38,8 @@ class Runtime:
 
     OpenVINO takes less time than PyTorch on a CPU, with the same logits but for rounding, and much less in bf16 on a
     processor that computes it natively (AMX). A network is converted once, with the weights that it has when it is
-    first used, and kept in `cache_dir`, named by the hash of its structure and weights; it is compiled once for each
-    shape of a window. The networks of an ensemble, which take turns in one module, are each compiled once.
+    first used, and kept in `cache_dir`, named by the hash of its code, structure and weights; it is compiled once for
+    each shape of a window. The networks of an ensemble, which take turns in one module, are each compiled once.
 
     Args:
         runtime: "auto": OpenVINO on a CPU where it is installed, else PyTorch; "torch"; "openvino".
@@ -161,12 +162,15 @@ class Runtime:
         return request
 
     def _key(self, network: nn.Module) -> str:
-        """Hash of structure and weights, computed anew where a weight was written to."""
+        """Hash of code, structure and weights, computed anew where a weight was written to."""
         tensors = [*network.parameters(), *network.buffers()]
         versions = tuple(tensor._version for tensor in tensors)
         known = self._keys.get(network)
         if known is None or known[0] != versions:
-            digest = hashlib.sha256(f"{__version__} {openvino().__version__} {network!r}".encode())
+            libraries = f"{openvino().__version__} {torch.__version__} {monai.__version__} {sys.version}"
+            digest = hashlib.sha256(f"{__version__} {libraries} {network!r}".encode())
+            for line in _code_of(network):
+                digest.update(line.encode())
             for name, tensor in network.state_dict().items():
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
@@ -190,6 +194,50 @@ class Runtime:
         except (OSError, RuntimeError) as error:  # the second is OpenVINO's, of a full disk
             _log.warning("cannot keep the converted network in %s (%s): going on without", folder, error)
         return model
+
+
+def _code_of(network: nn.Module) -> Iterator[str]:
+    """What a network computes beside what its repr shows: plain attributes of its parts, and the code of their classes.
+
+    That of PyTorch and MONAI goes by their versions.
+    """
+    classes: dict[type, None] = {}
+    for name, part in network.named_modules():
+        own = {key: value for key, value in vars(part).items() if key[0] != "_" and key != "training"}
+        yield f"{name} {sorted((key, repr(value)) for key, value in own.items() if _is_plain(value))}"
+        classes.update(dict.fromkeys(type(part).__mro__))
+    for one in classes:
+        if one is object or one.__module__.partition(".")[0] in ("torch", "monai"):
+            continue
+        yield f"{one.__module__}.{one.__qualname__} {bundle_version(one.__module__)}"
+        for key, value in sorted(vars(one).items()):
+            function = getattr(value, "__func__", getattr(value, "fget", value))  # of a classmethod, of a property
+            if isinstance(function, FunctionType):
+                yield from _lines_of(function)
+            elif _is_plain(value) and not key.startswith("__"):
+                yield f"{key} {value!r}"
+
+
+def _lines_of(function: FunctionType) -> Iterator[str]:
+    """Code, defaults and plain values of a function, and of those that it closes over."""
+    functions = [function]
+    for one in functions:
+        cells = [cell.cell_contents for cell in one.__closure__ or ()]
+        functions += [cell for cell in cells if isinstance(cell, FunctionType) and cell not in functions]
+        yield f"{one.__defaults__} {one.__kwdefaults__} {[repr(cell) for cell in cells if _is_plain(cell)]}"
+        codes = [one.__code__]
+        for code in codes:
+            inner = [value for value in code.co_consts if isinstance(value, CodeType)]
+            codes += inner
+            plain = [repr(value) for value in code.co_consts if value not in inner]
+            yield f"{code.co_name} {code.co_code.hex()} {code.co_names} {plain}"
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value's repr is all there is to it."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
 
 
 @functools.cache

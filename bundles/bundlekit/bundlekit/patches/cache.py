@@ -23,7 +23,7 @@ from monai.data import MetaTensor, PersistentDataset
 from monai.data.utils import json_hashing
 
 from bundlekit.files import write_whole
-from bundlekit.version import __version__
+from bundlekit.version import __version__, bundle_version
 
 _log = logging.getLogger(__name__)
 _KEPT = re.compile(r"[0-9a-f]{128}\.pt|\.[0-9a-f]{128}\.pt\..*\.part")  # names that this module gives, and no others
@@ -132,15 +132,8 @@ def _absolute(files: Any) -> Any:
 
 
 def _transform_hash(transforms: Sequence[object]) -> bytes:
-    versions = sorted({_version_of(type(t).__module__.partition(".")[0]) for t in transforms})
+    versions = sorted({bundle_version(type(t).__module__) for t in transforms})
     return json_hashing([__version__, versions, [_describe(t) for t in transforms]])
-
-
-def _version_of(package: str) -> str:
-    """Name and version of the bundle that a package is of; "" for any other package, MONAI's among them."""
-    file = getattr(sys.modules.get(package), "__file__", None)
-    metadata = Path(file).resolve().parents[1] / "configs" / "metadata.json" if file else Path()
-    return f"{package} {json.loads(metadata.read_text())['version']}" if metadata.is_file() else ""
 
 
 def _describe(value: object) -> object:
