@@ -63,7 +63,9 @@ class Runtime:
         self.precision = precision
         self.cache_dir = Path(cache_dir or Path(default_cache_dir("bundlekit"), "openvino"))
         self.description = ""  # what has computed, once it has
-        self._refused: set[str] = set()  # sizes that OpenVINO has not computed
+        # keys and shapes that OpenVINO does not compute, and sizes that the log has told of
+        self._refused: set[tuple[str, tuple[int, ...]]] = set()
+        self._told: set[str] = set()
         self._chosen: tuple[str, str, str] | None = None  # device, runtime, precision
         self._converted: dict[str, Any] = {}  # by key of structure and weights
         self._compiled: dict[str, tuple[tuple[int, ...], Any]] = {}  # its shape and request, by the same key
@@ -123,8 +125,11 @@ class Runtime:
         return runtime, precision
 
     def _infer(self, network: nn.Module, precision: str, inputs: torch.Tensor) -> torch.Tensor:
+        tried = self._key(network), tuple(int(n) for n in inputs.shape[1:])
+        if tried in self._refused:
+            return network(inputs).float()
         try:
-            request = self._request(network, precision, tuple(int(n) for n in inputs.shape[1:]))
+            request = self._request(network, precision, *tried)
         # of tracing, of a part that OpenVINO does not have, or of a shape that the traced network does not take
         except (RuntimeError, openvino().frontend.OpConversionFailure) as error:
             shape = "x".join(str(n) for n in inputs.shape[2:])
@@ -133,9 +138,10 @@ class Runtime:
                     f"OpenVINO cannot compute this network on {shape} voxels ({str(error).splitlines()[0]}): give "
                     "--runtime torch, or windows whose sides the network's stride divides."
                 ) from error
-            if shape not in self._refused:
+            self._refused.add(tried)
+            if shape not in self._told:
                 _log.warning("OpenVINO cannot compute this network on %s voxels: PyTorch does", shape)
-                self._refused.add(shape)
+                self._told.add(shape)
                 self.description += f"; PyTorch in f32 where the size is {shape}"
             return network(inputs).float()
         windows = inputs.detach().float().contiguous()
@@ -143,8 +149,7 @@ class Runtime:
         outputs = [request.infer([window[None].numpy()], share_inputs=True)[0].copy() for window in windows]
         return torch.cat([torch.from_numpy(output) for output in outputs])
 
-    def _request(self, network: nn.Module, precision: str, shape: tuple[int, ...]) -> Any:
-        key = self._key(network)
+    def _request(self, network: nn.Module, precision: str, key: str, shape: tuple[int, ...]) -> Any:
         known = self._compiled.get(key)
         if known is not None and known[0] == shape:
             return known[1]
