@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from bundlekit.cases.case import Case
 from bundlekit.cases.datalist import write_datalist
 from bundlekit.cases.split import split_cases
 from bundlekit.errors import BundleError
+from bundlekit.images.writing import on_grid_of, signed
 from tests.brain_tissue_vnet.conftest import GRID, SHAPE, labels, t1, write, write_all, write_probabilities
 from tests.bundlekit.conftest import findings_by, names
 
@@ -39,6 +41,20 @@ def pairs(root: Path, cases: Sequence[Case]) -> dict[str, tuple[str, str, str]]:
 def test_nothing_given() -> None:
     assert find_cases(None) == []
     assert find_cases("") == []
+
+
+def test_a_mask_of_inference_is_no_reference(tmp_path: Path) -> None:
+    """Neither as `<case>_seg` in a folder below, nor for those who need no label."""
+    write(tmp_path / "a_T1.nii.gz", t1())
+    image = on_grid_of(tmp_path / "a_T1.nii.gz", labels())
+    image.header["descrip"] = signed("segmented by brain_tissue_vnet", labels())
+    (tmp_path / "masks").mkdir()
+    nib.save(image, tmp_path / "masks" / "a_seg.nii.gz")
+    (finding,) = findings_of(tmp_path)
+    assert finding.file == str(tmp_path / "masks" / "a_seg.nii.gz")
+    assert "segmented by brain_tissue_vnet and left as it was" in finding.found
+    (case,) = find_cases(tmp_path, labelled=False)
+    assert case["label"] == case["numbering"] == ""
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -21,7 +22,9 @@ from bundlekit.cases.datalist import write_datalist
 from bundlekit.cases.patients import patient_of
 from bundlekit.cases.split import select_cases, split_cases
 from bundlekit.errors import BundleError
-from bundlekit.images.nifti import open_nifti
+from bundlekit.images import writing
+from bundlekit.images.nifti import open_nifti, read_array
+from bundlekit.images.writing import on_grid_of, signed
 from tests.bundlekit.conftest import (
     LPS,
     NAMES_2018,
@@ -37,6 +40,53 @@ from tests.bundlekit.conftest import (
 )
 
 findings_of = partial(findings_by, scan_cases, find_cases)
+
+
+# --- results among the data -------------------------------------------------------------------------------------------
+
+
+def with_result(root: Path, corrected: bool = False) -> Path:
+    """A case without a label, and what inference wrote for it into a folder below; a voxel of it may be mended."""
+    source = write_case(root / "a", values=None) / "a_t1.nii.gz"
+    image = on_grid_of(source, segmentation())
+    image.header["descrip"] = signed("segmented by brats_resunet", segmentation())
+    if corrected:
+        image.dataobj[0, 0, 0] = 1
+    (root / "masks").mkdir()
+    nib.save(image, root / "masks" / "a_seg.nii.gz")
+    return root / "masks" / "a_seg.nii.gz"
+
+
+def test_a_mask_of_inference_is_no_reference(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mask = with_result(tmp_path)
+    (finding,) = findings_of(tmp_path)
+    assert finding.file == str(mask)
+    assert finding.found == "a mask segmented by brats_resunet and left as it was, which is no reference"
+    (case,) = find_cases(tmp_path, labelled=False)
+    assert case["label"] == ""
+    assert not caplog.text
+    entry = {"image": [f"a/a{part}.nii.gz" for part in NAMES_2018[:4]], "label": "masks/a_seg.nii.gz"}
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": [entry]}))
+    (case,) = find_cases(None, datalist=tmp_path / "datalist.json")
+    assert case["label"] == str(mask), "somebody chose it"
+    assert "1 label(s) of the datalist are masks as inference wrote them" in caplog.text
+
+
+def test_a_corrected_mask_is_a_reference(tmp_path: Path) -> None:
+    mask = with_result(tmp_path, corrected=True)
+    for labelled in (True, False):
+        (case,) = find_cases(tmp_path, labelled=labelled)
+        assert case["label"] == str(mask)
+
+
+def test_only_labels_with_our_name_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("b", "c"):
+        write_case(tmp_path / name)
+    with_result(tmp_path, corrected=True)
+    decoded: list[str] = []
+    monkeypatch.setattr(writing, "read_array", lambda path: decoded.append(path) or read_array(path))
+    assert names(find_cases(tmp_path)) == ["a", "b", "c"]
+    assert [Path(path).name for path in decoded] == ["a_seg.nii.gz"]
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ from bundlekit.brats.naming import (
 from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.datalist import numbers_in, read_datalist
 from bundlekit.cases.folders import nothing_found, walk
-from bundlekit.cases.headers import check_headers
+from bundlekit.cases.headers import check_headers, without_results
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 
@@ -114,6 +114,7 @@ def scan_cases(
             case["channels"] = [int(c) for c in channel_order]
     cases.sort(key=lambda case: case["case"])
     findings += check_names(cases, str(datalist or dataset_dir))
+    cases = cases if labelled else without_results(cases)
     wrong = check_headers(cases, patch_size)
     findings += [finding for found in wrong for finding in found]
     cases = [case for case, found in zip(cases, wrong, strict=True) if not found]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,12 +11,18 @@ import numpy as np
 from bundlekit.cases.case import Case
 from bundlekit.errors import Finding
 from bundlekit.images.nifti import is_dicom, open_nifti
+from bundlekit.images.writing import left_as_segmented
+
+_log = logging.getLogger(__name__)
 
 _EDGES_MM = (0.1, 20.0)  # of a voxel: what no scan of a patient lies outside of
 
 
 def check_headers(cases: Sequence[Case], patch_size: Sequence[int] | None = None) -> list[list[Finding]]:
-    """What the headers of the cases' files show to be wrong, for each case; reads no voxel.
+    """What the headers of the cases' files show to be wrong, for each case; reads no voxel but of masks of inference.
+
+    A label that a bundle wrote as a result, by its remark and the checksum in it, is no reference: it lies below the
+    data set by chance. One that somebody has corrected is. Where a datalist names it, it was chosen: the log tells.
 
     MONAI's `DataAnalyzer` decodes all volumes for its statistics, and TorchIO's `Subject` raises on the first grid that
     differs: neither names all that is wrong before a run.
@@ -26,7 +33,30 @@ def check_headers(cases: Sequence[Case], patch_size: Sequence[int] | None = None
         patch_size: voxels; a finding for each case that is smaller along an axis. None: not checked.
     """
     with ThreadPoolExecutor(8) as pool:  # on network drives the latency of opening a file dominates
-        return list(pool.map(lambda case: _check_case(case, patch_size), cases))
+        findings = list(pool.map(lambda case: _check_case(case, patch_size) or _check_label(case), cases))
+        listed = [case["label"] for case in cases if case.get("subset") and case["label"]]
+        results = [file for file, found in zip(listed, pool.map(left_as_segmented, listed), strict=True) if found]
+    if results:
+        text = "%d label(s) of the datalist are masks as inference wrote them, no references: %s"
+        _log.warning(text, len(results), ", ".join(results[:3]) + (", ..." if len(results) > 3 else ""))
+    return findings
+
+
+def without_results(cases: Sequence[Case]) -> list[Case]:
+    """The cases, without labels that are masks as inference wrote them; for those who need no label."""
+    with ThreadPoolExecutor(8) as pool:
+        results = pool.map(lambda case: bool(case["label"] and left_as_segmented(case["label"])), cases)
+        return [{**case, "label": ""} if found else case for case, found in zip(cases, results, strict=True)]
+
+
+def _check_label(case: Case) -> list[Finding]:
+    """That the label is a result of inference, where nobody chose it."""
+    signature = "" if case.get("subset") or not case["label"] else left_as_segmented(case["label"])
+    if not signature:
+        return []
+    found = f"a mask {signature} and left as it was, which is no reference"
+    fix = "move it out of the data set folder, where results do not belong; where it is wanted, name it in a datalist"
+    return [Finding(case["label"], found, "a segmentation that somebody drew or corrected", fix)]
 
 
 def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:

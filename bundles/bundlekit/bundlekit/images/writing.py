@@ -20,6 +20,7 @@ from bundlekit.files import write_result
 from bundlekit.images.nifti import open_nifti, read_array
 
 _log = logging.getLogger(__name__)
+_SEGMENTED = "segmented by "
 _CHECKSUM = ", CRC-32 "
 
 
@@ -45,7 +46,7 @@ class WriteSegmentations:
         self.output_dir = Path(output_dir)
         self.suffix = suffix
         self.classes = list(classes)
-        self.signature = f"segmented by {written_by}" if written_by else ""
+        self.signature = f"{_SEGMENTED}{written_by}" if written_by else ""
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batch and output are decollated."""
@@ -66,7 +67,7 @@ class WriteSegmentations:
         findings = []
         for case in cases:
             path = self.output_dir / f"{case['case']}_{self.suffix}.nii.gz"
-            if path.is_file() and (found := self._unlike_ours(path)):
+            if path.is_file() and (found := unlike(path, self.signature)):
                 fix = "set --output_dir to a folder for this bundle alone, or move the file away"
                 findings.append(
                     Finding(str(path), found, f"a new file, or one {self.signature} and left as it was", fix)
@@ -74,26 +75,10 @@ class WriteSegmentations:
         if findings:
             raise BundleError(findings)
 
-    def _unlike_ours(self, path: Path) -> str:
-        """What tells a file from a mask that this bundle wrote, for a message; "" if nothing does."""
-        remark = remark_in(path)
-        name, _, checksum = remark.partition(_CHECKSUM)
-        if not remark:
-            return "a file that no bundle has put its name to"
-        if name != self.signature:
-            return f"a mask with the remark {remark!r}"
-        if not checksum:
-            return "a mask of an earlier version, without a checksum: somebody may have corrected it"
-        try:
-            same = _checksum(read_array(str(path))) == checksum
-        except BundleError:
-            same = False
-        return "" if same else "a mask whose voxels are not those that were written: somebody corrected it"
-
     def remark(self, suffix: str, array: np.ndarray) -> bytes:
         """What goes into the header (`descrip`, at most 80 bytes) of a file of a case."""
         checked = self.signature and suffix == self.suffix
-        return f"{self.signature}{_CHECKSUM}{_checksum(array)}".encode() if checked else self.signature.encode()
+        return signed(self.signature, array) if checked else self.signature.encode()
 
     def __call__(self, engine: Engine) -> None:
         """Write the cases of this iteration.
@@ -167,9 +152,56 @@ def on_grid_of(source: str | os.PathLike, array: np.ndarray) -> nib.Nifti1Image:
     return image
 
 
-def _checksum(mask: np.ndarray) -> str:
-    """CRC-32 of labels, whatever type they are stored in."""
-    return f"{crc32(mask.astype(np.float32).tobytes(order='F')):08x}"
+def signed(signature: str, array: np.ndarray) -> bytes:
+    """A remark for the header (`descrip`) that says who wrote a file, and by a checksum which voxels.
+
+    Args:
+        signature: e.g. "segmented by brats_resunet".
+        array: the voxels, of whatever type they are stored in.
+    """
+    return f"{signature}{_CHECKSUM}{_checksum(array)}".encode()
+
+
+def unlike(path: Path, signature: str, what: str = "mask") -> str:
+    """What tells a file from one that was `signed` and left as it was, for a message; "" if nothing does.
+
+    Args:
+        path: NIfTI file; decoded if the signature is there.
+        signature: as of `signed`.
+        what: the file is.
+    """
+    remark = remark_in(path)
+    name, _, checksum = remark.partition(_CHECKSUM)
+    if not remark:
+        return "a file that no bundle has put its name to"
+    if name != signature:
+        return f"a {what} with the remark {remark!r}"
+    if not checksum:
+        return f"a {what} of an earlier version, without a checksum: somebody may have corrected it"
+    if _holds(path, checksum):
+        return ""
+    return f"a {what} whose voxels are not those that were written: somebody corrected it"
+
+
+def left_as_segmented(path: str | os.PathLike) -> str:
+    """The signature of a mask that inference wrote and nobody has changed; "" for any other file.
+
+    Only a file with a signature is decoded.
+    """
+    name, _, checksum = remark_in(Path(path)).partition(_CHECKSUM)
+    return name if name.startswith(_SEGMENTED) and checksum and _holds(path, checksum) else ""
+
+
+def _holds(path: str | os.PathLike, checksum: str) -> bool:
+    try:
+        return _checksum(read_array(str(path))) == checksum
+    except BundleError:
+        return False
+
+
+def _checksum(voxels: np.ndarray) -> str:
+    """CRC-32 of voxels, whatever type they are stored in."""
+    return f"{crc32(voxels.astype(np.float32).tobytes(order='F')):08x}"
 
 
 def remark_in(path: Path) -> str:
