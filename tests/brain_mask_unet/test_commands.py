@@ -51,7 +51,7 @@ def test_inference_writes_mask_and_brain(run: Run, heads: Path, model: Path, tmp
     nib.save(nib.Nifti1Image(mask, source.affine), foreign)
     before = foreign.read_bytes()
     told = refusal(run(*command, "--dataset_dir", scan, "--output_dir", foreign.parent, status=1))
-    assert "a file that this bundle did not write" in told
+    assert "a file that no bundle has put its name to" in told
     assert foreign.read_bytes() == before
     wide = np.asarray(nib.load(tmp_path / "wide" / "sub-000_T1w_seg.nii.gz").dataobj)
     assert (wide >= mask).all()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
+from monai.data import Dataset
+from torch.utils.data import DataLoader
 
-from brain_mask_unet import OneBraind
+from brain_mask_unet import OneBraind, WriteStripped
+from bundlekit.errors import BundleError
 
 
 def logits_of(mask: np.ndarray) -> torch.Tensor:
@@ -48,3 +55,33 @@ def test_the_margin_is_in_millimetres(margin_mm: float, grows: int) -> None:
     expected = np.zeros_like(brain)
     expected[8 - grows :] = True
     np.testing.assert_array_equal(decided(brain, margin_mm=margin_mm), expected)
+
+
+def test_a_brain_that_somebody_corrected_stays(tmp_path: Path) -> None:
+    """With the header kept, as tools do that open a scan, change it, and save it."""
+    source = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(np.arange(1, 65, dtype=np.int16).reshape(4, 4, 4), np.eye(4)), source)
+    cases = [{"case": "a", "source": str(source)}]
+
+    def step(engine: Engine, case: dict) -> list[dict]:
+        engine.state.batch = [case]  # type: ignore[assignment]
+        return [{"pred": torch.ones(1, 4, 4, 4)}]
+
+    def strip() -> None:
+        engine = Engine(step)
+        engine.logger.disabled = True
+        WriteStripped(tmp_path / "out").attach(engine)
+        engine.run(DataLoader(Dataset(cases), batch_size=None))
+
+    strip()
+    file = tmp_path / "out" / "a_brain.nii.gz"
+    strip()  # in place of its own
+    image = nib.load(file)
+    assert image.header["descrip"].item().startswith(b"stripped by brain_mask_unet, CRC-32 ")
+    voxels = np.array(image.dataobj)
+    voxels[0, 0, 0] = 0
+    nib.save(nib.Nifti1Image(voxels, image.affine, image.header), file)
+    before = file.read_bytes()
+    with pytest.raises(BundleError, match=r"a_brain[\s\S]*a scan whose voxels are not those that were written"):
+        strip()
+    assert file.read_bytes() == before

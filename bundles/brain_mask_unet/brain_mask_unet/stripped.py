@@ -14,18 +14,19 @@ from monai.utils import convert_to_numpy
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 from bundlekit.images.nifti import read_volume
-from bundlekit.images.writing import on_grid_of, remark_in, to_gzip
+from bundlekit.images.writing import on_grid_of, signed, to_gzip, unlike
 
 _log = logging.getLogger(__name__)
-_REMARK = "stripped by brain_mask_unet"
+_SIGNATURE = "stripped by brain_mask_unet"
 
 
 class WriteStripped:
     """MONAI handler: write `<case>_brain.nii.gz`, the scan's own intensities in the mask and 0 elsewhere.
 
     On the scan's grid, with its header, as float32; if intensities in the mask are negative, the smallest of them takes
-    the place of 0. Each file is written whole or not at all, with the bundle's name in its header (`descrip`); a file
-    without it, which somebody else wrote, is not replaced. It goes behind `WriteSegmentations`.
+    the place of 0. Each file is written whole or not at all, with the bundle's name and the CRC-32 of the voxels in its
+    header (`descrip`); a file that somebody else wrote or corrected is not replaced. It goes behind
+    `WriteSegmentations`.
 
     Args:
         output_dir: folder, made if missing.
@@ -40,18 +41,19 @@ class WriteStripped:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def keep_others(self, engine: Engine) -> None:
-        """Before anything is computed, look for files of the evaluator's cases that this bundle did not write.
+        """Before anything is computed, look for files of the evaluator's cases that are not as this bundle wrote them.
 
         Raises:
             BundleError: naming them.
         """
         cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
         paths = [self._path(case["case"]) for case in cases]
-        found, expected = "a file that this bundle did not write", "a new file, or one that it wrote"
-        fix = "set --output_dir to a folder for this bundle alone, or give --write_brain False"
-        foreign = [path for path in paths if path.is_file() and remark_in(path) != _REMARK]
-        if foreign:
-            raise BundleError([Finding(str(path), found, expected, fix) for path in foreign])
+        expected = f"a new file, or one {_SIGNATURE} and left as it was"
+        fix = "set --output_dir to a folder for this bundle alone, move the file away, or give --write_brain False"
+        foreign = {path: unlike(path, _SIGNATURE, "scan") for path in paths if path.is_file()}
+        findings = [Finding(str(path), found, expected, fix) for path, found in foreign.items() if found]
+        if findings:
+            raise BundleError(findings)
 
     def _path(self, case: str) -> Path:
         return self.output_dir / f"{case}_brain.nii.gz"
@@ -68,8 +70,9 @@ class WriteStripped:
             brain = convert_to_numpy(output["pred"])[0] > 0
             voxels = read_volume(item["source"])
             air = min(float(voxels[brain].min()), 0.0) if brain.any() else 0.0
-            image = on_grid_of(item["source"], np.where(brain, voxels, air).astype(np.float32))
-            image.header["descrip"] = _REMARK.encode()
+            stripped = np.where(brain, voxels, air).astype(np.float32)
+            image = on_grid_of(item["source"], stripped)
+            image.header["descrip"] = signed(_SIGNATURE, stripped)
             path = self._path(item["case"])
             write_result(path, lambda file, image=image: to_gzip(image, file), "output_dir")  # type: ignore[misc]
             _log.info("wrote %s", path)
