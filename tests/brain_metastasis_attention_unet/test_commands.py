@@ -53,8 +53,16 @@ def test_the_smallest_lesion_is_chosen_and_recorded(run: Run, metastases: Path, 
     dice = {entry["minimum_lesion_ml"]: entry["lesion_dice"] for entry in found["candidates"]}
     assert list(dice) == [0, 0.1, 1000]
     assert dice[found["minimum_lesion_ml"]] == max(dice.values())
-    after = {"after_training": {"minimum_lesion_ml": found["minimum_lesion_ml"]}}
-    assert json.loads((model / "settings.json").read_text()) == before | after
+    recorded = json.loads((model / "settings.json").read_text())
+    after = recorded.pop("after_training")
+    assert recorded == before
+    assert after.pop("minimum_lesion_ml") == found["minimum_lesion_ml"]
+    validation = json.loads((model / "datalist.json").read_text())["validation"]
+    assert after == {"minimum_lesion_cases": [entry["case"] for entry in validation]}
+    where = {"checkpoint": str(model / "model.pt")}
+    files = ("inference.yaml", "evaluate.yaml")
+    assert built(NAME, "minimum_lesion_cases", *files, **where) == after["minimum_lesion_cases"]
+    assert built(NAME, "minimum_lesion_cases", *files, **where, minimum_lesion_ml=7.0) == []
 
 
 def test_cleaning_recorded_by_earlier_versions_is_handed_on(trained, tmp_path: Path) -> None:

@@ -233,6 +233,16 @@ def test_handler_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert accuracies[1] == pytest.approx((3 * 645 / 672 + 1) / 4)
 
 
+@pytest.mark.parametrize(("chosen_on", "known"), [(["b", "z"], ["b"]), (["c_ses-2"], ["c"]), (["z"], []), ([], [])])
+def test_cases_that_chose_the_smallest_lesion_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, chosen_on: list[str], known: list[str]
+) -> None:
+    run(ScoreMetastases(str(tmp_path), read_label=read_label, chosen_on=chosen_on), PAIRS[:2])
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary.get("minimum_lesion_chosen_on", []) == known
+    assert ("minimum_lesion_ml was chosen on 1 of these 2 cases: their scores flatter" in caplog.text) == bool(known)
+
+
 def test_the_reader_of_brats_labels_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("brain_metastasis_attention_unet.scores.read_original_label", read_label)
     run(ScoreMetastases(tmp_path), PAIRS[:1])

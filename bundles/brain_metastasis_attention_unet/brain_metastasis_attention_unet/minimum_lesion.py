@@ -21,6 +21,8 @@ from bundlekit.files import write_result
 from bundlekit.scores.handler import ScoreHandler
 from bundlekit.weights.settings import record_setting
 
+CHOSEN_ON = "minimum_lesion_cases"
+"""Setting that names the cases; their scores with the choice flatter, see `ScoreMetastases`."""
 _log = logging.getLogger(__name__)
 
 
@@ -81,6 +83,7 @@ class ChooseMinimumLesion(ScoreHandler):
             text = json.dumps(found, indent=2) + "\n"
             write_result(self.output_dir / "minimum_lesion.json", partial(_write, text), "output_dir")
             record_setting(self.checkpoint, "minimum_lesion_ml", chosen)
+            record_setting(self.checkpoint, CHOSEN_ON, sorted(str(row["case"]) for row in rows))
             table = "\n".join(f"{volume:>8g} ml  {score:.4f}" for volume, score in mean.items())
             if min(mean.values()) == max(mean.values()):
                 _log.warning("all candidates score alike: these %d cases are nothing to choose by", len(rows))

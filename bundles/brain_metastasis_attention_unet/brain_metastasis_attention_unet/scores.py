@@ -22,6 +22,7 @@ from scipy import ndimage
 from bundlekit.brats.lesions import DILATION_VOXELS, MINIMUM_MM3, PENALTY_MM, SIZES, lesion_scores, voxel_mm3
 from bundlekit.brats.reading import read_label as read_original_label
 from bundlekit.brats.regions import REGIONS
+from bundlekit.cases.patients import patient_of
 from bundlekit.scores.handler import ScoreHandler
 from bundlekit.scores.statistics import hd95
 
@@ -140,14 +141,18 @@ class ScoreMetastases(ScoreHandler):
         output_dir: folder for `scores.csv` and `summary.json`; made if missing.
         read_label: `(path, label_values) -> (classes HWD uint8, affine 4x4)`; `bundlekit.brats.reading.read_label` when
             None.
+        chosen_on: names of the cases that `ChooseMinimumLesion` went by. Those of them, or of their patients, that are
+            scored are warned of, and named in `summary.json` (`minimum_lesion_chosen_on`): their scores flatter.
     """
 
     def __init__(
         self,
         output_dir: str | os.PathLike[str],
         read_label: Callable[[str, Sequence[int]], tuple[np.ndarray, np.ndarray]] | None = None,
+        chosen_on: Sequence[str] = (),
     ) -> None:
         super().__init__(output_dir, NOTES)
+        self._chosen_on = {patient_of(str(case)) for case in chosen_on}
         if read_label is None:
             read_label = read_original_label
         self._read_label = read_label
@@ -158,6 +163,12 @@ class ScoreMetastases(ScoreHandler):
         return case_scores(pred, truth, voxel_sizes(affine))
 
     def _finish(self, engine: Engine) -> None:
+        cases = [str(row["case"]) for row in self._gathered()]
+        known = [case for case in cases if patient_of(case) in self._chosen_on]
+        self.notes = {**NOTES, "minimum_lesion_chosen_on": known} if known else NOTES
+        if known and idist.get_rank() == 0:
+            text = "minimum_lesion_ml was chosen on %d of these %d cases: their scores flatter (--minimum_lesion_ml 0)"
+            _log.warning(text, len(known), len(cases))
         super()._finish(engine)
         if idist.get_rank() == 0:
             summary = json.loads((self.output_dir / "summary.json").read_text())
