@@ -19,7 +19,7 @@ def _dropped(**kwargs: Any) -> Counter[tuple[int, ...]]:
     transform.set_random_state(seed=3)
     found: Counter[tuple[int, ...]] = Counter()
     for _ in range(_DRAWS):
-        transform.randomize(4)
+        transform.randomize(range(4))
         found[tuple(sorted(transform.dropped))] += 1
     return found
 
@@ -43,6 +43,18 @@ def test_one_modality_always_stays() -> None:
     transform.set_random_state(seed=0)
     for _ in range(50):
         assert transform({"image": torch.ones(2, 2, 2, 2)})["image"].sum() == 8
+
+
+@pytest.mark.parametrize(("filled", "kept"), [((0, 2), {1}), ((1, 2), {1}), ((0, 1, 2), {1}), ((0, 1, 2, 3), {0})])
+def test_what_is_filled_with_zeros_counts_as_missing(filled: tuple[int, ...], kept: set[int]) -> None:
+    """A case that came without some modalities keeps one of its others."""
+    image = torch.ones(4, 2, 2, 2)
+    image[list(filled)] = 0
+    transform = RandDropModalitiesd(prob=1.0)
+    transform.set_random_state(seed=2)
+    for _ in range(50):
+        result = transform({"image": image})["image"]
+        assert int(result.flatten(1).any(1).sum()) in kept
 
 
 def test_the_rest_and_the_input_stay() -> None:

@@ -34,14 +34,14 @@ def tell_filled(cases: Sequence[Case], modality_dropout: float = 0.0) -> None:
 class RandDropModalitiesd(RandomizableTransform):
     """Set one or two modalities of a patch to 0, which is what `fill_missing` gives the network for a missing one.
 
-    How many, 1 to `most`, and which ones are drawn uniformly; at least one modality stays. Belongs behind the z-score
-    and behind every augmentation that adds to the image. MONAI's dropouts blank regions of all channels
-    (`RandCoarseDropoutd`), none blanks channels. After Havaei et al., HeMIS, MICCAI 2016 (arXiv 1607.05194), who
-    train one network for any subset of the modalities.
+    How many, 1 to `most`, and which ones are drawn uniformly from those that the patch has: one that is all zeros is
+    missing already. At least one of them stays. Belongs behind the z-score and behind every augmentation that adds to
+    the image. MONAI's dropouts blank regions of all channels (`RandCoarseDropoutd`), none blanks channels. After Havaei
+    et al., HeMIS, MICCAI 2016 (arXiv 1607.05194), who train one network for any subset of the modalities.
 
     Args:
         prob: that a patch loses modalities, 0 to 1.
-        most: how many it loses at most; less than the number of channels.
+        most: how many it loses at most.
         image_key: CxHWD, a channel is a modality.
 
     Raises:
@@ -58,18 +58,18 @@ class RandDropModalitiesd(RandomizableTransform):
         self.image_key = image_key
         self.dropped: tuple[int, ...] = ()
 
-    def randomize(self, channels: int) -> None:
-        """Draw `self.dropped`, indices of the channels that are blanked."""
+    def randomize(self, channels: Sequence[int]) -> None:
+        """Draw `self.dropped`, the channels that are blanked, from `channels`, those that are there."""
         super().randomize(None)
         self.dropped = ()
-        if self._do_transform:
-            number = self.R.randint(1, min(self.most, channels - 1) + 1)
+        if self._do_transform and len(channels) > 1:
+            number = self.R.randint(1, min(self.most, len(channels) - 1) + 1)
             self.dropped = tuple(int(i) for i in self.R.choice(channels, number, replace=False))
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Blank what is drawn, in a copy of the image."""
         image = data[self.image_key]
-        self.randomize(len(image))
+        self.randomize(image.flatten(1).any(1).nonzero()[:, 0].tolist())
         if not self.dropped:
             return dict(data)
         image = image.clone()
