@@ -8,17 +8,19 @@ import pytest
 import torch
 from skimage.graph import MCP_Geometric
 
-from bundlekit.virtual import DrawPatient, PaintGliomas
+from bundlekit.virtual import DrawPatient, PaintGliomas, patches
 from bundlekit.virtual.anatomy import grid, maps_of
 from bundlekit.virtual.brats import patient
 from bundlekit.virtual.fields import SmoothField, as_axes
 from bundlekit.virtual.patches import Glioma
 from bundlekit.virtual.tumour import _travel, interpolate
 from tests.bundles import BUNDLES, options
-from tests.conftest import bundle_run
+from tests.conftest import built, bundle_run
+from tools.bundles import parse
 
 SEED = 4
 GRID = grid((24, 24, 16))[0]
+PRETRAINING = ("train.yaml", "pretrain_label_maps.yaml")
 SMALL = options(**BUNDLES["brats_resunet"].small, num_workers=0)
 
 
@@ -103,6 +105,33 @@ def test_the_same_seed_gives_the_same_patches(label_map, tmp_path):
     assert kept.stat().st_size > 50e6, "the map is prepared once"
 
 
+class FullPatch:
+    """A patient of whom every patch is the same."""
+
+    def __init__(self, seed, maps):
+        pass
+
+    def patch(self, size, tumour_probability):
+        return torch.ones(4, *size), torch.ones(1, *size, dtype=torch.uint8)
+
+
+def test_modality_dropout_reaches_painted_patches(monkeypatch):
+    monkeypatch.setattr(patches, "Glioma", FullPatch)
+    missing = {}
+    for dropout in (0.0, 0.5, 1.0):
+        paint = built("brats_resunet", "painter", *PRETRAINING, modality_dropout=dropout, heads=[], patch_size=[2, 2, 2])
+        paint._maps = {"head": torch.zeros(1)}
+        batch = {"head": ["head"] * 50, "patient": torch.arange(50)}
+        images, _ = paint(batch, "cpu")
+        assert torch.equal(images, paint(batch, "cpu")[0]), "by the patient's seed"
+        missing[dropout] = 4 - images.flatten(2).any(2).sum(1)
+    assert not missing[0.0].any()
+    assert set(missing[1.0].tolist()) == {1, 2}
+    assert float((missing[0.5] > 0).float().mean()) == pytest.approx(0.5, abs=0.15)
+    validator = "validate::evaluator::prepare_batch"
+    assert "modality_dropout" not in parse("brats_resunet", *PRETRAINING)[validator], "whole patients validate"
+
+
 def test_patients_are_drawn():
     draw = DrawPatient()
     draw.set_random_state(0)
@@ -119,6 +148,7 @@ def test_patients_are_drawn():
         ({"patch_size": (8, 8)}, "patch_size must be three numbers of voxels"),
         ({"tumour_probability": 70}, "tumour_probability must be from 0 to 1, got 70"),
         ({"flip_probability": -1}, "flip_probability must be from 0 to 1, got -1"),
+        ({"modality_dropout": 3}, "prob must be from 0 to 1, got 3"),
     ],
 )
 def test_numbers_out_of_range_are_refused(settings, message):

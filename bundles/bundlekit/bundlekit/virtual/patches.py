@@ -16,6 +16,7 @@ import torch
 from monai.transforms import Randomizable, Transform
 from tqdm import tqdm
 
+from bundlekit.brats.missing import RandDropModalitiesd
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import default_cache_dir
 from bundlekit.patches.cache import CaseCache
@@ -125,6 +126,7 @@ class PaintGliomas:
         tumour_probability: see `Glioma.patch`.
         flip_probability: of mirroring a patch along each axis, 0 to 1.
         cache_dir: folder for prepared label maps; None: `bundlekit` in the user's cache folder.
+        modality_dropout: probability of a patch without one or two of its modalities, see `RandDropModalitiesd`.
 
     Raises:
         BundleError: all label maps that cannot be used at once, or if the cache cannot.
@@ -139,6 +141,7 @@ class PaintGliomas:
         tumour_probability: float = 0.7,
         flip_probability: float = 0.5,
         cache_dir: str | None = None,
+        modality_dropout: float = 0.0,
     ) -> None:
         if patches_per_case < 1:
             raise ValueError(f"patches_per_case must be 1 or more, got {patches_per_case}.")
@@ -151,6 +154,7 @@ class PaintGliomas:
         self.patches_per_case = int(patches_per_case)
         self.tumour_probability = tumour_probability
         self.flip_probability = flip_probability
+        self._drop = RandDropModalitiesd(modality_dropout)
         self._maps = _prepared([head["label"] for head in heads], cache_dir) if heads else {}
 
     def __call__(
@@ -166,9 +170,13 @@ class PaintGliomas:
         images, labels = [], []
         for file, seed in zip(batch["head"], batch["patient"].tolist(), strict=True):
             rng = np.random.default_rng([seed, 1])
+            self._drop.set_random_state(seed=seed)
             glioma = Glioma(seed, self._maps[file].to(device).float())
             for _number in range(self.patches_per_case):
                 image, label = glioma.patch(self.patch_size, self.tumour_probability)
+                self._drop.randomize(range(len(image)))
+                if self._drop.dropped:
+                    image[list(self._drop.dropped)] = 0
                 mirrored = [axis for axis in (1, 2, 3) if rng.random() < self.flip_probability]
                 images.append(image.flip(mirrored))
                 labels.append(label.flip(mirrored))
