@@ -126,7 +126,8 @@ def test_inference_does_as_training_did(bundle: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bundle", "name"),
     [(bundle, name) for bundle in FINE_TUNED for name, value in config(bundle, "inference").items()
-     if isinstance(value, str) and value.startswith("$@settings.get(") and name not in ("patch_size", "minimum_lesion_cases")],
+     if isinstance(value, str) and value.startswith("$@settings.get(")
+     and name not in ("patch_size", "minimum_lesion_cases")],
 )  # fmt: skip
 def test_what_was_chosen_after_training_is_used(bundle: str, name: str, tmp_path: Path) -> None:
     default = value_in(bundle, name, tmp_path)

@@ -144,7 +144,8 @@ def test_a_converted_network_is_of_one_code(runtime: Callable[..., Runtime]) -> 
 
 def test_the_key_is_the_same_in_every_process(runtime: Callable[..., Runtime], run: Run) -> None:
     code = (
-        "from bundlekit.inference.runtimes import Runtime; from tests.bundlekit.inference.test_runtimes import network_of;"
+        "from bundlekit.inference.runtimes import Runtime\n"
+        "from tests.bundlekit.inference.test_runtimes import network_of\n"
         "print(Runtime()._key(network_of('brain_tissue_vnet')))"
     )
     assert run("-c", code).stdout.split()[-1] == runtime()._key(network_of("brain_tissue_vnet"))

@@ -119,7 +119,8 @@ def test_modality_dropout_reaches_painted_patches(monkeypatch):
     monkeypatch.setattr(patches, "Glioma", FullPatch)
     missing = {}
     for dropout in (0.0, 0.5, 1.0):
-        paint = built("brats_resunet", "painter", *PRETRAINING, modality_dropout=dropout, heads=[], patch_size=[2, 2, 2])
+        settings = {"modality_dropout": dropout, "heads": [], "patch_size": [2, 2, 2]}
+        paint = built("brats_resunet", "painter", *PRETRAINING, **settings)
         paint._maps = {"head": torch.zeros(1)}
         batch = {"head": ["head"] * 50, "patient": torch.arange(50)}
         images, _ = paint(batch, "cpu")

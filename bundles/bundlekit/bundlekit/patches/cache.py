@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
-import sys
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
