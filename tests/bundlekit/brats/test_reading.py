@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import itertools
+import json
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -394,6 +395,10 @@ def test_a_missing_modality_is_zeros_where_that_is_asked_for(tmp_path: Path) -> 
     (folder / "BraTS-MET-00001-000-t2f.nii.gz").unlink()
     with pytest.raises(BundleError, match="add the missing file"):
         find_cases(folder, fill_missing=True)
+    # nor through a datalist, where one file is not a 4-D one if others stand beside it
+    datalist.write_text(json.dumps({"training": [{**case, "image": ["", case["image"][1], "", ""]}]}))
+    with pytest.raises(BundleError, match=r"expected: 4 files \(T1, T1ce, T2, FLAIR\) or one 4-D file"):
+        find_cases(None, datalist, fill_missing=True)
 
 
 def raw_scan(tmp_path: Path, edges: Sequence[float], air: int = 3) -> Path:

@@ -233,7 +233,7 @@ def _from_datalist(
         images = images if isinstance(images, list) else [images]
         files = [base / image for image in images if isinstance(image, str) and image]
         least = 4 - MOST_MISSING if fill_missing and len(images) == 4 else 4  # "" is a modality that is filled
-        allowed = (1, *range(least, 5))
+        allowed = (1,) if len(images) == 1 else range(least, 5)
         if len(files) not in allowed or len(files) != len(images) - images.count("") * fill_missing:
             found = f"image: {entry.get('image')!r}"
             findings.append(Finding(where, found, "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it"))
