@@ -305,10 +305,9 @@ def test_channel_order_is_for_4d_files_alone(tmp_path: Path) -> None:
     [
         (NAMES_2018, [(0, 1, 2, 4), (0, 1, 2, 4)], None, 4),
         (NAMES_2018, [(0, 1, 2, 3), (0, 1, 2, 3)], None, 3),  # what the voxels say beats the names
-        (NAMES_2023, [(0, 1, 2, 4), (0, 1, 2, 4)], None, 4),
         (NAMES_2023, [(0, 1, 2, 3), (0, 1, 2, 3)], None, 3),
         (NAMES_2018, [(0, 1, 2), (0, 3)], None, 3),  # the first case has no enhancing tumour
-        (NAMES_2023, [(0, 1, 2), (0, 4)], None, 4),
+        (NAMES_2023, [(0, 1, 2, 4), (0, 4)], 4, 4),
         (NAMES_2018, [(0, 1, 2, 3, 4), (0, 3)], None, 3),  # both: a broken case decides nothing
         (NAMES_2018, [(0, 1, 2, 3, 4), (0, 4)], None, 4),
         (NAMES_2018, [(0, 1, 2), (0, 0)], None, 4),  # none anywhere: the names
@@ -332,6 +331,18 @@ def test_value_of_enhancing_tumour(
 
 
 def test_damaged_label_decides_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", [[(0, 1, 2, 4), (0, 1, 2, 4)], [(0, 1, 2), (0, 4)]])
+def test_a_resection_cavity_alone_is_no_enhancing_tumour(tmp_path: Path, labels: list[tuple[int, ...]]) -> None:
+    """BraTS 2024 numbers it 4; under the names of 2023 and later a 4 without any 3 may be that."""
+    for name, values in zip("ab", labels, strict=True):
+        write_case(tmp_path / name, NAMES_2023, values=values)
+    (finding,) = findings_of(tmp_path)
+    assert finding.found.startswith("the value 4")
+    assert "--et_label 4" in finding.fix
+    assert [case["label_values"] for case in find_cases(tmp_path, labelled=False)] == [[0, 1, 2, 3]] * 2
+    assert find_cases(tmp_path, et_label=4)[0]["label_values"] == [0, 1, 2, 4]
+
+
     damaged = write_case(tmp_path / "a") / "a_seg.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:-4])
     write_case(tmp_path / "b", values=(0, 1, 2, 3))
@@ -386,7 +397,7 @@ def listed(tmp_path: Path) -> Callable[..., Path]:
     data = tmp_path / "data"
     for name in "ab":
         write_case(data / name)
-    write_case(data / "c", NAMES_2023, values=(0, 1, 2, 4))
+    write_case(data / "c", NAMES_2023, values=(0, 1, 2, 3))
     write_nifti(data / "d.nii.gz", scan(0, (*SHAPE, 4)))
     write_nifti(data / "d_label.nii.gz", segmentation())
     write_decathlon(data, ["e"], test=["t"])
@@ -518,8 +529,8 @@ def test_split_that_is_written_is_the_split_that_is_read(tmp_path: Path, layout:
                 file.symlink_to(content)
     else:
         for n in range(5):
-            scans = NAMES_2023 if layout == "2023" else NAMES_2018
-            write_case(root / f"BraTS-GLI-{n // 2:05}-{n % 2:03}", scans, values=(0, 1, 2, 4))
+            scans, et = (NAMES_2023, 3) if layout == "2023" else (NAMES_2018, 4)
+            write_case(root / f"BraTS-GLI-{n // 2:05}-{n % 2:03}", scans, values=(0, 1, 2, et))
     split = split_cases(find_cases(root))
     write_datalist(split, str(tmp_path / "out" / "list.json"))
     for folder in (None, root):
@@ -631,7 +642,8 @@ def test_datalist_with_a_patient_on_both_sides() -> None:
     "part", ["_t1c", "_T1CE", "_T1Gd", "_t1post", "_T1_CE", "_t1-gd", "-t1c", "-t1ce", "-T1Gd", "-t1post"]
 )
 def test_other_names_of_a_t1_after_contrast_medium(tmp_path: Path, part: str) -> None:
-    folder = write_case(tmp_path / "a", NAMES_2018 if part[0] == "_" else NAMES_2023)
+    older = part[0] == "_"
+    folder = write_case(tmp_path / "a", NAMES_2018 if older else NAMES_2023, values=(0, 1, 2, 4 if older else 3))
     (own,) = (file for file in folder.iterdir() if file.name.endswith(("_t1ce.nii.gz", "-t1c.nii.gz")))
     other = own.rename(folder / f"a{part}.nii.gz")
     (case,) = find_cases(tmp_path)

@@ -64,7 +64,8 @@ def find_cases(
             if that is not given). What is listed under "test" or "testing" is taken too when `labelled` is False.
         labelled: whether every case must have a segmentation.
         et_label: value of enhancing tumour in the label files, 3 or 4. None looks into the label files; without labels
-            the file names decide (2018-2021: 4, 2023: 3).
+            the file names decide (2018-2021: 4, 2023: 3). Labels named as in 2023 and later that hold a 4 and no 3 need
+            it said.
         channel_order: for 4-D files, the channels that hold T1, T1ce, T2 and FLAIR. None: as in Decathlon Task01 for
             its folders, [0, 1, 2, 3] for any other file.
         patch_size: voxels; refused if it is larger than a volume.
@@ -118,8 +119,8 @@ def scan_cases(
     wrong = check_headers(cases, patch_size)
     findings += [finding for found in wrong for finding in found]
     cases = [case for case, found in zip(cases, wrong, strict=True) if not found]
-    set_et_label(cases, et_label)
-    return cases, findings
+    unclear = set_et_label(cases, et_label)
+    return cases, findings + (unclear if labelled else [])
 
 
 def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[Case], list[Finding]]:

@@ -8,42 +8,55 @@ import numpy as np
 
 from bundlekit.brats.naming import SCHEMES
 from bundlekit.cases.case import Case
-from bundlekit.errors import BundleError
+from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import read_array
 
 
-def set_et_label(cases: Sequence[Case], et_label: int | None) -> None:
+def set_et_label(cases: Sequence[Case], et_label: int | None) -> list[Finding]:
     """Give the cases their value of enhancing tumour: forced, else as seen in the labels, else by the names.
 
-    The families of names are looked at apart, so that a folder may hold several.
+    The families of names are looked at apart, so that a folder may hold several. Under the names of 2023 and later a 4
+    may be the resection cavity of BraTS 2024: labels that hold it and no 3 decide nothing.
 
     Args:
         cases: `label_values` changes in place.
         et_label: 3 or 4 for all cases; None: found out.
+
+    Returns:
+        A finding where somebody has to say what the 4 is.
     """
+    findings = []
     for scheme in SCHEMES:
         values = [0, 1, 2, scheme.et_label]
         family = [case for case in cases if case["label_values"] == values]
-        value = et_label or _seen_et_label(family, usual=scheme.et_label) or scheme.et_label
+        seen, file = (None, "") if et_label else _seen_et_label(family, usual=scheme.et_label)
+        if seen == 4 != scheme.et_label:
+            expected = "3 (ET), with names of BraTS 2023 and later; there, 4 is the resection cavity of BraTS 2024"
+            fix = "give --et_label 4 if it is enhancing tumour in all of them; cavities are another task"
+            findings.append(Finding(file, "the value 4, and no label with names like it holds a 3", expected, fix))
+            seen = None
         for case in family:
-            case["label_values"] = [*values[:3], value]
+            case["label_values"] = [*values[:3], et_label or seen or scheme.et_label]
+    return findings
 
 
-def _seen_et_label(family: Iterable[Case], usual: int) -> int | None:
-    """3 or 4, whichever the first label files hold; the unusual one only if no file of the family holds the usual.
+def _seen_et_label(family: Iterable[Case], usual: int) -> tuple[int | None, str]:
+    """3 or 4, whichever the first label files hold, and the file.
 
-    A 4 beside a 3 is the resection cavity of BraTS 2024; the case is refused, by name, when it is decoded.
+    The unusual one only if no file of the family holds the usual. A 4 beside a 3 is the resection cavity of BraTS 2024;
+    the case is refused, by name, when it is decoded.
     """
-    unusual = None
+    unusual: tuple[int | None, str] = (None, "")
     for case in family:
+        file = case["label"]
         try:
-            seen = {3, 4} & set(np.unique(read_array(case["label"])).tolist()) if case["label"] else set()
+            seen = {3, 4} & set(np.unique(read_array(file)).tolist()) if file else set()
         except BundleError:  # named, with everything else, when the case is decoded
             continue
         if seen == {usual}:
-            return usual
+            return usual, file
         if len(seen) == 1:
-            unusual = int(seen.pop())
-            if unusual == 3:  # under the older names nothing else is numbered 3
+            unusual = int(seen.pop()), file
+            if unusual[0] == 3:  # under the older names nothing else is numbered 3
                 return unusual
     return unusual
