@@ -25,6 +25,7 @@ from bundlekit.errors import BundleError
 from bundlekit.images import writing
 from bundlekit.images.nifti import open_nifti, read_array
 from bundlekit.images.writing import on_grid_of, signed
+from bundlekit.label_maps import find_label_maps
 from tests.bundlekit.conftest import (
     LPS,
     NAMES_2018,
@@ -330,7 +331,6 @@ def test_value_of_enhancing_tumour(
     assert all(type(value) is int for case in cases for value in case["label_values"])
 
 
-def test_damaged_label_decides_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("labels", [[(0, 1, 2, 4), (0, 1, 2, 4)], [(0, 1, 2), (0, 4)]])
 def test_a_resection_cavity_alone_is_no_enhancing_tumour(tmp_path: Path, labels: list[tuple[int, ...]]) -> None:
     """BraTS 2024 numbers it 4; under the names of 2023 and later a 4 without any 3 may be that."""
@@ -343,6 +343,7 @@ def test_a_resection_cavity_alone_is_no_enhancing_tumour(tmp_path: Path, labels:
     assert find_cases(tmp_path, et_label=4)[0]["label_values"] == [0, 1, 2, 4]
 
 
+def test_damaged_label_decides_nothing(tmp_path: Path) -> None:
     damaged = write_case(tmp_path / "a") / "a_seg.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:-4])
     write_case(tmp_path / "b", values=(0, 1, 2, 3))
@@ -489,6 +490,7 @@ def test_datalist_without_a_case(listed: Callable[..., Path], content: dict) -> 
         (entry("b", label_values=[0, 1, 2, -5]), "label_values: [0, 1, 2, -5]"),
         (entry("b", label_values=[0, 1, 2, 2]), "label_values: [0, 1, 2, 2]"),
         (entry("b", label_values=7), "label_values: 7"),
+        (entry("b", label_values=[0, 1, 2, 256]), "label_values: [0, 1, 2, 256]"),
         (entry("b", channels=["t1", 1, 2, 3]), "channels: ['t1', 1, 2, 3]"),
     ],
 )
@@ -496,6 +498,26 @@ def test_bad_entry_is_named_by_its_place(listed: Callable[..., Path], bad: Any, 
     path = listed(training=[entry("a")], validation=[entry("c", NAMES_2023), bad])
     (finding,) = findings_of(None, datalist=path)
     assert (finding.file, finding.found) == (f"{path} (validation[1])", found)
+
+
+@pytest.mark.parametrize(
+    ("more", "found"),
+    [
+        ({"label": 5}, "label: 5"),
+        ({"label": ["x"]}, "label: ['x']"),
+        ({"label_parts": "x"}, "label_parts: 'x'"),
+        ({"label_parts": [1]}, "label_parts: [1]"),
+    ],
+)
+def test_a_label_that_is_no_file_is_named(listed: Callable[..., Path], more: dict[str, Any], found: str) -> None:
+    path = listed(training=[entry("a"), {**entry("b"), **more}], validation=[{**entry("a"), "label": {}}, more])
+    for search in (find_cases, find_label_maps):
+        with pytest.raises(BundleError) as caught:
+            search(None, datalist=path)
+        assert [(finding.file, finding.found) for finding in caught.value.findings] == [
+            (f"{path} (training[1])", found),
+            (f"{path} (validation[1])", found),
+        ]
 
 
 def test_missing_file_of_a_datalist(listed: Callable[..., Path], tmp_path: Path) -> None:

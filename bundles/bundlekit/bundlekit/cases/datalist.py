@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def read_datalist(path: Path, labelled: bool) -> list[tuple[str, str, dict[str, 
         labelled: False also takes what is listed under "test" or "testing", with the subset "".
 
     Raises:
-        BundleError: if it cannot be read.
+        BundleError: if it cannot be read, or a label in it is no name of a file.
     """
     try:
         content = json.loads(path.read_text())
@@ -57,15 +58,32 @@ def read_datalist(path: Path, labelled: bool) -> list[tuple[str, str, dict[str, 
                 'a list of entries such as {"image": ..., "label": ...}',
             )
             raise BundleError(Finding(str(path), found, expected, "check --datalist"))
-    return [
+    entries = [
         (f"{path} ({part}[{position}])", subset, item if isinstance(item, dict) else {"image": item})
         for part, subset in parts.items()
         for position, item in enumerate(content.get(part) or [])
     ]
+    wrong = [finding for where, _, entry in entries for finding in _wrong_labels(entry, where)]
+    if wrong:
+        raise BundleError(wrong)
+    return entries
+
+
+def _wrong_labels(entry: Mapping[str, Any], where: str) -> list[Finding]:
+    """That labels of an entry are no names of files."""
+    findings = []
+    label, parts = entry.get("label") or "", entry.get("label_parts") or []
+    if not isinstance(label, str):
+        findings.append(Finding(where, f"label: {label!r}", "one segmentation file", "mend the entry"))
+    if not isinstance(parts, list) or not all(isinstance(part, str) and part for part in parts):
+        findings.append(Finding(where, f"label_parts: {parts!r}", "a list of files", "mend the entry"))
+    return findings
 
 
 def numbers_in(entry: Mapping[str, Any], key: str, count: int, where: str) -> list[int]:
     """Whole numbers, all different, that an entry of a datalist has under `key`; [] if it has none.
+
+    Those of labels are 255 at most: masks are written in 8 bits.
 
     Args:
         entry: as `read_datalist` gives it.
@@ -79,9 +97,10 @@ def numbers_in(entry: Mapping[str, Any], key: str, count: int, where: str) -> li
     given = entry.get(key)
     if given is None or given == []:
         return []
-    plain = isinstance(given, list) and all(type(number) is int and number >= 0 for number in given)
+    most = 255 if key == "label_values" else math.inf
+    plain = isinstance(given, list) and all(type(number) is int and 0 <= number <= most for number in given)
     if not plain or len(set(given)) != len(given) or len(given) != count:
-        expected = f"{count} different whole numbers, 0 or more"
+        expected = f"{count} different whole numbers, 0 {'to 255' if key == 'label_values' else 'or more'}"
         raise BundleError(Finding(where, f"{key}: {given!r}", expected, "mend the entry"))
     return list(given)
 
