@@ -82,9 +82,8 @@ def cv(
     if which not in _NETWORKS:
         raise ValueError(f"which is {which!r}; expected {' or '.join(_NETWORKS)}.")
     training, scoring = _settings_of(folder, overlays, options)
-    deciding = {name: value for name, value in training.items() if name not in SURROUNDINGS}
     call = {"bundle": bundle, "num_folds": num_folds, "fold_seed": fold_seed, "configs": list(configs)}
-    _same_call(root, {**call, "training": deciding, "which": which})
+    _same_call(root, {**call, "training": _deciding(training), "which": which, "scoring": _deciding(scoring)})
     shared = {"cv_dir": str(root), "num_folds": num_folds, "fold_seed": fold_seed}
     dataset = str(Path(dataset_dir).resolve())
 
@@ -157,17 +156,22 @@ def _settings_of(folder: Path, overlays: Sequence[str], options: dict[str, Any])
     )
 
 
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that scores depend on."""
+    return {name: value for name, value in settings.items() if name not in SURROUNDINGS}
+
+
 def _same_call(root: Path, call: dict[str, Any]) -> None:
-    """Record what divides the cases at the first call, in cv.json; refuse a later call that differs."""
+    """Record what divides the cases, trains and scores at the first call, in cv.json; refuse a call that differs."""
     record = root / "cv.json"
     if record.is_file():
-        before = {"which": "best", **json.loads(record.read_text())}  # as earlier versions did
+        # earlier versions scored the best network, and did not record by which settings
+        before = {"which": "best", "scoring": call.get("scoring"), **json.loads(record.read_text())}
         differing = [name for name in call if before.get(name) != call[name]]
         if differing:
             was = ", ".join(f"{name} {before.get(name)}" for name in differing)
             now = ", ".join(f"{name} {call[name]}" for name in differing)
             raise ValueError(f"{root} holds a cross-validation with {was}; now {now}. Go on as before, or set --out.")
-        return
     root.mkdir(parents=True, exist_ok=True)
     write_whole(record, lambda file: file.write((json.dumps(call, indent=2) + "\n").encode()))
 

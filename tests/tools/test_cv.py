@@ -147,6 +147,29 @@ def test_a_cross_validation_of_earlier_versions_goes_on_with_the_network_that_it
         _same_call(tmp_path, {"bundle": "a", "which": "last"})
 
 
+def test_a_later_call_goes_on_with_the_settings_of_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the scores, too; a list of the command line is a tuple, and one of cv.json a list."""
+
+    def stop(*_: Any) -> None:
+        raise ValueError("stopped")
+
+    monkeypatch.setattr(tools.cv, "_call", stop)
+    call = {"bundle": "brats_resunet", "dataset_dir": "data", "out": str(tmp_path)}
+    for more in ({"flips": True}, {"flips": True, "num_workers": 3}, {"flips": True, "output_dir": None}):
+        with pytest.raises(ValueError, match="sets this itself" if "output_dir" in more else "^stopped$"):
+            cv(**call, **more)
+    for more in ({}, {"flips": False}, {"flips": True, "minimum_core_ml": 1}):
+        with pytest.raises(ValueError, match=r"holds a cross-validation with scoring .*flips"):
+            cv(**call, **more)
+
+
+def test_settings_of_scores_that_an_earlier_version_did_not_record_are_recorded(tmp_path: Path) -> None:
+    (tmp_path / "cv.json").write_text('{"bundle": "a", "which": "last"}')
+    _same_call(tmp_path, {"bundle": "a", "which": "last", "scoring": {"flips": True}})
+    with pytest.raises(ValueError, match=r"with scoring \{'flips': True\}; now scoring \{\}"):
+        _same_call(tmp_path, {"bundle": "a", "which": "last", "scoring": {}})
+
+
 def test_what_else_the_fold_has_steered() -> None:
     steered = [bundle for bundle in BUNDLES if _steered(config(bundle, "train"))]
     assert steered == ["brats_unet_h5"]
