@@ -164,6 +164,7 @@ def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
 def _same_call(root: Path, call: dict[str, Any]) -> None:
     """Record what divides the cases, trains and scores at the first call, in cv.json; refuse a call that differs."""
     record = root / "cv.json"
+    call = json.loads(json.dumps(call))  # as it is recorded: Fire makes a tuple of what has commas
     if record.is_file():
         # earlier versions scored the best network, and did not record by which settings
         before = {"which": "best", "scoring": call.get("scoring"), **json.loads(record.read_text())}

@@ -154,7 +154,7 @@ def test_a_later_call_goes_on_with_the_settings_of_the_first(tmp_path: Path, mon
         raise ValueError("stopped")
 
     monkeypatch.setattr(tools.cv, "_call", stop)
-    call = {"bundle": "brats_resunet", "dataset_dir": "data", "out": str(tmp_path)}
+    call = {"bundle": "brats_resunet", "dataset_dir": "data", "out": str(tmp_path), "patch_size": (16, 16, 16)}
     for more in ({"flips": True}, {"flips": True, "num_workers": 3}, {"flips": True, "output_dir": None}):
         with pytest.raises(ValueError, match="sets this itself" if "output_dir" in more else "^stopped$"):
             cv(**call, **more)
