@@ -19,7 +19,7 @@ from tqdm import tqdm
 from bundlekit.brats import scan_cases
 from bundlekit.files import write_whole
 from bundlekit.images.hdf5 import open_h5
-from bundlekit.images.nifti import require_numbers
+from bundlekit.images.nifti import form_of, require_numbers
 from tools.bundles import module_of, reader_of, scan_cases_of
 
 _READS_H5 = "brats_unet_h5"  # the bundle that knows what an HDF5 file of a case may look like
@@ -179,8 +179,8 @@ def _geometry(image: nib.Nifti1Image) -> dict[str, Any]:
     header = image.header
     found: dict[str, Any] = {"affine": np.asarray(image.affine), "spacing_mm": np.asarray(header.get_zooms()[:3])}
     for kind in ("qform", "sform"):
-        matrix, code = getattr(image, f"get_{kind}")(coded=True)
-        found |= {kind: np.eye(4) if matrix is None else matrix, f"{kind}_code": int(code)}
+        matrix, code = form_of(image, kind)
+        found |= {kind: np.eye(4) if matrix is None else matrix, f"{kind}_code": code}
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import itertools
 import logging
 import os
@@ -38,6 +39,7 @@ from tests.bundlekit.conftest import (
     write_decathlon,
     write_nifti,
 )
+from tools.convert import _geometry
 
 SHEARED = OBLIQUE @ np.array([[1, 0.2, 0, 0], [0, 1, 0.1, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 
@@ -217,6 +219,27 @@ def test_all_cases_of_an_iteration_are_written(tmp_path: Path) -> None:
     for n in range(3):
         written = read_array(str(tmp_path / "new" / "folder" / f"case{n}_seg.nii.gz"))
         np.testing.assert_array_equal(written, np.full(SHAPE, n))
+
+
+def test_a_scan_whose_quaternion_is_none_gets_its_mask(tmp_path: Path) -> None:
+    """Its sform is sound, and what is computed is not lost at the end: the qform becomes that of the affine."""
+    image = nib.Nifti1Image(scan(), OBLIQUE)
+    image.set_sform(OBLIQUE, 1)
+    image.header["qform_code"] = 1
+    for name, value in zip("bcd", (0.9, 0.6, 0.3), strict=True):
+        image.header[f"quatern_{name}"] = value
+    with pytest.raises(ValueError, match="w2 should be positive"):
+        image.get_qform()
+    source = tmp_path / "case_t1.nii.gz"
+    source.write_bytes(gzip.compress(image.to_bytes()))
+    write(tmp_path / "out", item_of(source), pred=classes())
+    mask = nib.load(tmp_path / "out" / "case_seg.nii.gz")
+    np.testing.assert_allclose(mask.affine, OBLIQUE, atol=1e-4)
+    np.testing.assert_allclose(mask.get_qform(), OBLIQUE, atol=1e-4)
+    assert (int(mask.header["qform_code"]), int(mask.header["sform_code"])) == (1, 1)
+    found = _geometry(nib.load(source))
+    np.testing.assert_allclose(found["qform"], OBLIQUE, atol=1e-4)
+    assert found["qform_code"] == 1
 
 
 # --- files that were there --------------------------------------------------------------------------------------------

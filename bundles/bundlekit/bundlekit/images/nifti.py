@@ -105,6 +105,18 @@ def read_affine(path: str) -> np.ndarray:
     return np.asarray(open_nifti(path).affine, dtype=np.float64)
 
 
+def form_of(image: nib.Nifti1Image, kind: str) -> tuple[np.ndarray | None, int]:
+    """Matrix 4x4 (mm, RAS+) and code of a NIfTI image's "sform" or "qform"; None where the code is 0.
+
+    A qform whose quaternion is none, beside an sform that is sound, is that of the affine.
+    """
+    try:
+        matrix, code = getattr(image, f"get_{kind}")(coded=True)
+    except ValueError:
+        matrix, code = image.affine, image.header[f"{kind}_code"]
+    return matrix, int(code)
+
+
 def check_voxels(file: str, array: np.ndarray) -> list[Finding]:
     """What is wrong with the intensities of an image, which are computed with in float32.
 

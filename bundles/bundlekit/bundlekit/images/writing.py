@@ -17,7 +17,7 @@ from monai.utils import convert_to_numpy
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
-from bundlekit.images.nifti import open_nifti, read_array
+from bundlekit.images.nifti import form_of, open_nifti, read_array
 
 _log = logging.getLogger(__name__)
 _SEGMENTED = "segmented by "
@@ -147,8 +147,7 @@ def on_grid_of(source: str | os.PathLike, array: np.ndarray) -> nib.Nifti1Image:
     header["descrip"] = b""
     image = nib.Nifti1Image(array, original.affine, header)
     for kind in ("sform", "qform"):
-        code = int(header[f"{kind}_code"])
-        getattr(image, f"set_{kind}")(getattr(original, f"get_{kind}")() if code else None, code)
+        getattr(image, f"set_{kind}")(*form_of(original, kind))
     return image
 
 
