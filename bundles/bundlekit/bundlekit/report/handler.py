@@ -96,11 +96,14 @@ class WriteVolumes:
         flags = flags_of(Result(classes, by_name, voxel_ml, brain_ml, removed_ml), self.checks)
         for flag in flags:
             _log.warning("%s: look at it: %s", case, flag.sentence)
-        names = ";".join(flag.name for flag in flags)
-        return [_row(case, volume, brain_ml, names) for volume in volumes]
+        found = {
+            "flags": ";".join(flag.name for flag in flags),
+            "reasons": " | ".join(flag.sentence for flag in flags),
+        }
+        return [{**_row(case, volume, brain_ml), **found} for volume in volumes]
 
 
-def _row(case: str, volume: Volume, brain_ml: float | None, flags: str) -> dict[str, Any]:
+def _row(case: str, volume: Volume, brain_ml: float | None) -> dict[str, Any]:
     centroid = ("", "", "") if volume.centroid_mm is None else tuple(f"{v:.1f}" for v in volume.centroid_mm)
     return {
         "case": case,
@@ -112,7 +115,6 @@ def _row(case: str, volume: Volume, brain_ml: float | None, flags: str) -> dict[
         **dict(zip(("x_mm", "y_mm", "z_mm"), centroid, strict=True)),
         "hemisphere": volume.hemisphere,
         "brain_ml": "" if brain_ml is None else f"{brain_ml:.6g}",
-        "flags": flags,
     }
 
 
