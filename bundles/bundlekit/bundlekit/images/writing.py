@@ -20,7 +20,7 @@ from bundlekit.files import write_result
 from bundlekit.images.nifti import open_nifti, read_array
 
 _log = logging.getLogger(__name__)
-_CHECKSUM = ", CRC-32 "
+_SIGNATURE, _CHECKSUM = "segmented by ", ", CRC-32 "
 
 
 class WriteSegmentations:
@@ -45,7 +45,7 @@ class WriteSegmentations:
         self.output_dir = Path(output_dir)
         self.suffix = suffix
         self.classes = list(classes)
-        self.signature = f"segmented by {written_by}" if written_by else ""
+        self.signature = f"{_SIGNATURE}{written_by}" if written_by else ""
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batch and output are decollated."""
@@ -178,6 +178,14 @@ def remark_in(path: Path) -> str:
         return bytes(open_nifti(path).header["descrip"].item()).decode(errors="replace").strip("\0 ")
     except Exception:  # nibabel raises a dozen types
         return ""
+
+
+def written_by(path: Path) -> tuple[str, bool]:
+    """The bundle that wrote a mask, "" if no name is in its header; and whether the voxels are still as it wrote them."""
+    name, _, checksum = remark_in(path).partition(_CHECKSUM)
+    if not name.startswith(_SIGNATURE):
+        return "", False
+    return name.removeprefix(_SIGNATURE), bool(checksum) and _checksum(read_array(str(path))) == checksum
 
 
 def to_gzip(image: nib.Nifti1Image, file: Any) -> None:
