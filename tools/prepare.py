@@ -165,7 +165,8 @@ def restore(
     maker = {"name": name, "version": _version(name), "corrected": not untouched}
     if weights is not None:
         maker["weights"] = _hash(weights)
-    _restore(prepared, path, out, probabilities, sources, seg_on, maker)
+    stacks = _seg_stacks(seg_on, read_record(prepared), sources)
+    _restore(prepared, path, out, probabilities, sources, stacks, maker)
 
 
 def segment(bundle: str, folder: str | None = None, out: str | None = None, **settings: Any) -> None:
@@ -201,12 +202,13 @@ def segment(bundle: str, folder: str | None = None, out: str | None = None, **se
     device = of_prepare["device"] = of_prepare.get("device") or _device()
     prepare(folder, str(root / "prepared"), **of_prepare)
     record = read_record(root / "prepared")
+    stacks = _seg_stacks(seg_on, record, None)  # what cannot be is told before anything is segmented
     where = {"dataset_dir": str(root / "prepared"), "output_dir": str(root / "segmented"), "device": device}
     _infer(bundle, {**where, "save_probabilities": True, "num_workers": 0, **settings}, bool(record["missing"]))
     name = root / "segmented" / record["case"]
     checkpoint = parse(bundle, "inference.yaml", **settings).get_parsed_content("checkpoint")
     maker = {"name": bundle, "version": _version(bundle), "weights": _hash(checkpoint)}
-    _restore(root / "prepared", Path(f"{name}_seg.nii.gz"), root, f"{name}_probabilities.nii.gz", None, seg_on, maker)
+    _restore(root / "prepared", Path(f"{name}_seg.nii.gz"), root, f"{name}_probabilities.nii.gz", None, stacks, maker)
 
 
 def _restore(
@@ -215,39 +217,45 @@ def _restore(
     out: str | Path,
     probabilities: str | None,
     sources: str | None,
-    seg_on: str | None,
+    stacks: Mapping[str, Any],
     maker: dict[str, Any],
 ) -> None:
-    """Masks on the grid of each scan, DICOM-SEG of those that are asked for, and the volumes printed."""
-    record = read_record(prepared)
-    modalities = _seg_modalities(seg_on, record)
-    stacks = {}
-    if modalities:  # found before anything is written
-        writing = _dicom("dicom_seg")
+    """Masks on the grid of each scan, DICOM-SEG on the stacks of these modalities, and the volumes printed."""
+    writing: Any = _dicom("dicom_seg") if stacks else None
+    if stacks and mask.is_file():  # before anything is written
         writing.check_values(read_volume(str(mask)), mask)
-        for modality in modalities:
-            stacks[modality] = writing.source_of(record["modalities"][modality], modality, sources)
     volumes = restore_case(prepared, mask, out, probabilities, sources)
+    case = read_record(prepared)["case"]
     for modality, stack in stacks.items():
-        path = Path(out).expanduser() / f"{record['case']}_seg_on_{modality.lower()}.dcm"
-        writing.write_seg(stack, path.with_suffix(".nii.gz"), path, record["case"], writing.Maker(**maker))
+        path = Path(out).expanduser() / f"{case}_seg_on_{modality.lower()}.dcm"
+        writing.write_seg(stack, path.with_suffix(".nii.gz"), path, case, writing.Maker(**maker))
         print(f"{path} (holds the patient's name, as its study does)")
     _tell(volumes)
 
 
-def _seg_modalities(asked: str | None, record: Mapping[str, Any]) -> list[str]:
-    """Modalities on whose series a DICOM-SEG is written."""
-    dicom = [modality for modality, entry in record["modalities"].items() if "dicom" in entry]
-    if asked is None:
-        reference = record.get("reference")
-        return [reference] if reference in dicom else []
+def _seg_stacks(asked: str | None, record: Mapping[str, Any], sources: str | None) -> dict[str, Any]:
+    """Slices on which a DICOM-SEG is written, by modality.
+
+    Args:
+        asked: modality, "all" or "none"; None: the reference, if it came from DICOM.
+        record: of the prepared case.
+        sources: folder of the DICOM files, if they were moved.
+    """
+    entries = record["modalities"]
+    dicom = [modality for modality, entry in entries.items() if "dicom" in entry]
     word = str(asked).lower()
-    if word in ("none", "all"):
-        return dicom if word == "all" else []
-    found = [modality for modality in record["modalities"] if modality.lower() == word]
-    if not found:
-        raise ValueError(f"--seg_on is {asked!r}; expected all, none or one of {', '.join(record['modalities'])}.")
-    return found
+    if asked is None:
+        modalities = [modality for modality in dicom if modality == record.get("reference")]
+    elif word in ("none", "all"):
+        modalities = dicom if word == "all" else []
+    else:
+        modalities = [modality for modality in entries if modality.lower() == word]
+        if not modalities:
+            raise ValueError(f"--seg_on is {asked!r}; expected all, none or one of {', '.join(entries)}.")
+    if not modalities:
+        return {}
+    source_of = _dicom("dicom_seg").source_of
+    return {modality: source_of(entries[modality], modality, sources) for modality in modalities}
 
 
 def _version(bundle: str) -> str:

@@ -181,7 +181,7 @@ def remark_in(path: Path) -> str:
 
 
 def written_by(path: Path) -> tuple[str, bool]:
-    """The bundle that wrote a mask, "" if no name is in its header; and whether the voxels are still as it wrote them."""
+    """The bundle that wrote a mask, "" if its header has no name; and whether the voxels are as it wrote them."""
     name, _, checksum = remark_in(path).partition(_CHECKSUM)
     if not name.startswith(_SIGNATURE):
         return "", False

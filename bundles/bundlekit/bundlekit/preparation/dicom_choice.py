@@ -94,8 +94,10 @@ def choose(study: Study, asked: Mapping[str, str], given: Sequence[str] = ()) ->
         put_in_order(stack)
     choice = Choice([_candidate(stack) for stack in study.stacks])
     for modality, series in asked.items():
-        choice.taken[modality] = _asked(choice.candidates, modality, str(series), study)
+        taken = choice.taken[modality] = _asked(choice.candidates, modality, str(series), study)
         choice.notes[modality] = f"asked for by --{modality.lower()}"
+        if taken.modality.replace("ce", "") not in ("", modality.replace("ce", "")):
+            choice.notes[modality] += f", AGAINST its parameters: {taken.modality}"
     _sort_t1(choice)
     for modality in MODALITIES:
         if modality not in choice.taken and modality not in given:

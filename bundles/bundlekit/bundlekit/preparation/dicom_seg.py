@@ -33,8 +33,9 @@ _OEDEMA = (2, "Peritumoural oedema", CodedConcept("79654002", "SCT", "Edema"))
 _ENHANCING = (3, "Enhancing tumour", CodedConcept("C113842", "NCIt", "Enhancing Lesion"))
 _CLASSES = {1: _NECROSIS, 2: _OEDEMA, 3: _ENHANCING, 4: _ENHANCING}
 _COLOURS = {1: (220, 60, 60), 2: (70, 170, 70), 3: (250, 210, 60)}
-_COPIED = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID", "StudyDate")
-_COPIED += ("StudyTime", "ReferringPhysicianName")
+_COPIED = """
+    AccessionNumber PatientBirthDate PatientID PatientName PatientSex ReferringPhysicianName StudyDate StudyID StudyTime
+"""
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def write_seg(
 
 def _mended(header: pydicom.Dataset) -> pydicom.Dataset:
     """A header with all that highdicom copies: what an anonymiser took away or filled with anything is empty."""
-    for keyword in _COPIED:
+    for keyword in _COPIED.split():
         if keyword not in header:
             setattr(header, keyword, "")
     if header.PatientSex not in ("M", "F", "O"):

@@ -288,10 +288,9 @@ def _stacks(root: str, members: Sequence[tuple[Path, pydicom.Dataset]]) -> list[
             group.slices.append(Slice(file, number, str(header.SOPInstanceUID), position, scale))
     out = []
     for index, group in enumerate(groups):
-        number = "".join(group.frame.words("SeriesNumber")[:1])
-        if len(groups) > 1:
-            number += f":{index + 1}"
-        out.append(_stack(root, number, group, len({str(g.orientation.round(1)) for g in groups})))
+        series = "".join(group.frame.words("SeriesNumber")[:1])
+        part = f":{index + 1}" if len(groups) > 1 else ""
+        out.append(_stack(root, series + part, group, len({str(g.orientation.round(1)) for g in groups})))
     return out
 
 

@@ -23,6 +23,7 @@ LEAST_EDGE_MM = 100.0
 
 _LEAST_SLICES = 3
 _SAME_GAP = (0.05, 0.02)  # mm, and share of the usual distance: what rounding of positions explains
+_MASK_VALUES = 8  # an image has more
 _STRAIGHT_MM = 0.5  # of a middle slice from the line between the outer ones
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -103,6 +104,9 @@ def scan_of(modality: str, stack: Stack) -> Scan:
     """
     voxels = read_voxels(stack)
     findings = check_voxels(str(stack), voxels)
+    if not findings and len(values := np.unique(voxels)) <= _MASK_VALUES:
+        found = f"{len(values)} values, {', '.join(f'{value:g}' for value in values)}: a mask"
+        findings.append(Finding(str(stack), found, "grey values", f"give another series for the {modality}"))
     if findings:
         raise BundleError(findings)
     voxels = np.ascontiguousarray(without_air(voxels[None], air_of(voxels[None]))[0], np.float32)

@@ -1,7 +1,7 @@
 """Which contrast an MR sequence gives: by its times, with what people call it as a second witness.
 
-The limits are wide ones around what is usual at 1.5 and 3 T (e.g. the consensus protocol for brain tumours, Ellingson et al.
-2015, doi 10.1093/neuonc/nov095): what lies between two contrasts is called neither.
+The limits are wide ones around what is usual at 1.5 and 3 T (e.g. the consensus protocol for brain tumours, Ellingson
+et al. 2015, doi 10.1093/neuonc/nov095): what lies between two contrasts is called neither.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _OTHER = {
     "perfusion or dynamic": r"perf|\bdsc\b|\bdce\b|\basl\b|\br?cb[fv]\b|\bmtt\b|\bttp\b|\btmax\b|ktrans|\bdyn",
     "functional": r"bold|f-?mri|resting",
     "angiography": r"\btof\b|tof3d|angio|\bmr[av]\b|venogr",
-    "susceptibility, T2*": r"\bswi\b|swan\b|suscept|venobold|h[ae]emo|t2 ?\*|t2[- ]?star|t2[- ]?ffe|\bmedic\b|\bmerge\b",
+    "susceptibility, T2*": r"\bswi\b|swan\b|suscept|venob|h[ae]emo|t2 ?\*|t2[- ]?star|t2[- ]?ffe|\bmedic\b|\bmerge\b",
     "spectroscopy": r"spectro|\bmrs\b|\bcsi\b|\bpress\b|\bsteam\b",
     "calibration or field map": r"field ?map|\bb[01][- ]?map|shim|calib|asset ?cal|sense ?ref|coil ?surv",
     "map of a relaxation time": r"t[12] ?map|molli\b|synthetic|mdme|qalas|\br[12] ?map",
@@ -121,7 +121,7 @@ def judge(parameters: Parameters) -> Verdict:
 
 
 def contrast_medium(parameters: Parameters) -> tuple[bool | None, str]:
-    """Whether contrast medium had been given: True, False, or None where nothing tells; and what tells it, or a conflict.
+    """Whether contrast medium had been given (None: nothing tells), and what tells it.
 
     Where agent and description contradict each other the answer is None, and the text says so.
     """
