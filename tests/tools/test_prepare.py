@@ -123,6 +123,10 @@ def test_a_dicom_study_with_a_file_for_one_modality(dicom_study: Path, tmp_path:
     assert files["T1"] == str(file)
     assert [files[modality].number for modality in ("T1ce", "T2", "FLAIR")] == ["5", "3", "4"]
     assert _of_folder(str(dicom_study), {}, "mine", None, False)[0] == "mine"
+    one, other = dicom_study / "T1", next((dicom_study / "T2").iterdir())
+    for given, found in ((one, "a folder"), (other, "one file of DICOM")):
+        with pytest.raises(ValueError, match=rf"{found}[\s\S]*give the folder of the DICOM study first"):
+            prepare(out=str(tmp_path / "out"), t1=str(given), t1ce="a", t2="b", flair="c")
     with pytest.raises(ValueError, match="--study is given without a folder"):
         prepare(t1="a", study="1.2", out="out")
     shutil.copy(file, tmp_path / "x_t2.nii.gz")

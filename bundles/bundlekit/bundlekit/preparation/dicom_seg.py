@@ -137,24 +137,29 @@ def write_seg(
         if stack.slices[0].frame is not None:
             settings = _on_frames(stack, headers[stack.slices[0].file], settings["pixel_array"])
         number = int("".join(c for c in stack.number.partition(":")[0] if c.isdigit()) or 0)
-        seg = Segmentation(
-            source_images=list(headers.values()),
-            segmentation_type=SegmentationTypeValues.BINARY,
-            segment_descriptions=[_described(*told, case, maker) for told in (_NECROSIS, _OEDEMA, _ENHANCING)],
-            series_instance_uid=UID(),
-            series_number=number % 10_000_000 * 100 + 1,
-            sop_instance_uid=UID(),
-            instance_number=1,
-            manufacturer="Brain Segmentation Bundles contributors",
-            manufacturer_model_name=maker.name or "brain-segmentation-bundles",
-            software_versions=maker.version or __version__,
-            device_serial_number="0",
-            content_label="TUMOUR",
-            content_description="Necrosis, oedema, enhancing tumour; for research",
-            content_creator_name="Bundles^Brain segmentation",
-            series_description=f"Tumour, {maker.name or 'by hand'} {maker.version}".strip()[:64],
-            **settings,
-        )
+        try:
+            seg = Segmentation(
+                source_images=list(headers.values()),
+                segmentation_type=SegmentationTypeValues.BINARY,
+                segment_descriptions=[_described(*told, case, maker) for told in (_NECROSIS, _OEDEMA, _ENHANCING)],
+                series_instance_uid=UID(),
+                series_number=number % 10_000_000 * 100 + 1,
+                sop_instance_uid=UID(),
+                instance_number=1,
+                manufacturer="Brain Segmentation Bundles contributors",
+                manufacturer_model_name=maker.name or "brain-segmentation-bundles",
+                software_versions=maker.version or __version__,
+                device_serial_number="0",
+                content_label="TUMOUR",
+                content_description="Necrosis, oedema, enhancing tumour; for research",
+                content_creator_name="Bundles^Brain segmentation",
+                series_description=f"Tumour, {maker.name or 'by hand'} {maker.version}".strip()[:64],
+                **settings,
+            )
+        except (ValueError, TypeError, AttributeError, KeyError) as error:  # highdicom wants sound headers
+            found = f"headers of which no DICOM-SEG can be made ({str(error) or type(error).__name__})"
+            fix = "mend the header, or go on without it: --seg_on none"
+            raise BundleError(Finding(str(stack), found, "headers as DICOM has them", fix)) from error
         write_result(path, lambda file: pydicom.dcmwrite(file, seg, enforce_file_format=True), "out")
 
 

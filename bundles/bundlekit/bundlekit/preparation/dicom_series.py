@@ -397,7 +397,7 @@ def _unfit(frame: _Frame, directions: int) -> str:
         return "images whose place is not told"
     if frame.numbers("PixelSpacing", 2) is None:
         return "images whose voxel size is not told"
-    if "YES" in frame.words("AngioFlag"):
+    if "Y" in frame.words("AngioFlag"):
         return "angiography"
     if "SPINE" in "".join(frame.words("BodyPartExamined")).upper():
         return "of the spine"

@@ -62,6 +62,10 @@ def read_scan(modality: str, file: str | os.PathLike) -> Scan:
             angles.
     """
     path = Path(file).expanduser()
+    if path.is_dir() or (path.is_file() and is_dicom(path)):
+        found = "a folder" if path.is_dir() else "one file of DICOM"
+        fix = f"give the folder of the DICOM study first, and here the number of its series: DIR --{modality.lower()} 5"
+        raise BundleError(Finding(str(path), found, f"a NIfTI file with the {modality}", fix))
     if not path.is_file():
         raise BundleError(Finding(str(path), "no such file", f"the {modality}", f"check --{modality.lower()}"))
     (findings,) = check_headers([{"image": [str(path)], "label": ""}])

@@ -158,6 +158,15 @@ def test_headers_that_were_emptied_do_not_stop_it(study: Path, labels: np.ndarra
     assert pydicom.dcmread(tmp_path / "seg.dcm").PatientSex in ("", None)
 
 
+def test_headers_that_cannot_be_copied_are_told(study: Path, labels: np.ndarray, tmp_path: Path) -> None:
+    stack = stacks(study)["T2"]
+    image = pydicom.dcmread(stack.slices[0].file)
+    image["StudyDate"]._value = "31/01/20"  # no date of DICOM
+    image.save_as(stack.slices[0].file)
+    with pytest.raises(BundleError, match=r"series 3\n\s+found:    headers of which no DICOM-SEG[\s\S]*--seg_on none"):
+        write_seg(stack, mask_of(stack, labels, tmp_path), tmp_path / "seg.dcm", "case", MAKER)
+
+
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian: dicom3tools) is not installed")
 @pytest.mark.parametrize("kind", ["slices", "frames", "empty", "by hand"])
 def test_dciodvfy_finds_no_error(kind: str, study: Path, labels: np.ndarray, tmp_path: Path) -> None:

@@ -387,7 +387,7 @@ NONE_OF_THEM = {
     "mosaic": (lambda study: _more(study, ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), "9", "a mosaic"),
     "STIR": (lambda study: _more(study, InversionTime=150, SeriesDescription="", EchoTime=60), "9", "STIR"),
     "spine": (lambda study: _more(study, BodyPartExamined="CSPINE"), "9", "of the spine"),
-    "angiography": (lambda study: _more(study, AngioFlag="Y", SeriesDescription="tof_fl3d"), "9", "angiography"),
+    "angiography": (lambda study: _more(study, AngioFlag="Y"), "9", "angiography"),
     "private": (lambda study: _more(study, kind="1.3.46.670589.11.0.0.12.1"), "9", "no MR image of the scanner"),
     "ultrasound": (lambda study: _more(study, kind=UltrasoundMultiFrameImageStorage, Modality="US"), "9", "US, not MR"),
     "report text": (lambda study: save(_text(), study / "text"), "9", "no image (Basic Text SR Storage)"),
