@@ -18,7 +18,7 @@ _THINNER = 1.5  # longest edge of the voxel, of one that is not clearly thicker 
 _REFORMATTED = ("MPR", "REFORMATTED", "CSAPARALLEL", "RESAMPLED", "PROJECTION IMAGE")
 
 
-@dataclass
+@dataclass(eq=False)
 class Candidate:
     """A stack and what it is.
 
@@ -135,7 +135,9 @@ def refuse_open(choice: Choice, study: Study, given: Sequence[str] = (), fill_mi
             continue
         told.append(options[modality])
         names = [name for name in empty if options[name] == options[modality]]
-        found = f"{len(options[modality])} series of which each may be the {' or the '.join(names)}:"
+        alike = len(options[modality])
+        found = "one series that may be" if alike == 1 else f"{alike} series of which each may be"
+        found += f" the {' or the '.join(names)}:"
         found += "".join(f"\n              {_option(one)}" for one in options[modality])
         flags = [f"--{name.lower()} {one.stack.key}" for one in options[modality] for name in names]
         expected = f"one series for the {' and one for the '.join(names)}"
@@ -204,21 +206,20 @@ def _asked(candidates: Sequence[Candidate], modality: str, series: str, study: S
         raise BundleError(
             Finding(str(found[0].stack), found[0].stack.unfit, f"a volume for the {modality}", "give another")
         )
-    raise BundleError(Finding(study.root, f"{option}: no such series or file", f"one of {there}", "see the table"))
+    raise BundleError(Finding(study.root, f"{option}: no such series or file", f"one of {there}", "give one of these"))
 
 
 def _sort_t1(choice: Choice) -> None:
     """T1s of which nothing tells whether contrast medium had been given: before it, after it, or open."""
-    with_medium = [one for one in choice.candidates if one.medium and one.stack.begun]
-    told = [one for one in choice.candidates if one.modality == "T1ce"] or with_medium
-    told += [taken for modality, taken in choice.taken.items() if modality == "T1ce"]
-    first = min(with_medium, key=lambda one: one.stack.begun, default=None)
+    asked = [taken for modality, taken in choice.taken.items() if modality == "T1ce"]
+    with_medium = [*asked, *(one for one in choice.candidates if one.medium)]
+    first = min((one for one in with_medium if one.stack.begun), key=lambda one: one.stack.begun, default=None)
     for one in choice.candidates:
         if one.modality != "T1" or one.medium is not None or one in choice.taken.values():
             continue
         if first and one.stack.begun > first.stack.begun:
-            doubt = f"not taken unasked: begun after series {first.stack.number}, which had contrast medium"
-        elif not told and "T1" not in choice.taken:
+            doubt = f"not taken unasked: begun after series {first.stack.key}, which had contrast medium"
+        elif not with_medium:
             doubt = "not taken unasked: before or after contrast medium is told nowhere"
         else:
             continue

@@ -47,7 +47,7 @@ class Slice:
     scale: tuple[float, float]
 
 
-@dataclass
+@dataclass(eq=False)
 class Stack:
     """The slices of one series that belong together: one orientation, one echo, one kind of image.
 

@@ -452,6 +452,18 @@ def test_without_an_agent_a_t1_may_be_before_or_after(agent: str | None, study: 
     assert taken == {"T1ce": "2", "T2": "3", "FLAIR": "4"}
 
 
+def test_of_two_t1s_nothing_is_guessed(study: Path, rewrite: Write) -> None:
+    rewrite("T1ce", ContrastBolusAgent="")
+    with pytest.raises(BundleError, match="2 series of which each may be the T1 or the T1ce:") as refused:
+        chosen(study)
+    assert "--t1 2 or --t1ce 2 or --t1 5 or --t1ce 5" in str(refused.value)
+    assert numbers(chosen(study, {"T1ce": "5"})) == NUMBERS  # the other one came before
+    with pytest.raises(BundleError, match="begun after series 2, which had contrast medium"):
+        chosen(study, {"T1ce": "2"})
+    with pytest.raises(BundleError, match=r"one series that may be the T1ce:[\s\S]*give --t1ce 5"):
+        chosen(study, {"T1": "2"})
+
+
 def test_a_t1_after_the_agent_is_not_taken_for_one_before(study: Path, rewrite: Write) -> None:
     rewrite("T1", AcquisitionTime="110000")
     with pytest.raises(BundleError, match="begun after series 5, which had contrast medium"):
