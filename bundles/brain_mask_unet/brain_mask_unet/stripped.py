@@ -11,10 +11,9 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy
 
-from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 from bundlekit.images.nifti import read_volume
-from bundlekit.images.writing import on_grid_of, remark_in, to_gzip
+from bundlekit.images.writing import on_grid_of, refuse_others, remark_in, to_gzip
 
 _log = logging.getLogger(__name__)
 _REMARK = "stripped by brain_mask_unet"
@@ -45,13 +44,13 @@ class WriteStripped:
         Raises:
             BundleError: naming them.
         """
-        cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
-        paths = [self._path(case["case"]) for case in cases]
-        found, expected = "a file that this bundle did not write", "a new file, or one that it wrote"
-        fix = "set --output_dir to a folder for this bundle alone, or give --write_brain False"
-        foreign = [path for path in paths if path.is_file() and remark_in(path) != _REMARK]
-        if foreign:
-            raise BundleError([Finding(str(path), found, expected, fix) for path in foreign])
+
+        def unlike_ours(path: Path) -> str:
+            return "" if remark_in(path) == _REMARK else "a file that this bundle did not write"
+
+        refuse_others(
+            engine, self._path, unlike_ours, "a new file, or one that it wrote", "or give --write_brain False"
+        )
 
     def _path(self, case: str) -> Path:
         return self.output_dir / f"{case}_brain.nii.gz"

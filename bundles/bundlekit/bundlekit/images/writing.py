@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -60,19 +60,12 @@ class WriteSegmentations:
         Raises:
             BundleError: naming them.
         """
-        if not self.signature:
-            return
-        cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
-        findings = []
-        for case in cases:
-            path = self.output_dir / f"{case['case']}_{self.suffix}.nii.gz"
-            if path.is_file() and (found := self._unlike_ours(path)):
-                fix = "set --output_dir to a folder for this bundle alone, or move the file away"
-                findings.append(
-                    Finding(str(path), found, f"a new file, or one {self.signature} and left as it was", fix)
-                )
-        if findings:
-            raise BundleError(findings)
+        if self.signature:
+            expected = f"a new file, or one {self.signature} and left as it was"
+            refuse_others(engine, self._path, self._unlike_ours, expected, "or move the file away")
+
+    def _path(self, case: str, suffix: str = "") -> Path:
+        return self.output_dir / f"{case}_{suffix or self.suffix}.nii.gz"
 
     def _unlike_ours(self, path: Path) -> str:
         """What tells a file from a mask that this bundle wrote, for a message; "" if nothing does."""
@@ -122,7 +115,7 @@ class WriteSegmentations:
 
     def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> tuple[Path, nib.Nifti1Image]:
         """Write one file of a case; its path and what it holds."""
-        path = self.output_dir / f"{item['case']}_{suffix}.nii.gz"
+        path = self._path(item["case"], suffix)
         source, label = Path(item["source"]), item["label_file"]
         if any(path.exists() and Path(file).samefile(path) for file in (source, label) if file):
             raise BundleError(
@@ -135,6 +128,29 @@ class WriteSegmentations:
         image.header["descrip"] = self.remark(suffix, array)
         write_result(path, lambda file: to_gzip(image, file), "output_dir")
         return path, image
+
+
+def refuse_others(
+    engine: Engine, path_of: Callable[[str], Path], unlike_ours: Callable[[Path], str], expected: str, otherwise: str
+) -> None:
+    """Before an evaluator computes anything, look for files of its cases that would be replaced and must not be.
+
+    Args:
+        engine: the evaluator; its cases are those of its loader's data set.
+        path_of: file that will be written of a case.
+        unlike_ours: what tells a file from one that may be replaced, for the message; "" if nothing does.
+        expected: in place of such a file.
+        otherwise: what can be done if not with another folder: "or ...".
+
+    Raises:
+        BundleError: naming them.
+    """
+    cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
+    there = [path for path in (path_of(case["case"]) for case in cases) if path.is_file()]
+    fix = f"set --output_dir to a folder for this bundle alone, {otherwise}"
+    findings = [Finding(str(path), found, expected, fix) for path in there if (found := unlike_ours(path))]
+    if findings:
+        raise BundleError(findings)
 
 
 def on_grid_of(source: str | os.PathLike, array: np.ndarray) -> nib.Nifti1Image:
