@@ -19,7 +19,7 @@ import torch
 from bundlekit.errors import BundleError, bundle_error_in
 from bundlekit.weights.settings import record_setting
 from tests.bundles import BUNDLES, options
-from tests.conftest import ROOT, Run, assert_equal, bundle_run, config, losses, printed, refusal, training
+from tests.conftest import COMMANDS, ROOT, Run, assert_equal, bundle_run, config, losses, printed, refusal, training
 from tools.bundles import parse
 from tools.check import check
 
@@ -131,7 +131,8 @@ def test_two_processes_train_like_one(
     one, two, row = trained(bundle), tmp_path / "two", BUNDLES[bundle]
     arguments = training(bundle, data_of(bundle), two, batch_size=row.training["batch_size"] // 2)
     command = [*bundle_run("training", "train.yaml", "multi_gpu.yaml", bundle=bundle), *arguments]
-    if bundle == "brats_resunet":  # by the launcher itself
+    if bundle == "brats_resunet":  # by the launcher itself, whose interpreters are forks too
+        environment["PYTHON_EXEC"] = str(COMMANDS.executable(tmp_path / "python"))
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         log = printed(run(*start, *command))
     else:  # as it would start them, from the process that has imported already
