@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no process waits for another at the end."""
-    items.sort(key=lambda item: item.path.name not in ("test_cv.py", "test_pack.py"))
+    longest = ["test_cv.py", "test_pack.py", "test_shipped.py", "test_commands.py", "test_bundles.py"]
+    items.sort(key=lambda item: [*longest, item.path.name].index(item.path.name))
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +54,31 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> MadeO
         return base / name
 
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def templates_made_once(made_once: MadeOnce) -> Iterator[None]:
+    """Each smoothing of the ICBM152 template takes seconds: it is read from where the first test process has put it."""
+    import torch
+
+    from bundlekit.virtual import anatomy
+
+    compute = anatomy._templates
+
+    @functools.cache
+    def maps(sigma_mm: float, label_map: str | None = None) -> torch.Tensor:
+        if label_map is not None:
+            return compute(sigma_mm, os.path.realpath(label_map))  # of one map by several names once
+        folder = made_once(f"template_{sigma_mm}", lambda to: keep(to, compute.__wrapped__(sigma_mm)))
+        return torch.load(folder / "maps.pt", mmap=True)
+
+    def keep(to: Path, found: torch.Tensor) -> None:
+        to.mkdir()
+        torch.save(found, to / "maps.pt")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(anatomy, "_templates", maps)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -127,7 +154,7 @@ def run(environment: dict[str, str]) -> Run:
         *arguments: str | Path, status: int | None = 0, cwd: Path = ROOT, kill_at: Path | str = ""
     ) -> subprocess.CompletedProcess[str]:
         command = [str(argument) for argument in arguments]
-        if command[0] == "-c" or command[1] in ("monai.bundle", "tools"):
+        if command[0] == "-c" or command[1] in ("monai.bundle", "tools", "torch.distributed.run"):
             command = command if command[0] == "-c" else command[1:]
             done = COMMANDS.run(command, str(cwd), environment, timeout=300, kill_at=str(kill_at))
         else:
@@ -189,9 +216,11 @@ def content_of(file: Path) -> dict[str, Any]:
 
 
 def built(bundle: str, part: str, *configs: str, **settings: Any) -> Any:
-    """A part of a bundle's configs, without a new interpreter."""
+    """A part of a bundle's configs, without a new interpreter; PyTorch computes it, which converts no network."""
     from tools.bundles import parse
 
+    if "inference.yaml" in configs:
+        settings.setdefault("runtime", "torch")
     return parse(bundle, *configs, **settings).get_parsed_content(part)
 
 

@@ -10,10 +10,14 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import inspect
 import json
 import os
 import runpy
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,9 +32,12 @@ LIBRARIES = (*RUN_LIBRARIES, "cc3d", "torchio", "nilearn.datasets")
 
 
 class ForkedCommands:
-    """Runs `python -m module arguments...` in forks of one process; started on the first call.
+    """Runs `python -m module arguments...` in forks of one process, which all test processes share.
+
+    It is started on the first call, and ends with the last of the processes that have called.
 
     Args:
+        name: of the process, for this run of the tests.
         python: the interpreter.
         libraries: what it imports before it forks.
         environment: with which it is started.
@@ -38,14 +45,17 @@ class ForkedCommands:
 
     def __init__(
         self,
+        name: str = "commands",
         python: str = sys.executable,
         libraries: Sequence[str] = LIBRARIES,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
-        self._command = [python, __file__, *libraries]
+        run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))[:12]
+        self._folder = Path(tempfile.gettempdir(), f"{name}-{run}")
+        self._command = [python, __file__, str(self._folder), *libraries]
         # hashes of its own, so that nothing kept on disk can depend on those of the test process
         self._environment = {**environment, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "123"}
-        self._process: subprocess.Popen[str] | None = None
+        self._connection: socket.socket | None = None
 
     def run(
         self, arguments: list[str], cwd: str, environment: dict[str, str], timeout: float, kill_at: str = ""
@@ -59,42 +69,108 @@ class ForkedCommands:
             timeout: in seconds.
             kill_at: file.
         """
-        if self._process is None:
-            self._process = subprocess.Popen(
-                self._command,
-                env=self._environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            atexit.register(self.close)
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with tempfile.TemporaryDirectory() as folder:
-            out, err = Path(folder, "out"), Path(folder, "err")
-            order = {"arguments": arguments, "cwd": cwd, "environment": environment, "timeout": timeout,
-                     "kill_at": kill_at}  # fmt: skip
-            self._process.stdin.write(json.dumps({**order, "out": str(out), "err": str(err)}) + "\n")
-            self._process.stdin.flush()
-            status = int(self._process.stdout.readline())
-            printed = out.read_text(errors="replace"), err.read_text(errors="replace")
+        if self._connection is None:
+            self._connection = self._connect()
+        order = {"arguments": arguments, "cwd": cwd, "environment": environment, "timeout": timeout}
+        status, *printed = _asked(self._connection, {**order, "kill_at": kill_at})
         if status == -signal.SIGALRM:
             raise subprocess.TimeoutExpired(arguments, timeout, *printed)
         return subprocess.CompletedProcess(arguments, status, *printed)
 
+    def executable(self, file: Path) -> Path:
+        """Write a program that runs its arguments (`-u -m module ...`) here as `python` would run them: its path."""
+        self.run(["-c", "pass"], "/", {}, timeout=60)
+        file.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{__file__}" --as-python "{self._folder}" "$@"\n')
+        file.chmod(0o755)
+        return file
+
+    def _connect(self) -> socket.socket:
+        """To the process; whoever makes its folder starts it."""
+        process = None
+        for _ in range(1200):
+            with contextlib.suppress(FileExistsError):
+                self._folder.mkdir()
+                process = subprocess.Popen(self._command, env=self._environment, start_new_session=True,
+                                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)  # fmt: skip
+            with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+                return _connected(self._folder)
+            if process is not None and process.poll() is not None:
+                break
+            time.sleep(0.1)
+        raise RuntimeError(f"nothing listens at {self._folder}: {self._command} has failed")
+
     def close(self) -> None:
-        """End the process; the next call starts another."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        """Let the process end, unless another test process needs it."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
-def _serve() -> None:
-    for line in sys.stdin:
+def _connected(folder: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(folder / "socket"))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _asked(connection: socket.socket, order: dict) -> tuple[int, str, str]:
+    """Exit status and what was printed, when an order has been carried out."""
+    with tempfile.TemporaryDirectory() as folder, connection.makefile("rw") as talk:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        talk.write(json.dumps({**order, "out": str(out), "err": str(err)}) + "\n")
+        talk.flush()
+        return int(talk.readline()), out.read_text(errors="replace"), err.read_text(errors="replace")
+
+
+def _as_python(folder: Path, arguments: Sequence[str]) -> int:
+    """Run `-u -m module arguments...` in a fork, with this process's working directory, environment and streams."""
+    assert arguments[:2] == ["-u", "-m"], arguments
+    order = {"arguments": arguments[2:], "cwd": os.getcwd(), "environment": dict(os.environ), "timeout": 300}
+    status, *printed = _asked(_connected(folder), {**order, "kill_at": ""})
+    for stream, text in zip((sys.stdout, sys.stderr), printed, strict=True):
+        stream.write(text)
+    return status
+
+
+def _listen(folder: Path, libraries: Sequence[str]) -> None:
+    """Import what is needed, then give every test process that connects a fork that forks its commands."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "socket"))
+    listener.listen()  # whoever comes before the imports are done, waits
+    for name in libraries:
+        importlib.import_module(name)
+    inspect.stack()  # finds the files of all modules, which Fire would do in every command
+    starter, served, ending = os.getppid(), 0, False
+    while True:
+        if select.select([listener], [], [], 0.2)[0]:
+            connection, _ = listener.accept()
+            if not os.fork():
+                listener.close()
+                _serve(connection)
+                os._exit(0)
+            connection.close()
+            served += 1
+        elif ending:
+            return
+        ended = 0
+        while served and os.waitpid(-1, os.WNOHANG)[0]:
+            served, ended = served - 1, ended + 1
+        if not served and (ended or os.getppid() != starter):  # whoever comes later starts another
+            shutil.rmtree(folder, ignore_errors=True)
+            ending = True
+
+
+def _serve(connection: socket.socket) -> None:
+    talk = connection.makefile("rw")
+    for line in talk:
         order = json.loads(line)
         child = os.fork()
         if not child:
+            talk.close()
+            connection.close()
             _become(order)
         deadline, status = time.monotonic() + order["timeout"], None
         while status is None:
@@ -110,7 +186,8 @@ def _serve() -> None:
                 status = -signal.SIGALRM
             else:
                 time.sleep(0.02)
-        print(status, flush=True)
+        talk.write(f"{status}\n")
+        talk.flush()
 
 
 def _become(order: dict) -> None:
@@ -123,7 +200,8 @@ def _become(order: dict) -> None:
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["environment"])
-    for rank in range(1, int(os.environ.get("WORLD_SIZE", "1"))):  # as torchrun starts several; the first is waited for
+    several = 1 if "TORCHELASTIC_RUN_ID" in os.environ else int(os.environ.get("WORLD_SIZE", "1"))
+    for rank in range(1, several):  # as torchrun starts them, unless it does; the first is waited for
         if not os.fork():
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
             break
@@ -152,6 +230,6 @@ def _become(order: dict) -> None:
 
 if __name__ == "__main__":
     del sys.path[0]  # the folder of this file, which no command has
-    for name in sys.argv[1:]:
-        importlib.import_module(name)
-    _serve()
+    if sys.argv[1] == "--as-python":
+        sys.exit(_as_python(Path(sys.argv[2]), sys.argv[3:]))
+    _listen(Path(sys.argv[1]), sys.argv[2:])

@@ -19,7 +19,7 @@ import torch
 from bundlekit.errors import BundleError, bundle_error_in
 from bundlekit.weights.settings import record_setting
 from tests.bundles import BUNDLES, options
-from tests.conftest import ROOT, Run, assert_equal, bundle_run, config, losses, printed, refusal, training
+from tests.conftest import COMMANDS, ROOT, Run, assert_equal, bundle_run, config, losses, printed, refusal, training
 from tools.bundles import parse
 from tools.check import check
 
@@ -68,10 +68,13 @@ def test_train_evaluate_infer(bundle: str, run: Run, data_of: DataOf, trained: T
 
     one = data / os.path.relpath(case["image"][0] if isinstance(case["image"], list) else case["image"], data)
     arguments = [*common, "--dataset_dir", one, "--output_dir", tmp_path / "masks", "--save_probabilities", "True"]
+    arguments += ["--report", "True"] if bundle == "brats_unet_h5" else []  # whose scans are no NIfTI files
     run(*bundle_run("inferring", "inference.yaml", bundle=bundle), *arguments, cwd=ROOT / "bundles")
     assert sorted((ROOT / "bundles").iterdir()) == before, "nothing is written to the working directory"
     names = [f"{case['case']}_probabilities.nii.gz", f"{case['case']}_seg.nii.gz"]
-    assert sorted(file.name for file in (tmp_path / "masks").iterdir()) == names
+    more = ["report"] * ("--report" in arguments) + ["volumes.csv", "volumes.json"]
+    assert sorted(file.name for file in (tmp_path / "masks").iterdir()) == [*names, *more]
+    assert (tmp_path / "masks" / "report" / f"{case['case']}_planes.png").is_file() == ("report" in more)
     probabilities, mask = (nib.load(tmp_path / "masks" / name) for name in names)
     again = nib.load(tmp_path / "scores" / names[1])
     np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(again.dataobj), "scored is what is written")
@@ -81,6 +84,13 @@ def test_train_evaluate_infer(bundle: str, run: Run, data_of: DataOf, trained: T
         assert mask.shape == source.shape
     assert mask.get_data_dtype() == np.uint8
     assert set(np.unique(mask.dataobj)) <= {0, *case["label_values"]}
+    with (tmp_path / "masks" / "volumes.csv").open(newline="") as file:
+        volumes = [float(row["ml"]) for row in csv.DictReader(file) if row["kind"] == "class"]
+    voxel_ml = abs(np.linalg.det(mask.affine[:3, :3])) / 1000
+    counted = [
+        np.count_nonzero(np.asarray(mask.dataobj) == value) * voxel_ml for value in list(case["label_values"])[1:]
+    ]
+    np.testing.assert_allclose(volumes, counted, rtol=1e-4)
     assert probabilities.shape[:3] == mask.shape
     values = np.asarray(probabilities.dataobj)
     if values.shape[-1] == len(case["label_values"]):  # a softmax over the classes
@@ -131,7 +141,8 @@ def test_two_processes_train_like_one(
     one, two, row = trained(bundle), tmp_path / "two", BUNDLES[bundle]
     arguments = training(bundle, data_of(bundle), two, batch_size=row.training["batch_size"] // 2)
     command = [*bundle_run("training", "train.yaml", "multi_gpu.yaml", bundle=bundle), *arguments]
-    if bundle == "brats_resunet":  # by the launcher itself
+    if bundle == "brats_resunet":  # by the launcher itself, whose interpreters are forks too
+        environment["PYTHON_EXEC"] = str(COMMANDS.executable(tmp_path / "python"))
         start = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         log = printed(run(*start, *command))
     else:  # as it would start them, from the process that has imported already

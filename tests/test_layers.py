@@ -48,7 +48,7 @@ ALLOWED = {
     "inference": (*GROUND, "images", "cases", "weights"),
     "brats": (*GROUND, "images", "cases", "patches", "scores"),
     "virtual": (*GROUND, "images", "cases", "patches", "label_maps", "brats"),
-    "report": (*GROUND, "images"),
+    "report": (*GROUND, "images", "cases"),
     "preparation": (*GROUND, "images", "cases", "brats"),
 }
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 
 from bundlekit.virtual import brats, metastases, tissue
+from bundlekit.virtual.anatomy import grid
+from bundlekit.virtual.cohorts import SHAPE
 from bundlekit.weights.shipped import check_shipped, shipped_hash
 from tests.bundles import BUNDLES, options
-from tests.conftest import ROOT, MadeOnce, Run, bundle_run
+from tests.conftest import ROOT, Run, bundle_run
 from tools.bundles import names, parse
 from tools.convert import to_h5
 
@@ -42,70 +42,57 @@ def test_the_file_is_whole_and_fits_its_settings(bundle: str) -> None:
 # --- as good as they were on a virtual case ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def glioma(made_once: MadeOnce) -> Path:
-    """A virtual glioma of 240x240x155 voxels, which takes 10 s to paint."""
-    return made_once("glioma", lambda to: brats(str(to), cases=1, seed=7))
-
-
-def part_with_a_glioma(root: Path, glioma: Path) -> Path:
-    """The brain round the tumour, 2 windows."""
-    shutil.copytree(glioma, root)
-    (case,) = (folder for folder in root.iterdir() if folder.is_dir())
-    cut_round(root, np.asarray(nib.load(case / f"{case.name}_seg.nii.gz").dataobj) > 0, (64, 48, 48))
+def painted(make: Callable[..., object], root: Path, seed: int, box: tuple[slice, slice, slice]) -> Path:
+    """Part of a case of 240x240x155 voxels of 1 mm: the rest, which takes 10 s, is not made."""
+    axes, spacing = grid(SHAPE)
+    part = tuple(axis[inside] for axis, inside in zip(axes, box, strict=True))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[make.__module__], "grid", lambda shape: (part, spacing))
+        make(str(root), cases=1, seed=seed, shape=[len(axis) for axis in part])
     return root
 
 
-def glioma_in_hdf5(root: Path, glioma: Path) -> Path:
-    to_h5(str(root), **{"from": str(glioma)})
-    return root
+def glioma(root: Path) -> Path:
+    """All of it and the brain around it, 1 window."""
+    return painted(brats, root, 7, (slice(93, 189), slice(59, 155), slice(39, 135)))
 
 
-def part_of_a_head(root: Path, _: Path) -> Path:
-    """Around the ventricles, 8 windows."""
-    tissue(str(root), cases=1, seed=7)
-    cut(root, (slice(70, 166), slice(70, 166), slice(40, 120)))
-    return root
+def glioma_in_hdf5(root: Path) -> Path:
+    """A whole brain of 2 mm."""
+    brats(str(root / "nifti"), cases=1, seed=7, shape=(120, 120, 78))
+    to_h5(str(root / "h5"), **{"from": str(root / "nifti")})
+    return root / "h5"
 
 
-def stripped_head(root: Path, _: Path) -> Path:
+def part_of_a_head(root: Path) -> Path:
+    """Around the ventricles."""
+    return painted(tissue, root, 7, (slice(70, 166), slice(70, 166), slice(40, 120)))
+
+
+def stripped_head(root: Path) -> Path:
     tissue(str(root), cases=1, seed=7, shape=(120, 120, 78))
     return root
 
 
-def part_with_a_metastasis(root: Path, _: Path) -> Path:
-    """The brain round the largest lesion."""
-    (case,) = map(Path, metastases(str(root), cases=1, seed=8))
-    parts, _ = ndimage.label(np.asarray(nib.load(case / f"{case.name}-seg.nii.gz").dataobj))
-    largest = np.bincount(parts.ravel())[1:].argmax() + 1
-    cut_round(root, parts == largest, (48, 48, 48))
-    return root
-
-
-def cut_round(root: Path, lesion: np.ndarray, half: tuple[int, int, int]) -> None:
-    centre = [round(c) for c in ndimage.center_of_mass(lesion)]
-    cut(root, tuple(slice(max(c - n, 0), c + n) for c, n in zip(centre, half, strict=True)))
-
-
-def cut(root: Path, box: tuple[slice, ...]) -> None:
-    for file in root.rglob("*.nii.gz"):
-        nib.save(nib.Nifti1Image.from_bytes(nib.load(file).slicer[box].to_bytes()), file)
+def metastasis(root: Path) -> Path:
+    """The largest one of a case, 4 windows."""
+    return painted(metastases, root, 8, (slice(32, 128), slice(56, 152), slice(31, 95)))
 
 
 CASES = {  # by bundle, or by the data that it has elsewhere
     "brain_mask_unet": stripped_head,
-    "cohort": part_with_a_glioma,
+    "cohort": glioma,
     "heads": part_of_a_head,
-    "metastases": part_with_a_metastasis,
+    "metastases": metastasis,
     "h5_cohort": glioma_in_hdf5,
 }
 
 
 @pytest.mark.parametrize("bundle", SHIPPED)
-def test_golden_scores(bundle: str, run: Run, glioma: Path, tmp_path: Path) -> None:
+def test_golden_scores(bundle: str, run: Run, tmp_path: Path) -> None:
     row = BUNDLES[bundle]
     where = {
-        "dataset_dir": CASES[bundle if bundle in CASES else row.data](tmp_path / "cases", glioma),
+        "dataset_dir": CASES[bundle if bundle in CASES else row.data](tmp_path / "cases"),
         "output_dir": tmp_path,
         "num_workers": 0,
         **({} if row.maps else {"subset": "all"}),  # label maps trained it, and no scan

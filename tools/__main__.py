@@ -25,6 +25,7 @@ from tools.label import label
 from tools.pack import pack
 from tools.picture import picture
 from tools.prepare import prepare, restore, segment
+from tools.report import report
 from tools.ship import ship
 from tools.weights import weights
 
@@ -38,6 +39,7 @@ COMMANDS = {
     "segment": segment,
     "restore": restore,
     "picture": picture,
+    "report": report,
     "label": label,
     "virtual": {"brats": brats, "metastases": metastases, "tissue": tissue, "icbm152": icbm152, "ct": ct},
     "convert": {"h5": to_h5, "nifti": to_nifti},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from typing import Any, cast
@@ -12,10 +14,13 @@ import torch
 from bundlekit import StripSkulld
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.errors import bundle_error_in
+from bundlekit.files import sha256_of
+from bundlekit.images.nifti import read_volume
+from bundlekit.images.writing import written_by
 from bundlekit.preparation.preparing import prepare_case
 from bundlekit.preparation.record import read_record
 from bundlekit.preparation.restoring import restore_case
-from bundlekit.preparation.scans import find_scans
+from bundlekit.preparation.scans import find_scans, has_scans, holds_dicom
 from bundlekit.values import wrong_value
 from tools.bundles import ROOT, parse
 
@@ -38,6 +43,7 @@ def prepare(
     mask_bundle: str | None = None,
     device: str | None = None,
     seed: int = 0,
+    study: str | None = None,
 ) -> None:
     """Register the scans of a head, resample them to 1 mm and strip them, as the bundles for BraTS data want them.
 
@@ -46,13 +52,13 @@ def prepare(
     Example: python -m tools prepare --t1 A.nii.gz --t1ce B.nii.gz --t2 C.nii.gz --flair D.nii.gz --out OUT
 
     Args:
-        folder: with the scans of one head in BraTS-like names, in place of the four files.
+        folder: with the scans of one head in BraTS-like names, in place of the four files; or with a DICOM study.
         out: folder for the prepared case.
-        t1: NIfTI file, before contrast medium.
-        t1ce: NIfTI file, after contrast medium.
-        t2: NIfTI file.
-        flair: NIfTI file.
-        case: name of the case; None: as the files are named.
+        t1: NIfTI file, before contrast medium; or of a DICOM study number or UID of the series.
+        t1ce: the same, after contrast medium.
+        t2: the same.
+        flair: the same.
+        case: name of the case; None: as the files are named, of a DICOM study a name that tells nothing.
         reference: modality that stays where it is; None: T1ce, else T1.
         fill_missing: go on where one modality is missing.
         accept_doubtful: go on where a registration or a brain mask is doubtful; prepared.json tells it.
@@ -60,9 +66,10 @@ def prepare(
         mask_bundle: folder of brain_mask_unet; None: the one of this project.
         device: that computes the brain masks; None: the GPU if there is one.
         seed: of the registration.
+        study: UID of the DICOM study, where the folder has several.
 
     Raises:
-        ValueError: for what is missing, damaged or doubtful; nothing is written then.
+        ValueError: for what is missing, damaged, open or doubtful; nothing is written then.
     """
     _required(out, "--out", "the folder for the prepared case")
     flags = {"fill_missing": fill_missing, "accept_doubtful": accept_doubtful, "n4": n4}
@@ -70,14 +77,15 @@ def prepare(
         if not isinstance(value, bool):
             raise ValueError(f"--{name} is {value!r}; expected True or False.")
     given = zip(MODALITIES, (t1, t1ce, t2, flair), strict=True)
-    files = {modality: str(file) for modality, file in given if file}
+    files: dict[str, Any] = {modality: str(file) for modality, file in given if file is not None}
     if folder is not None:
-        if files:
-            raise ValueError(f"a folder ({folder}) and --{', --'.join(files).lower()} are given; expected one of both.")
-        found, files = find_scans(folder)
-        case = found if case is None else case
+        case, files = _of_folder(str(folder), files, case, study, fill_missing)
+    elif study is not None:
+        raise ValueError("--study is given without a folder; give the folder of the DICOM study.")
     if not files:
-        raise ValueError("no scan is given; give --t1, --t1ce, --t2 and --flair, or a folder with BraTS-like names.")
+        raise ValueError(
+            "no scan is given; give --t1, --t1ce, --t2 and --flair, or a folder with BraTS-like names or DICOM."
+        )
     masks = Path(mask_bundle).expanduser() if mask_bundle else ROOT / _MASKS
     strip = StripSkulld(masks, device=device or _device())
     record = prepare_case(files, str(out), strip.mask, case, reference, seed=int(seed), **flags)
@@ -88,16 +96,50 @@ def prepare(
     print(Path(str(out)) / "prepared.json")
 
 
+def _of_folder(
+    folder: str, given: dict[str, str], case: str | None, study: str | None, fill_missing: bool
+) -> tuple[str, dict[str, Any]]:
+    """Name of the case and scans by modality, of a folder with BraTS-like names or of a DICOM study."""
+    if has_scans(folder) or not holds_dicom(folder):
+        if given:
+            raise ValueError(f"a folder ({folder}) and --{', --'.join(given).lower()} are given; expected one of both.")
+        if study is not None:
+            raise ValueError(f"--study is given, and {folder} holds no DICOM; expected the folder of a DICOM study.")
+        found, files = find_scans(folder)
+        return found if case is None else case, dict(files)
+    choosing = _dicom("dicom_choice")
+    read = _dicom("dicom_series").read_study(folder, study)
+    files = {modality: value for modality, value in given.items() if Path(value).expanduser().is_file()}
+    choice = choosing.choose(read, {m: value for m, value in given.items() if m not in files}, list(files))
+    print(choice.table(), flush=True)
+    choosing.refuse_open(choice, read, list(files), fill_missing)
+    stacks = {modality: taken.stack for modality, taken in choice.taken.items()}
+    return read.pseudonym if case is None else case, {**files, **stacks}
+
+
+def _dicom(module: str) -> Any:
+    """A module of bundlekit that needs pydicom and highdicom."""
+    try:
+        return import_module(f"bundlekit.preparation.{module}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("pydicom", "highdicom"):
+            raise
+        raise ValueError(f"{error.name} is not installed, which DICOM needs: pip install -e '.[dicom]'") from None
+
+
 def restore(
     prepared: str,
     out: str,
     mask: str | None = None,
     probabilities: str | None = None,
     sources: str | None = None,
+    seg_on: str | None = None,
+    weights: str | None = None,
 ) -> None:
     """Bring the mask of a prepared case back to the grid of each scan it was prepared from.
 
-    Writes CASE_seg_on_{t1,t1ce,t2,flair}.nii.gz and CASE_volumes.json (ml of each label) into OUT.
+    Writes CASE_seg_on_{t1,t1ce,t2,flair}.nii.gz and CASE_volumes.json (ml of each label) into OUT; of a DICOM study
+    also CASE_seg_on_{...}.dcm, a DICOM-SEG, which holds the patient's name.
 
     Example: python -m tools restore --prepared PREPARED --mask CASE_seg.nii.gz --out OUT
 
@@ -108,6 +150,8 @@ def restore(
         probabilities: CASE_probabilities.nii.gz of the bundle, for smoother borders; None: the one beside the mask, if
             there is one.
         sources: folder with the scans, if they were moved.
+        seg_on: modality whose series the DICOM-SEG is on, "all" or "none"; None: the reference.
+        weights: checkpoint that made the mask; its SHA-256 goes into the DICOM-SEG.
 
     Raises:
         ValueError: if a file is missing or another one.
@@ -117,23 +161,30 @@ def restore(
     beside = path.with_name(path.name.replace("_seg.nii", "_probabilities.nii"))
     if probabilities is None and beside != path and beside.is_file():
         probabilities = str(beside)
-    _tell(restore_case(prepared, path, out, probabilities, sources))
+    name, untouched = written_by(path)
+    maker = {"name": name, "version": _version(name), "corrected": not untouched}
+    if weights is not None:
+        maker["weights"] = _hash(weights)
+    stacks = _seg_stacks(seg_on, read_record(prepared), sources)
+    _restore(prepared, path, out, probabilities, sources, stacks, maker)
 
 
 def segment(bundle: str, folder: str | None = None, out: str | None = None, **settings: Any) -> None:
     """Prepare the scans of a head, segment them, and bring the mask back to each scan.
 
     Leaves in OUT: prepared/ (the case, prepared.json), segmented/ (mask and probabilities at 1 mm),
-    CASE_seg_on_{t1,t1ce,t2,flair}.nii.gz on the grid of each scan, CASE_volumes.json.
+    CASE_seg_on_{t1,t1ce,t2,flair}.nii.gz on the grid of each scan, CASE_volumes.json; of a DICOM study also
+    CASE_seg_on_{...}.dcm on the series of the reference, a DICOM-SEG, which holds the patient's name.
 
     Example: python -m tools segment brats_resunet --t1 A.nii --t1ce B.nii --t2 C.nii --flair D.nii --out OUT
 
     Args:
         bundle: brats_resunet (gliomas) or brain_metastasis_attention_unet.
-        folder: with the scans of one head in BraTS-like names, in place of the four files.
+        folder: with the scans of one head in BraTS-like names, in place of the four files; or with a DICOM study.
         out: folder for all results.
         settings: those of `prepare` (--t1 FILE to --flair FILE, --case, --reference, --fill_missing, --accept_doubtful,
-            --n4, --mask_bundle, --device, --seed), and of the bundle's inference.yaml, e.g. --flips True, --et_label 3.
+            --n4, --mask_bundle, --device, --seed, --study), --seg_on of `restore`, and those of the bundle's
+            inference.yaml, e.g. --flips True, --et_label 3.
 
     Raises:
         ValueError: for another bundle, an unknown setting, and for what is missing, damaged or doubtful.
@@ -142,6 +193,7 @@ def segment(bundle: str, folder: str | None = None, out: str | None = None, **se
         raise ValueError(f"{bundle!r} takes no BraTS-like cases; expected {' or '.join(_BUNDLES)}.")
     _required(out, "--out", "the folder for the results")
     of_prepare = {name: settings.pop(name) for name in signature(prepare).parameters if name in settings}
+    seg_on = settings.pop("seg_on", None)
     known = cast(dict, parse(bundle, "inference.yaml").config)
     unknown = [name for name in settings if name not in known]
     if unknown:
@@ -153,10 +205,73 @@ def segment(bundle: str, folder: str | None = None, out: str | None = None, **se
     device = of_prepare["device"] = of_prepare.get("device") or _device()
     prepare(folder, str(root / "prepared"), **of_prepare)
     record = read_record(root / "prepared")
+    stacks = _seg_stacks(seg_on, record, None)  # what cannot be is told before anything is segmented
     where = {"dataset_dir": str(root / "prepared"), "output_dir": str(root / "segmented"), "device": device}
     _infer(bundle, {**where, "save_probabilities": True, "num_workers": 0, **settings}, bool(record["missing"]))
     name = root / "segmented" / record["case"]
-    _tell(restore_case(root / "prepared", f"{name}_seg.nii.gz", root, f"{name}_probabilities.nii.gz"))
+    checkpoint = parse(bundle, "inference.yaml", **settings).get_parsed_content("checkpoint")
+    maker = {"name": bundle, "version": _version(bundle), "weights": _hash(checkpoint)}
+    _restore(root / "prepared", Path(f"{name}_seg.nii.gz"), root, f"{name}_probabilities.nii.gz", None, stacks, maker)
+
+
+def _restore(
+    prepared: str | Path,
+    mask: Path,
+    out: str | Path,
+    probabilities: str | None,
+    sources: str | None,
+    stacks: Mapping[str, Any],
+    maker: dict[str, Any],
+) -> None:
+    """Masks on the grid of each scan, DICOM-SEG on the stacks of these modalities, and the volumes printed."""
+    writing: Any = _dicom("dicom_seg") if stacks else None
+    if stacks and mask.is_file():  # before anything is written
+        writing.check_values(read_volume(str(mask)), mask)
+    volumes = restore_case(prepared, mask, out, probabilities, sources)
+    case = read_record(prepared)["case"]
+    for modality, stack in stacks.items():
+        path = Path(out).expanduser() / f"{case}_seg_on_{modality.lower()}.dcm"
+        writing.write_seg(stack, path.with_suffix(".nii.gz"), path, case, writing.Maker(**maker))
+        print(f"{path} (holds the patient's name, as its study does)")
+    _tell(volumes)
+
+
+def _seg_stacks(asked: str | None, record: Mapping[str, Any], sources: str | None) -> dict[str, Any]:
+    """Slices on which a DICOM-SEG is written, by modality.
+
+    Args:
+        asked: modality, "all" or "none"; None: the reference, if it came from DICOM.
+        record: of the prepared case.
+        sources: folder of the DICOM files, if they were moved.
+    """
+    entries = record["modalities"]
+    dicom = [modality for modality, entry in entries.items() if "dicom" in entry]
+    word = str(asked).lower()
+    if asked is None:
+        modalities = [modality for modality in dicom if modality == record.get("reference")]
+    elif word in ("none", "all"):
+        modalities = dicom if word == "all" else []
+    else:
+        modalities = [modality for modality in entries if modality.lower() == word]
+        if not modalities:
+            raise ValueError(f"--seg_on is {asked!r}; expected all, none or one of {', '.join(entries)}.")
+    if not modalities:
+        return {}
+    source_of = _dicom("dicom_seg").source_of
+    return {modality: source_of(entries[modality], modality, sources) for modality in modalities}
+
+
+def _version(bundle: str) -> str:
+    """Version of a bundle of this project; "" if there is no such bundle."""
+    metadata = ROOT / bundle / "configs" / "metadata.json"
+    return str(json.loads(metadata.read_text())["version"]) if bundle and metadata.is_file() else ""
+
+
+def _hash(file: str | Path) -> str:
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; expected the checkpoint that made the mask (--weights).")
+    return sha256_of(path)
 
 
 def _device() -> str:

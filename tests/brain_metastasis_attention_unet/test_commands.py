@@ -48,7 +48,7 @@ def test_the_smallest_lesion_is_chosen_and_recorded(run: Run, metastases: Path, 
     before = json.loads((model / "settings.json").read_text())
     files = bundle_run("evaluating", "inference.yaml", "evaluate.yaml", "choose_minimum_lesion.yaml", bundle=NAME)
     where = ["--ckpt_dir", model, "--dataset_dir", metastases, "--output_dir", tmp_path / "out", "--num_workers", "0"]
-    run(*files, *where, "--candidates_ml", "[0,0.1,1000]")
+    run(*files, *where, "--candidates_ml", "[0,0.1,1000]", "--runtime", "torch")
     found = json.loads((tmp_path / "out" / "minimum_lesion.json").read_text())
     dice = {entry["minimum_lesion_ml"]: entry["lesion_dice"] for entry in found["candidates"]}
     assert list(dice) == [0, 0.1, 1000]

@@ -26,14 +26,15 @@ def test_copied_bundle_runs_from_its_own_root(run: Run, cohort: Path, tmp_path: 
     run(*command, "configs/train.yaml", *arguments, cwd=copy)
     assert (copy / "models" / "model.pt").is_file(), "paths follow the copy"
     assert (copy / "models" / "datalist.json").is_file()
-    run(*command, "configs/inference.yaml", "--dataset_dir", cohort, "--num_workers", "0", cwd=copy)
+    where = ["--dataset_dir", cohort, "--num_workers", "0", "--runtime", "torch"]
+    run(*command, "configs/inference.yaml", *where, cwd=copy)
     assert len(list((copy / "eval").glob("*_seg.nii.gz"))) == 5
 
 
 def test_inference_passes_over_what_it_cannot_read(run: Run, cases: Path, trained, tmp_path: Path) -> None:
     file = cases / "VirtualGlioma_00000" / "VirtualGlioma_00000_t1.nii.gz"
     file.write_bytes(file.read_bytes()[:-2000])
-    arguments = ["--dataset_dir", cases, "--output_dir", tmp_path, "--ckpt_dir", trained(NAME)]
+    arguments = ["--dataset_dir", cases, "--output_dir", tmp_path, "--ckpt_dir", trained(NAME), "--runtime", "torch"]
     error = refusal(run(*bundle_run("inferring", "inference.yaml"), *arguments, status=1))
     assert "1 of 5 cases were refused, the others are done" in error
     assert file.name in error

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 
 from bundlekit.files import sha256_of
+from bundlekit.preparation.dicom_volumes import grid_of
 from bundlekit.preparation.grids import Grid
 from bundlekit.preparation.record import write_record
+from tests.bundlekit.preparation.dicom.conftest import SERIES, save, slices
 from tests.conftest import Run, built, bundle_run, refusal
-from tools.prepare import prepare, segment
+from tools.prepare import _of_folder, prepare, restore, segment
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@pytest.fixture
+def dicom_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four series of one study."""
+    folder = tmp_path_factory.mktemp("dicom")
+    for name in SERIES:
+        save(slices(name), folder / name)
+    return folder
 
 
 def test_restore_writes_masks_and_prints_volumes(run: Run, tmp_path: Path) -> None:
@@ -115,3 +129,72 @@ def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
         prepare(str(tmp_path), out=out, t1="a")
     with pytest.raises(ValueError, match="--n4 is 'yes'; expected True or False"):
         prepare(t1="a", out=out, n4="yes")  # type: ignore[arg-type]
+
+
+def test_a_dicom_study_is_told_and_what_is_open_is_asked_for(run: Run, dicom_study: Path, tmp_path: Path) -> None:
+    study, out = dicom_study, tmp_path / "out"
+    shutil.rmtree(study / "T1ce")
+    done = run("-m", "tools", "segment", "brats_resunet", study, "--out", out, "--fill_missing", "True", status=1)
+    assert "t2_flair" in done.stdout
+    assert "give --t1 2 or --t1ce 2" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
+
+
+def test_a_dicom_study_with_a_file_for_one_modality(dicom_study: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x_t1.nii.gz"
+    file.write_bytes(b"")
+    case, files = _of_folder(str(dicom_study), {"T1": str(file), "FLAIR": "4"}, None, None, False)
+    assert case.startswith("study-")
+    assert files["T1"] == str(file)
+    assert [files[modality].number for modality in ("T1ce", "T2", "FLAIR")] == ["5", "3", "4"]
+    assert _of_folder(str(dicom_study), {}, "mine", None, False)[0] == "mine"
+    one, other = dicom_study / "T1", next((dicom_study / "T2").iterdir())
+    for given, found in ((one, "a folder"), (other, "one file of DICOM")):
+        with pytest.raises(ValueError, match=rf"{found}[\s\S]*give the folder of the DICOM study first"):
+            prepare(out=str(tmp_path / "out"), t1=str(given), t1ce="a", t2="b", flair="c")
+    with pytest.raises(ValueError, match="--study is given without a folder"):
+        prepare(t1="a", study="1.2", out="out")
+    shutil.copy(file, tmp_path / "x_t2.nii.gz")
+    with pytest.raises(ValueError, match="holds no DICOM"):
+        _of_folder(str(tmp_path), {}, None, "1.2", False)
+
+
+def test_without_pydicom_the_package_is_named(
+    dicom_study: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("bundlekit.preparation.dicom")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(ValueError, match=r"pydicom is not installed, which DICOM needs: pip install -e '\.\[dicom\]'"):
+        prepare(str(dicom_study), out=str(tmp_path / "out"))
+
+
+def test_restore_writes_a_dicom_seg(dicom_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stack = _of_folder(str(dicom_study), {}, None, None, False)[1]["T1ce"]
+    grid = grid_of(stack)
+    source = tmp_path / "prepared" / "source" / "T1ce.nii.gz"
+    source.parent.mkdir(parents=True)
+    labels = np.zeros(grid.shape, np.uint8)
+    labels[4:8, 4:8, 2:5] = 4
+    mask = tmp_path / "x_seg.nii.gz"
+    for path in (source, mask):
+        nib.save(nib.Nifti1Image(labels, grid.affine), path)
+    entry = {
+        "source": "source/T1ce.nii.gz",
+        "sha256": sha256_of(source),
+        "grid": grid.as_dict(),
+        "to_prepared_ras": np.eye(4).tolist(),
+        "dicom": {"folder": str(dicom_study), "series": "5", "slices": 8, "digest": stack.digest},
+    }
+    record = {"case": "x", "reference": "T1ce", "grid": grid.as_dict(), "modalities": {"T1ce": entry}}
+    write_record(tmp_path / "prepared", record)
+    restore(str(tmp_path / "prepared"), str(tmp_path / "out"), str(mask), weights=str(source))
+    seg = pydicom.dcmread(tmp_path / "out" / "x_seg_on_t1ce.dcm")
+    assert seg.pixel_array.sum() == (labels > 0).sum()
+    assert seg.SegmentSequence[0].SegmentAlgorithmType == "MANUAL"  # no bundle has put its name to the mask
+    assert "holds the patient's name" in capsys.readouterr().out
+    restore(str(tmp_path / "prepared"), str(tmp_path / "none"), str(mask), seg_on="none")
+    assert not list((tmp_path / "none").glob("*.dcm"))
+    with pytest.raises(ValueError, match="--seg_on is 'T3'; expected all, none or one of T1ce"):
+        restore(str(tmp_path / "prepared"), str(tmp_path / "out"), str(mask), seg_on="T3")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,9 @@ import numpy as np
 from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy
 
-from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 from bundlekit.images.nifti import read_volume
-from bundlekit.images.writing import on_grid_of, signed, to_gzip, unlike
+from bundlekit.images.writing import on_grid_of, refuse_others, signed, to_gzip, unlike
 
 _log = logging.getLogger(__name__)
 _SIGNATURE = "stripped by brain_mask_unet"
@@ -46,14 +46,13 @@ class WriteStripped:
         Raises:
             BundleError: naming them.
         """
-        cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
-        paths = [self._path(case["case"]) for case in cases]
-        expected = f"a new file, or one {_SIGNATURE} and left as it was"
-        fix = "set --output_dir to a folder for this bundle alone, move the file away, or give --write_brain False"
-        foreign = {path: unlike(path, _SIGNATURE, "scan") for path in paths if path.is_file()}
-        findings = [Finding(str(path), found, expected, fix) for path, found in foreign.items() if found]
-        if findings:
-            raise BundleError(findings)
+        refuse_others(
+            engine,
+            self._path,
+            partial(unlike, signature=_SIGNATURE, what="scan"),
+            f"a new file, or one {_SIGNATURE} and left as it was",
+            "move the file away, or give --write_brain False",
+        )
 
     def _path(self, case: str) -> Path:
         return self.output_dir / f"{case}_brain.nii.gz"

@@ -42,7 +42,7 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
 
     def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> tuple[Path, nib.Nifti1Image]:
         source = Path(item["source"])
-        path = self.output_dir / f"{item['case']}_{suffix}.nii.gz"
+        path = self._path(item["case"], suffix)
         if path.parent.resolve() == source.parent.resolve():
             found = "the folder of the scan itself, where results would lie among the data"
             raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))

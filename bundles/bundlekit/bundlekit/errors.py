@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,9 +37,11 @@ class BundleError(ValueError):
 
     Args:
         findings: one finding, several, or a ready message.
+        ends_run: no other case can be computed either, as where weights are missing.
     """
 
-    def __init__(self, findings: Finding | Iterable[Finding] | str) -> None:
+    def __init__(self, findings: Finding | Iterable[Finding] | str, ends_run: bool = False) -> None:
+        self.ends_run = ends_run
         if isinstance(findings, Finding):
             findings = [findings]
         self.findings = [] if isinstance(findings, str) else list(findings)
@@ -77,19 +79,30 @@ def bundle_error_in(error: BaseException | None) -> str | None:
     `BundleError`, `ValueError` that this package raises about an argument, and what PyTorch says of a loader process
     that ran out of memory.
     """
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        text = str(error)
+    for cause in _causes(error):
+        text = str(cause)
         if _MARKER in text:
             return text.rpartition(_MARKER)[2].split("\n\nThe above exception")[0].strip()
         ended = [line for line in text.splitlines() if any(part in line for part in _LOADER_ENDED)]
         if ended:
             return f"{ended[0].strip().removeprefix('RuntimeError: ')}\n{_LOADER_ADVICE}"
-        if isinstance(error, BundleError) or (isinstance(error, ValueError) and _raised_here(error)):
+        if isinstance(cause, BundleError) or (isinstance(cause, ValueError) and _raised_here(cause)):
             return text
-        error = error.__cause__ or error.__context__
     return None
+
+
+def ends_run(error: BaseException) -> bool:
+    """Whether `error` is, or was caused by, a `BundleError` that holds for every case."""
+    return any(isinstance(cause, BundleError) and cause.ends_run for cause in _causes(error))
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error`, what it was raised from or while, and so on."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def show_clear_errors() -> None:

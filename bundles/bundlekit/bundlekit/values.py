@@ -155,7 +155,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("overwrite", "amp", "deterministic", "allow_unprepared", "whole_head", "n4"), Flag()),
     **dict.fromkeys(("check_orientation", "rescale_weights", "weigh_focal", "include_background"), Flag()),
     **dict.fromkeys(("fill_core", "fill_missing", "flips", "whole_brain", "save_probabilities"), Flag()),
-    **dict.fromkeys(("write_h5", "write_brain", "overlays"), Flag()),
+    **dict.fromkeys(("write_h5", "write_brain", "overlays", "report"), Flag()),
     "bf16": Flag(null=True),
     **dict.fromkeys(("dataset_dir", "datalist", "checkpoint", "pretrained", "resume_from"), File()),
     **dict.fromkeys(("output_dir", "ckpt_dir", "cache_dir", "cv_dir", "mask_bundle"), File(folder=True)),

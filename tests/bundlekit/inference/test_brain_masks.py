@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose
 
-from bundlekit import StripSkulld
+from bundlekit import CaseDataset, StripSkulld
 from bundlekit.errors import BundleError
 from tests.conftest import ROOT
 from tools.bundles import parse
@@ -68,9 +69,21 @@ def test_a_stripped_scan_stays_as_it_is(tmp_path: Path, heads: Path) -> None:
     assert StripSkulld(tmp_path / "none")(scan)["image"] is scan["image"]
 
 
-def test_a_folder_that_is_not_the_bundle_is_named(tmp_path: Path, head: Path) -> None:
-    with pytest.raises(BundleError, match=r"none[\s\S]*no configs/inference.yaml[\s\S]*--mask_bundle"):
-        StripSkulld(tmp_path / "none")(item(head))
+def test_a_folder_that_is_not_the_bundle_ends_the_run(tmp_path: Path, head: Path) -> None:
+    strip, message = StripSkulld(tmp_path / "none"), r"none[\s\S]*no configs/inference.yaml[\s\S]*--mask_bundle"
+    with pytest.raises(BundleError, match=message) as caught:
+        strip(item(head))
+    assert caught.value.ends_run
+    with pytest.raises(RuntimeError, match="applying transform"):  # not passed over as a case that cannot be read
+        CaseDataset([item(head)], Compose(strip))[0]
+
+
+def test_weights_that_are_missing_end_the_run(bundle: Path, tmp_path: Path, head: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / BUNDLE))
+    (copy / "models" / "model.pt").unlink()
+    with pytest.raises(BundleError, match=r"model\.pt[\s\S]*the weights of the brain masks") as caught:
+        StripSkulld(copy)(item(head))
+    assert caught.value.ends_run
 
 
 def test_a_head_without_brain_is_refused(bundle: Path, head: Path, tmp_path: Path) -> None:
@@ -79,5 +92,6 @@ def test_a_head_without_brain_is_refused(bundle: Path, head: Path, tmp_path: Pat
     *_, last = (name for name in state if name.endswith("bias"))
     state[last] = torch.tensor([100.0, -100.0])
     torch.save(state, copy / "models" / "model.pt")
-    with pytest.raises(BundleError, match=r"head\.nii\.gz[\s\S]*no brain"):
+    with pytest.raises(BundleError, match=r"head\.nii\.gz[\s\S]*no brain") as caught:
         StripSkulld(copy)(item(head))
+    assert not caught.value.ends_run, "another head may have one"

@@ -11,7 +11,7 @@ from monai.data import DataLoader
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, Lambda
 
-from bundlekit.errors import BundleError, Finding
+from bundlekit.errors import BundleError, Finding, bundle_error_in
 from bundlekit.inference.unreadable import CaseDataset, SkipUnreadable
 
 
@@ -66,6 +66,20 @@ def test_the_first_one_ends_it_on_demand(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("MONAI_DEBUG", "True")  # whoever debugs wants the traceback
     with pytest.raises(BundleError):
         CaseDataset([case], Compose(Lambda(read)))[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_holds_for_every_case_ends_it(workers: int) -> None:
+    def fail_always(case: object) -> object:
+        raise BundleError("no weights", ends_run=True)
+
+    unreadable = SkipUnreadable()
+    engine = evaluator([False, False], unreadable, workers)
+    engine.data_loader.dataset.transform = Compose(Lambda(fail_always))
+    with pytest.raises(RuntimeError) as caught:
+        engine.run()
+    assert bundle_error_in(caught.value) == "no weights"
+    assert not unreadable.messages
 
 
 def test_other_errors_are_not_passed_over() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -41,17 +42,22 @@ def moved(image: np.ndarray, affine: np.ndarray, move: np.ndarray) -> tuple[np.n
     return resample(image, grid.affine, Grid(shape, out), move), out
 
 
-@pytest.fixture
-def scanner(tmp_path: Path, glioma: dict[str, np.ndarray], move: np.ndarray) -> Path:
-    """A folder with the four scans, stripped; the FLAIR moved on a grid of its own."""
-    folder = tmp_path / "scanner"
-    folder.mkdir()
+@pytest.fixture(scope="session")
+def scans(tmp_path_factory: pytest.TempPathFactory, glioma: dict[str, np.ndarray], move: np.ndarray) -> Path:
+    """A folder with the four scans, stripped; the FLAIR moved on a grid of its own. Not to be changed."""
+    folder = tmp_path_factory.mktemp("scanner")
     for name in MODALITIES.values():
         voxels, affine = glioma[name].astype(np.float32), glioma["affine"]
         if name == "flair":
             voxels, affine = moved(voxels, affine, move)
         nib.save(nib.Nifti1Image(voxels, affine), folder / f"Head_01_{name}.nii.gz")
     return folder
+
+
+@pytest.fixture
+def scanner(tmp_path: Path, scans: Path) -> Path:
+    """A copy of them that a test may spoil."""
+    return Path(shutil.copytree(scans, tmp_path / "scanner"))
 
 
 @pytest.fixture

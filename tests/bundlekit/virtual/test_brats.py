@@ -10,10 +10,9 @@ import torch
 from scipy import ndimage
 
 from bundlekit.virtual import brats, cohorts, make_case, metastases
-from bundlekit.virtual.anatomy import _FIRST_MM, Head, _templates, grid
+from bundlekit.virtual.anatomy import Head, grid, maps_of
 from bundlekit.virtual.cohorts import heads_of, make_cohort
 from bundlekit.virtual.fields import Push, SmoothField
-from bundlekit.virtual.templates import template_of
 from bundlekit.virtual.tumour import LOW_GRADE_SHARE, NODULE_SHARE, VOLUME_ML, Tumour
 
 SHAPE = (64, 64, 48)
@@ -123,8 +122,7 @@ def test_a_field_does_not_depend_on_the_grid():
 
 
 def test_a_label_map_gives_the_head_of_that_person(label_map):
-    template = template_of(label_map, _templates(0.0), _FIRST_MM)
-    own = _templates(0.0)
+    template, own = maps_of(label_map), maps_of()
     a, b = ((maps[0, 0] + maps[0, 1]).numpy() > 0.5 for maps in (template, own))
     assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.8, "the same brain in the same place, though it lay elsewhere"
     white = [maps[0, 1].numpy() > 0.5 for maps in (template, own)]
@@ -156,7 +154,7 @@ def test_heads_are_those_of_the_label_maps_in_their_order(tmp_path):
 def test_several_processes_make_the_same_cases_in_the_same_order(tmp_path, monkeypatch):
     started = []  # as forks, which import nothing anew
     monkeypatch.setattr(cohorts, "get_context", lambda method: started.append(method) or get_context("fork"))
-    made = [metastases(str(tmp_path / str(jobs)), 3, 5, (40, 40, 40), None, jobs) for jobs in (1, 2)]
+    made = [metastases(str(tmp_path / str(jobs)), 3, 5, (48, 48, 36), None, jobs) for jobs in (1, 2)]
     for one, two in zip(*made, strict=True):
         assert Path(one).name == Path(two).name
         for file in Path(one).iterdir():

@@ -64,7 +64,7 @@ def test_same_seed_same_bytes_however_many_follow(make, folders, tmp_path):
 
 def test_cases_and_seeds_differ_and_the_number_of_threads_does_not_matter(make):
     make_case, scans, *_ = KINDS[make]
-    shape = (40, 40, 32)
+    shape = (48, 48, 36)
     case, second, other = make_case(0, 0, shape), make_case(0, 1, shape), make_case(1, 0, shape)
     threads = torch.get_num_threads()
     torch.set_num_threads(2 if threads == 1 else 1)

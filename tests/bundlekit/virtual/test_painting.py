@@ -183,8 +183,9 @@ def test_a_whole_head_is_normalised_as_preprocessing_does(clean_air: bool) -> No
     structures, white = head(64), NAMES.index("cerebral white matter")
     painter = LabelPainter(strip_probability=0, t1_probability=1, low_resolution_probability=0)
     errors = []
-    for seed in range(60):
-        paint = painter.draw(counts_of(structures), seed)
+    counts = counts_of(structures)
+    for seed in range(40):
+        paint = painter.draw(counts, seed)
         if paint.clean_air != clean_air:
             continue
         image, _ = painter.paint(structures, replace(paint, bias=np.zeros((4, 4, 4)), blur=0.0))
@@ -219,7 +220,7 @@ def test_a_stripped_brain_is_normalised_as_preprocessing_does(method: str, rests
     offsets, scales = [], []
     for seed in range(120):
         paint = painter.draw(counts, seed)
-        if paint.rests != rests:
+        if paint.rests != rests or len(offsets) == 20:
             continue
         image, _ = painter.paint(structures, replace(paint, bias=np.zeros((4, 4, 4))))
         inside = image[0][_kept(structures[0].long(), paint)]

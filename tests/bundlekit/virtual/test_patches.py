@@ -8,6 +8,8 @@ import pytest
 import torch
 from skimage.graph import MCP_Geometric
 
+from bundlekit.errors import bundle_error_in
+from bundlekit.label_maps import find_label_maps
 from bundlekit.virtual import DrawPatient, PaintGliomas, patches
 from bundlekit.virtual.anatomy import grid, maps_of
 from bundlekit.virtual.brats import patient
@@ -160,21 +162,26 @@ def test_numbers_out_of_range_are_refused(settings, message):
 def test_label_maps_that_cannot_be_used_are_named_at_once(run, tmp_path):
     """Before training starts, without a traceback."""
     files = bundle_run("training", "train.yaml", "pretrain_label_maps.yaml")
-    data = ["--dataset_dir", tmp_path / "maps", "--ckpt_dir", tmp_path / "out", "--cache_dir", tmp_path / "cache"]
-    (tmp_path / "maps").mkdir()
+    maps, out = tmp_path / "maps", tmp_path / "out"
+    data = ["--dataset_dir", maps, "--ckpt_dir", out, "--cache_dir", tmp_path / "cache"]
+    maps.mkdir()
     done = run(*files, *data, *SMALL, status=1)
     assert "\nERROR: " in done.stderr
-    assert str(tmp_path / "maps") in done.stderr.rpartition("\nERROR: ")[2]
+    assert str(maps) in done.stderr.rpartition("\nERROR: ")[2]
     for name, value in (("a", 9999), ("b", 2)):
         labels = np.zeros((40, 40, 40), np.int16)
         labels[10:30, 10:30, 10:30] = value
-        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "maps" / f"{name}.nii.gz")
-    (tmp_path / "maps" / "c.nii.gz").write_bytes((tmp_path / "maps" / "b.nii.gz").read_bytes()[:-40])
-    told = run(*files, *data, *SMALL, status=1).stderr.rpartition("\nERROR: ")[2]
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), maps / f"{name}.nii.gz")
+    (maps / "c.nii.gz").write_bytes((maps / "b.nii.gz").read_bytes()[:-40])
+    where = {"dataset_dir": maps, "ckpt_dir": out, "output_dir": tmp_path / "scores", "cache_dir": tmp_path / "cache"}
+    settings = {**BUNDLES["brats_resunet"].small, **{name: str(path) for name, path in where.items()}}
+    with pytest.raises(RuntimeError) as caught:  # in this process, which has the template
+        built("brats_resunet", "training", "train.yaml", "pretrain_label_maps.yaml", **settings)
+    told = str(bundle_error_in(caught.value))
     assert "a.nii.gz: the numbers [9999] are not FreeSurfer's" in told
     assert "b.nii.gz: hardly any grey and white matter" in told
     assert "c.nii.gz: cannot be read" in told
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
 
 def test_travel_costs_are_those_of_scikit_image():
@@ -204,6 +211,8 @@ def test_a_network_trains_on_them_and_resumes(run, label_map, tmp_path):
     maps.mkdir()
     for name in ("a", "b"):
         (maps / f"{name}.nii.gz").symlink_to(label_map)
+    heads = [{"label": case["label"]} for case in find_label_maps(maps)]
+    PaintGliomas(heads, (8, 8, 8), cache_dir=str(tmp_path / "cache"))  # here the template is at hand
     files = ("train.yaml", "compact.yaml", "pretrain_label_maps.yaml")
     data = ["--dataset_dir", maps, "--ckpt_dir", out, "--output_dir", out, "--cache_dir", tmp_path / "cache"]
     settings = [*SMALL, "--epochs", "2", "--val_interval", "1", "--batch_size", "1", "--samples_per_epoch", "2"]

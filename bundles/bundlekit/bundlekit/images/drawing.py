@@ -50,7 +50,7 @@ def require_matplotlib(setting: str) -> None:
 
 
 def draw(
-    scan: str | os.PathLike,
+    scan: str | os.PathLike | tuple[np.ndarray, np.ndarray],
     mask: np.ndarray | str | os.PathLike,
     path: str | os.PathLike,
     reference: np.ndarray | str | os.PathLike | None = None,
@@ -65,7 +65,7 @@ def draw(
     it: the patient's right is on the left. What is air all around is cut off.
 
     Args:
-        scan: NIfTI or MGH file.
+        scan: NIfTI or MGH file; or its voxels HWD and affine (4x4, mm).
         mask: whole numbers HWD, 0 outside, on the scan's grid; an array or a file.
         path: PNG, written whole or not at all; its folder is made if missing.
         reference: as `mask`; where it is not empty it chooses the planes.
@@ -82,13 +82,10 @@ def draw(
     require_matplotlib("the picture")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
 
-    voxels = read_array(str(scan))
-    voxels = voxels[..., channel] if voxels.ndim == 4 else voxels
-    affine = read_affine(str(scan))
+    voxels, affine, called = _read(scan, channel)
     masks = {"reference": reference, "prediction": mask} if reference is not None else {"mask": mask}
-    maps = {name: _labels(given, voxels.shape, str(scan)) for name, given in masks.items()}
+    maps = {name: _labels(given, voxels.shape, called) for name, given in masks.items()}
     named = dict(names) if names else {int(v): str(int(v)) for v in _values(maps)}
     colours = {value: COLOURS[i % len(COLOURS)] for i, value in enumerate(named)}
 
@@ -128,29 +125,84 @@ def draw(
                 panel.text(0.01, 0.5, "R", color="white", fontsize=7, va="center", transform=panel.transAxes)
         line[0].text(0.01, 0.01, name, color="white", fontsize=8, va="bottom", transform=line[0].transAxes)
     figure.text(0.01, 0.995, title, color="white", fontsize=9, ha="left", va="top")
-    handles = [Patch(color=colours[value], label=name) for value, name in named.items()]
-    if handles:
-        figure.legend(
-            handles=handles,
-            loc="lower center",
-            ncols=min(len(handles), 6),
-            fontsize=8,
-            labelcolor="white",
-            frameon=False,
-        )
+    _legend(figure, named, colours)
     top, bottom = 1 - 0.25 / size[1], legend / size[1]
     figure.subplots_adjust(left=0.01, right=0.99, top=top, bottom=bottom, wspace=0.03, hspace=0.03)
     write_whole(Path(path), partial(figure.savefig, dpi=130, facecolor="black", format="png"))
 
 
-def box_plot(values: Mapping[str, Sequence[float]], title: str = "") -> Callable[[BinaryIO], None]:
+def draw_slices(
+    scan: str | os.PathLike | tuple[np.ndarray, np.ndarray],
+    mask: np.ndarray,
+    path: str | os.PathLike,
+    names: Mapping[int, str] | None = None,
+    window: Sequence[float] | None = None,
+    number: int = 12,
+) -> None:
+    """Write a PNG of axial slices with a mask's outlines, from the lowest to the highest that the mask has.
+
+    Args:
+        scan: NIfTI or MGH file; or its voxels HWD and affine (4x4, mm).
+        mask: whole numbers HWD on the scan's grid, not all 0.
+        path: PNG, written whole or not at all; its folder is made if missing.
+        names: value -> name, for the legend; other values are not drawn. None: every value, by its number.
+        window: as of `draw`.
+        number: of slices, at most.
+
+    Raises:
+        BundleError: if matplotlib is not installed.
+        OSError: if the file cannot be written.
+    """
+    require_matplotlib("the picture")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    voxels, affine, _ = _read(scan, 0)
+    named = dict(names) if names else {int(v): str(int(v)) for v in _values({"": mask})}
+    colours = {value: COLOURS[i % len(COLOURS)] for i, value in enumerate(named)}
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt("LAS"))
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])]
+    image, labels = apply_orientation(voxels, turn), apply_orientation(mask, turn)
+    low, high = _window(image) if window is None else (float(window[0]), float(window[1]))
+    box = _box(image > low)
+    image, labels = image[box], labels[box]
+    where = np.flatnonzero(labels.any(axis=(0, 1)))
+    cuts = np.unique(np.linspace(where[0], where[-1], min(number, len(where))).round().astype(int))
+    columns = min(6, len(cuts))
+    lines = -(-len(cuts) // columns)
+    ratio = image.shape[1] * sizes[1] / (image.shape[0] * sizes[0])
+    legend = 0.3
+    size = (1.7 * columns, 1.7 * ratio * lines + legend)
+    figure = Figure(figsize=size, facecolor="black")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for panel, cut in zip(panels, cuts, strict=False):
+        panel.imshow(
+            image[..., cut].T, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=float(sizes[1] / sizes[0])
+        )
+        _outline(panel, labels[..., cut].T, colours)
+    for panel in panels:
+        panel.set_axis_off()
+    _legend(figure, named, colours)
+    figure.subplots_adjust(left=0.005, right=0.995, top=0.995, bottom=legend / size[1], wspace=0.02, hspace=0.02)
+    write_whole(Path(path), partial(figure.savefig, dpi=110, facecolor="black", format="png"))
+
+
+def box_plot(
+    values: Mapping[str, Sequence[float]],
+    title: str = "",
+    label: str = "Dice",
+    limits: tuple[float, float] | None = (-0.03, 1.03),
+) -> Callable[[BinaryIO], None]:
     """A picture of scores over cases: for each name a box of quartiles and median, a triangle at the mean, all cases.
 
     Whiskers reach to the outermost case. A name whose values are undefined for some cases says for how many it has any.
 
     Args:
-        values: name -> scores of the cases, 0 to 1; NaN is undefined.
+        values: name -> scores of the cases; NaN is undefined.
         title: above the picture.
+        label: of the values' axis.
+        limits: of that axis; None: as the values are.
 
     Returns:
         What writes the PNG into an open binary file.
@@ -187,11 +239,35 @@ def box_plot(values: Mapping[str, Sequence[float]], title: str = "") -> Callable
         aside = (np.arange(len(column)) % 5 - 2) * 0.06
         axes.scatter(place + aside, column, s=14, color=colour, alpha=0.7, zorder=3, linewidths=0)
     axes.set_xticks(places, labels, rotation=90 if many else 0)
-    axes.set_ylim(-0.03, 1.03)
-    axes.set_ylabel("Dice")
+    axes.set_ylim(limits)
+    axes.set_ylabel(label)
     axes.set_title(title, fontsize=10)
     axes.grid(axis="y", alpha=0.3)
     return lambda file: figure.savefig(file, dpi=130, format="png")
+
+
+def _read(scan: str | os.PathLike | tuple[np.ndarray, np.ndarray], channel: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """Voxels HWD, affine and name of a scan."""
+    if isinstance(scan, tuple):
+        return np.asarray(scan[0]), np.asarray(scan[1], float), "the scan"
+    voxels = read_array(str(scan))
+    return voxels[..., channel] if voxels.ndim == 4 else voxels, read_affine(str(scan)), str(scan)
+
+
+def _legend(figure: Any, named: Mapping[int, str], colours: Mapping[int, str]) -> None:
+    """Names and colours of the classes, at the lower edge."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colours[value], label=name) for value, name in named.items()]
+    if handles:
+        figure.legend(
+            handles=handles,
+            loc="lower center",
+            ncols=min(len(handles), 6),
+            fontsize=8,
+            labelcolor="white",
+            frameon=False,
+        )
 
 
 def _labels(given: np.ndarray | str | os.PathLike, shape: tuple[int, ...], scan: str) -> np.ndarray:

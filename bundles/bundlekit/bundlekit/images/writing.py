@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -20,8 +21,7 @@ from bundlekit.files import write_result
 from bundlekit.images.nifti import form_of, open_nifti, read_array
 
 _log = logging.getLogger(__name__)
-_SEGMENTED = "segmented by "
-_CHECKSUM = ", CRC-32 "
+_SIGNATURE, _CHECKSUM = "segmented by ", ", CRC-32 "
 
 
 class WriteSegmentations:
@@ -46,7 +46,7 @@ class WriteSegmentations:
         self.output_dir = Path(output_dir)
         self.suffix = suffix
         self.classes = list(classes)
-        self.signature = f"{_SEGMENTED}{written_by}" if written_by else ""
+        self.signature = f"{_SIGNATURE}{written_by}" if written_by else ""
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batch and output are decollated."""
@@ -61,19 +61,13 @@ class WriteSegmentations:
         Raises:
             BundleError: naming them.
         """
-        if not self.signature:
-            return
-        cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
-        findings = []
-        for case in cases:
-            path = self.output_dir / f"{case['case']}_{self.suffix}.nii.gz"
-            if path.is_file() and (found := unlike(path, self.signature)):
-                fix = "set --output_dir to a folder for this bundle alone, or move the file away"
-                findings.append(
-                    Finding(str(path), found, f"a new file, or one {self.signature} and left as it was", fix)
-                )
-        if findings:
-            raise BundleError(findings)
+        if self.signature:
+            expected = f"a new file, or one {self.signature} and left as it was"
+            unlike_ours = partial(unlike, signature=self.signature)
+            refuse_others(engine, self._path, unlike_ours, expected, "or move the file away")
+
+    def _path(self, case: str, suffix: str = "") -> Path:
+        return self.output_dir / f"{case}_{suffix or self.suffix}.nii.gz"
 
     def remark(self, suffix: str, array: np.ndarray) -> bytes:
         """What goes into the header (`descrip`, at most 80 bytes) of a file of a case."""
@@ -107,7 +101,7 @@ class WriteSegmentations:
 
     def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> tuple[Path, nib.Nifti1Image]:
         """Write one file of a case; its path and what it holds."""
-        path = self.output_dir / f"{item['case']}_{suffix}.nii.gz"
+        path = self._path(item["case"], suffix)
         source, label = Path(item["source"]), item["label_file"]
         if any(path.exists() and Path(file).samefile(path) for file in (source, label) if file):
             raise BundleError(
@@ -120,6 +114,29 @@ class WriteSegmentations:
         image.header["descrip"] = self.remark(suffix, array)
         write_result(path, lambda file: to_gzip(image, file), "output_dir")
         return path, image
+
+
+def refuse_others(
+    engine: Engine, path_of: Callable[[str], Path], unlike_ours: Callable[[Path], str], expected: str, otherwise: str
+) -> None:
+    """Before an evaluator computes anything, look for files of its cases that would be replaced and must not be.
+
+    Args:
+        engine: the evaluator; its cases are those of its loader's data set.
+        path_of: file that will be written of a case.
+        unlike_ours: what tells a file from one that may be replaced, for the message; "" if nothing does.
+        expected: in place of such a file.
+        otherwise: what can be done if not with another folder: "or ...".
+
+    Raises:
+        BundleError: naming them.
+    """
+    cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
+    there = [path for path in (path_of(case["case"]) for case in cases) if path.is_file()]
+    fix = f"set --output_dir to a folder for this bundle alone, {otherwise}"
+    findings = [Finding(str(path), found, expected, fix) for path in there if (found := unlike_ours(path))]
+    if findings:
+        raise BundleError(findings)
 
 
 def on_grid_of(source: str | os.PathLike, array: np.ndarray) -> nib.Nifti1Image:
@@ -187,8 +204,8 @@ def left_as_segmented(path: str | os.PathLike) -> str:
 
     Only a file with a signature is decoded.
     """
-    name, _, checksum = remark_in(Path(path)).partition(_CHECKSUM)
-    return name if name.startswith(_SEGMENTED) and checksum and _holds(path, checksum) else ""
+    name, untouched = written_by(Path(path))
+    return f"{_SIGNATURE}{name}" if untouched else ""
 
 
 def _holds(path: str | os.PathLike, checksum: str) -> bool:
@@ -209,6 +226,14 @@ def remark_in(path: Path) -> str:
         return bytes(open_nifti(path).header["descrip"].item()).decode(errors="replace").strip("\0 ")
     except Exception:  # nibabel raises a dozen types
         return ""
+
+
+def written_by(path: Path) -> tuple[str, bool]:
+    """The bundle that wrote a mask, "" if its header has no name; and whether the voxels are as it wrote them."""
+    name, _, checksum = remark_in(path).partition(_CHECKSUM)
+    if not name.startswith(_SIGNATURE):
+        return "", False
+    return name.removeprefix(_SIGNATURE), bool(checksum) and _holds(path, checksum)
 
 
 def to_gzip(image: nib.Nifti1Image, file: Any) -> None:

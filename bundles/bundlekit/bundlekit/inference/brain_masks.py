@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, Transform
 
-from bundlekit.errors import BundleError, Finding
+from bundlekit.errors import BundleError, Finding, bundle_error_in
 from bundlekit.images.stripping import LARGEST_BRAIN_ML, whole_head
 from bundlekit.weights.loading import load_network, read_checkpoint
 
@@ -38,7 +38,8 @@ class StripSkulld(Transform):
         key: 1HWD `MetaTensor`; air that has one value is 0. Without the skull it has `skull_stripped` in its `meta`.
 
     Raises:
-        BundleError: while running, if the folder is not that of the bundle, or what is found cannot be a brain.
+        BundleError: while running, if what is found cannot be a brain; if the folder or its weights cannot be used, one
+            that ends the run.
     """
 
     def __init__(
@@ -79,10 +80,16 @@ class StripSkulld(Transform):
         """The brain of a scan (1HWD `MetaTensor`) on its own grid: 1HWD bool.
 
         Raises:
-            BundleError: if the folder is not that of the bundle.
+            BundleError: that ends the run, if the folder is not that of the bundle, or its weights cannot be used.
         """
         if self._parts is None:
-            self._parts = self._load()
+            try:
+                self._parts = self._load()
+            except (RuntimeError, ValueError) as error:
+                message = bundle_error_in(error)
+                if message is None:
+                    raise
+                raise BundleError(message, ends_run=True) from error
         prepare, inferer, network, finish, device = self._parts
         plain = MetaTensor(image.as_tensor(), affine=image.affine)
         item: Any = prepare({self.key: plain})

@@ -9,7 +9,7 @@ from typing import Any
 from ignite.engine import Engine
 from monai.data import Dataset
 
-from bundlekit.errors import BundleError, bundle_error_in, debugging
+from bundlekit.errors import BundleError, bundle_error_in, debugging, ends_run
 
 _log = logging.getLogger(__name__)
 _UNREADABLE = "unreadable"
@@ -17,6 +17,8 @@ _UNREADABLE = "unreadable"
 
 class CaseDataset(Dataset):
     """MONAI's `Dataset`; a case that is refused while it is read and prepared is {"unreadable": message}.
+
+    An error that holds for every case (`BundleError.ends_run`) is raised.
 
     Args:
         data: cases, see `find_cases`.
@@ -33,7 +35,7 @@ class CaseDataset(Dataset):
             return super()._transform(index)
         except (RuntimeError, ValueError) as error:
             message = bundle_error_in(error)
-            if message is None or not self.keep_going or debugging():
+            if message is None or not self.keep_going or debugging() or ends_run(error):
                 raise
             return {_UNREADABLE: message}
 

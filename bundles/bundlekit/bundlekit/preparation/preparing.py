@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cc3d
 import nibabel as nib
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from bundlekit.brats.naming import MODALITIES, SCHEMES, role_of
 from bundlekit.cases.case import check_names
 from bundlekit.errors import BundleError, Finding
-from bundlekit.files import write_result
+from bundlekit.files import sha256_of, write_result
 from bundlekit.images.bias import without_bias_field
 from bundlekit.images.nifti import open_nifti
 from bundlekit.images.stripping import LARGEST_BRAIN_ML
@@ -33,6 +33,9 @@ from bundlekit.preparation.registration import LEAST_OVERLAP, Registration, Volu
 from bundlekit.preparation.scans import Scan, are_prepared, read_scan, refuse_missing
 from bundlekit.version import __version__
 
+if TYPE_CHECKING:
+    from bundlekit.preparation.dicom_series import Stack  # at run time of those who have DICOM
+
 Mask = Callable[[MetaTensor], torch.Tensor]
 
 _BRAIN_ML = (600.0, LARGEST_BRAIN_ML)  # of an adult or a child of some years
@@ -40,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 def prepare_case(
-    files: Mapping[str, str | os.PathLike],
+    files: Mapping[str, str | os.PathLike | Stack],
     out: str | os.PathLike,
     mask: Mask,
     case: str | None = None,
@@ -58,7 +61,8 @@ def prepare_case(
     is what half of the masks or more have there; all else is exactly 0. Scans that are so already are copied.
 
     Args:
-        files: by modality (T1, T1ce, T2, FLAIR).
+        files: by modality (T1, T1ce, T2, FLAIR): NIfTI files, or stacks of DICOM slices, of which
+            `source/<modality>.nii.gz` is written, too.
         out: folder, made if missing.
         mask: the brain (1HWD bool) of a scan with its skull, e.g. `StripSkulld(...).mask`.
         case: name; None: that of the files, else "case".
@@ -75,12 +79,13 @@ def prepare_case(
     Raises:
         BundleError: for what is missing, damaged or doubtful; nothing is written then.
     """
+    stacks = {modality: file for modality, file in files.items() if not isinstance(file, (str, os.PathLike))}
     given = {modality: str(files[modality]) for modality in MODALITIES if files.get(modality)}
     missing = refuse_missing(given, fill_missing, str(out))
     reference = _reference(reference, given)
     name = _name(case, given)
     folder = Path(out).expanduser()
-    _refuse_own_folder(given, folder)
+    _refuse_own_folder(given, stacks, folder)
     earlier = _earlier_files(folder)
     seconds: dict[str, float] = {}
     bar = tqdm(total=3 * len(given) + 1, desc="prepare", unit="step", disable=None)
@@ -96,7 +101,7 @@ def prepare_case(
     scans = {}
     with step("read"):
         for modality, file in given.items():
-            scans[modality] = read_scan(modality, file)
+            scans[modality] = _read(modality, stacks.get(modality, file))
         _refuse_one_scan_twice(scans)
     record: dict[str, Any] = {
         "case": name,
@@ -143,7 +148,7 @@ def prepare_case(
     for modality, scan in scans.items():
         move = moves[modality]
         record["modalities"][modality] = {
-            "source": str(scan.file.resolve()),
+            "source": str(scan.file.resolve()) if scan.stack is None else _source_file(modality),
             "sha256": scan.sha256,
             "prepared": SCHEMES[0].file_of(name, modality),
             "grid": scan.grid.as_dict(),
@@ -153,13 +158,25 @@ def prepare_case(
             "to_prepared_ras": np.linalg.inv(move.matrix).tolist(),
             "registration": _told(move),
         }
+        if scan.stack is not None:
+            record["modalities"][modality]["dicom"] = {
+                "folder": scan.stack.root,
+                "series": scan.stack.number,
+                "slices": len(scan.stack.slices),
+                "digest": scan.stack.digest,
+                "sequence": scan.stack.parameters.times,
+            }
     record["seconds"] = seconds
     folder.mkdir(parents=True, exist_ok=True)
     for path in earlier:  # the record first: none of an earlier run stands beside new images
         path.unlink(missing_ok=True)
     for modality, scan in scans.items():
-        path = folder / record["modalities"][modality]["prepared"]
-        _write(path, scan, grid, images.get(modality))
+        entry = record["modalities"][modality]
+        _write(folder / entry["prepared"], scan, grid, images.get(modality))
+        if scan.stack is not None:
+            path = folder / entry["source"]
+            _write(path, scan, scan.grid, scan.voxels)
+            entry["sha256"] = sha256_of(path)
     write_record(folder, record)
     how = "was prepared already, copied" if record["already_prepared"] else f"brain {record['brain_ml']:.0f} ml"
     _log.info("wrote %s: %s, %s", folder, name, how)
@@ -184,10 +201,26 @@ def _name(asked: str | None, given: Mapping[str, str]) -> str:
     return name
 
 
-def _refuse_own_folder(given: Mapping[str, str], folder: Path) -> None:
-    own = [file for file in given.values() if Path(file).expanduser().resolve().parent == folder.resolve()]
+def _read(modality: str, file: str | os.PathLike | Stack) -> Scan:
+    if isinstance(file, (str, os.PathLike)):
+        return read_scan(modality, file)
+    from bundlekit.preparation.dicom_volumes import scan_of  # who has a stack has pydicom
+
+    return scan_of(modality, file)
+
+
+def _refuse_own_folder(given: Mapping[str, str], stacks: Mapping[str, Stack], folder: Path) -> None:
+    own = [
+        file
+        for modality, file in given.items()
+        if modality not in stacks and Path(file).expanduser().resolve().parent == folder.resolve()
+    ]
+    for stack in stacks.values():
+        root = Path(stack.root).expanduser().resolve()
+        if (root.parent if root.is_file() else root) in (folder.resolve(), *folder.resolve().parents):
+            own.append(stack.root)
     if own:
-        found = "lies in the folder for the results"
+        found = "lies in the folder for the results, or that in it"
         raise BundleError(Finding(own[0], found, "a folder of its own for them", "set --out to another folder"))
 
 
@@ -210,13 +243,14 @@ def _earlier_files(folder: Path) -> list[Path]:
     Raises:
         BundleError: for scans of a case that no record tells of.
     """
-    entries = read_record(folder)["modalities"].values() if (folder / RECORD).is_file() else ()
+    entries = list(read_record(folder)["modalities"].values()) if (folder / RECORD).is_file() else []
     names = [Path(entry["prepared"]).name for entry in entries]
     others = [file for file in folder.glob("*") if role_of(file.name) and file.name not in names]
     if others:
         found = "a scan or a mask that was not prepared there"
         raise BundleError(Finding(str(others[0]), found, "an empty folder", "set --out to a folder of its own"))
-    return [folder / RECORD, *(folder / name for name in names)]
+    sources = [folder / entry["source"] for entry in entries if "dicom" in entry]
+    return [folder / RECORD, *(folder / name for name in names), *sources]
 
 
 def _brain(scan: Scan, mask: Mask) -> np.ndarray:
@@ -306,6 +340,11 @@ def _stripped(image: np.ndarray, brain: np.ndarray, n4: bool) -> np.ndarray:
     return np.where(brain, image, 0).astype(np.float32)
 
 
+def _source_file(modality: str) -> str:
+    """Of a series as NIfTI, from the folder of the prepared case; no name that is taken for one of a case."""
+    return f"source/{modality}.nii.gz"
+
+
 def _told(move: Registration) -> dict[str, Any]:
     """A registration for the record."""
     return {
@@ -322,11 +361,13 @@ def _told(move: Registration) -> dict[str, Any]:
 
 def _write(path: Path, scan: Scan, grid: Grid, image: np.ndarray | None) -> None:
     """A prepared image, or a copy of a scan that was prepared already."""
+    if image is None and scan.stack is not None:
+        image = scan.voxels
     if image is None and scan.file.name.lower().endswith(".gz"):
         write_result(path, lambda file: file.write(scan.file.read_bytes()), "out")
         return
-    nifti = open_nifti(scan.file)
-    if image is not None or isinstance(nifti, nib.MGHImage):
+    nifti = open_nifti(scan.file) if image is None else None
+    if nifti is None or isinstance(nifti, nib.MGHImage):
         nifti = nib.Nifti1Image(scan.voxels if image is None else image, grid.affine)
         nifti.header.set_xyzt_units("mm")
         nifti.set_sform(grid.affine, 1)

@@ -57,7 +57,7 @@ def restore_case(
     labels = _labels(Path(mask), grid)
     values = [int(value) for value in np.unique(labels) if value]
     shares = None if probabilities is None else _class_probabilities(Path(probabilities), grid, labels)
-    files = {modality: _source(entry, modality, sources) for modality, entry in record["modalities"].items()}
+    files = {modality: _source(prepared, entry, modality, sources) for modality, entry in record["modalities"].items()}
     folder = Path(out).expanduser()
     volumes: dict[str, Any] = {
         "case": record["case"],
@@ -130,11 +130,13 @@ def _class_probabilities(file: Path, grid: Grid, labels: np.ndarray) -> dict[int
     return shares
 
 
-def _source(entry: dict[str, Any], modality: str, sources: str | os.PathLike | None) -> Path:
-    """The file of the scan, the one of the record."""
-    path = Path(entry["source"])
+def _source(
+    prepared: str | os.PathLike, entry: dict[str, Any], modality: str, sources: str | os.PathLike | None
+) -> Path:
+    """The file of the scan, the one of the record; of a DICOM series, what was made of it."""
+    path = Path(prepared).expanduser() / entry["source"]  # an absolute path stays what it is
     fix = "give the folder that holds the scan: --sources DIR"
-    if sources is not None:
+    if sources is not None and "dicom" not in entry:
         near = Path(sources).expanduser()
         for file in [near / path.name, *sorted(near.rglob("*.nii*"))]:
             if file.is_file() and sha256_of(file) == entry["sha256"]:

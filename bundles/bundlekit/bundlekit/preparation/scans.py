@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +17,15 @@ from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import sha256_of
 from bundlekit.images.intensities import air_of, without_air
-from bundlekit.images.nifti import check_voxels, read_affine, read_volume
+from bundlekit.images.nifti import check_voxels, is_dicom, read_affine, read_volume
 from bundlekit.images.stripping import whole_head
 from bundlekit.preparation.grids import Grid
+
+if TYPE_CHECKING:
+    from bundlekit.preparation.dicom_series import Stack  # at run time of those who have DICOM
+
+# a DICOM file without a mark begins with the group 0008, little endian
+_UNMARKED = (b"\x08\x00\x00\x00", b"\x08\x00\x01\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x16\x00")
 
 
 @dataclass
@@ -30,7 +37,8 @@ class Scan:
         file: where it came from.
         voxels: HWD float32; air of one value is 0.
         grid: of the voxels.
-        sha256: of the file.
+        sha256: of the file; "" if it came from DICOM.
+        stack: of DICOM slices that it came from; None: it came from a NIfTI file.
     """
 
     modality: str
@@ -38,6 +46,7 @@ class Scan:
     voxels: np.ndarray
     grid: Grid
     sha256: str
+    stack: Stack | None = None
 
     @cached_property
     def skull(self) -> str:
@@ -53,6 +62,10 @@ def read_scan(modality: str, file: str | os.PathLike) -> Scan:
             angles.
     """
     path = Path(file).expanduser()
+    if path.is_dir() or (path.is_file() and is_dicom(path)):
+        found = "a folder" if path.is_dir() else "one file of DICOM"
+        fix = f"give the folder of the DICOM study first, and here the number of its series: DIR --{modality.lower()} 5"
+        raise BundleError(Finding(str(path), found, f"a NIfTI file with the {modality}", fix))
     if not path.is_file():
         raise BundleError(Finding(str(path), "no such file", f"the {modality}", f"check --{modality.lower()}"))
     (findings,) = check_headers([{"image": [str(path)], "label": ""}])
@@ -99,6 +112,32 @@ def find_scans(folder: str | os.PathLike) -> tuple[str, dict[str, str]]:
         found = f"{len(cases)} cases: {', '.join(sorted(cases)[:6])}"
         raise BundleError(Finding(str(root), found, "the scans of one head", "give the folder of one case"))
     return next(iter(cases.items()))
+
+
+def has_scans(folder: str | os.PathLike) -> bool:
+    """Whether a folder has NIfTI scans with BraTS-like names in it or below it."""
+    root = Path(folder).expanduser()
+    roles = (role_of(name) for _, names in walk(root) for name in names) if root.is_dir() else iter(())
+    return any(role and role[1] != "label" for role in roles)
+
+
+def holds_dicom(path: str | os.PathLike) -> bool:
+    """Whether a folder has a DICOM file in it or below it, or a file is one itself."""
+    given = Path(path).expanduser()
+    if given.is_file():
+        return looks_like_dicom(given)
+    return given.is_dir() and any(looks_like_dicom(where / name) for where, names in walk(given) for name in names)
+
+
+def looks_like_dicom(file: Path) -> bool:
+    """Whether a file begins as DICOM, with its mark or as files of before 1993."""
+    if is_dicom(file):
+        return True
+    try:
+        with file.open("rb") as opened:
+            return opened.read(4) in _UNMARKED
+    except OSError:
+        return False
 
 
 def refuse_missing(files: Mapping[str, str], fill_missing: bool, where: str) -> list[str]:

@@ -1,9 +1,9 @@
-"""Ignite handler that writes `volumes.csv` while an evaluator segments."""
+"""Ignite handlers that write `volumes.csv` while an evaluator segments, and the pages when it is done."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,13 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.utils import convert_to_numpy
 
+from bundlekit.cases.case import Case
 from bundlekit.files import sha256_of
+from bundlekit.images.drawing import require_matplotlib
 from bundlekit.images.intensities import is_not_air
 from bundlekit.report.flags import Result, flags_of
+from bundlekit.report.pages import write_report
+from bundlekit.report.scans import ScansOf
 from bundlekit.report.table import VolumeTable
 from bundlekit.report.volumes import Volume, volumes_of
 
@@ -96,11 +100,63 @@ class WriteVolumes:
         flags = flags_of(Result(classes, by_name, voxel_ml, brain_ml, removed_ml), self.checks)
         for flag in flags:
             _log.warning("%s: look at it: %s", case, flag.sentence)
-        names = ";".join(flag.name for flag in flags)
-        return [_row(case, volume, brain_ml, names) for volume in volumes]
+        found = {
+            "flags": ";".join(flag.name for flag in flags),
+            "reasons": " | ".join(flag.sentence for flag in flags),
+        }
+        return [{**_row(case, volume, brain_ml), **found} for volume in volumes]
 
 
-def _row(case: str, volume: Volume, brain_ml: float | None, flags: str) -> dict[str, Any]:
+class WriteReport:
+    """MONAI handler: when all cases are segmented, write `report/` beside the masks; see `bundlekit.report.pages`.
+
+    Put it behind `WriteVolumes`.
+
+    Args:
+        output_dir: folder of the masks.
+        classes: names of the classes but the background.
+        bundle: that segments, for the title.
+        cases: of the data set.
+        load: the bundle's transform that decodes a case.
+        window: intensities that are black and white in the pictures; None: by the scan.
+
+    Raises:
+        BundleError: if matplotlib is not installed; while running, if a picture cannot be written.
+    """
+
+    def __init__(
+        self,
+        output_dir: str,
+        classes: Sequence[str],
+        bundle: str,
+        cases: Sequence[Case],
+        load: Callable[[Any], Mapping[Any, Any]],
+        window: Sequence[float] | None = None,
+    ) -> None:
+        require_matplotlib("--report")
+        self.output_dir = Path(output_dir)
+        self.classes = list(classes)
+        self.bundle = bundle
+        self.cases = cases
+        self.scans = ScansOf(cases, load, window)
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Write the pages."""
+        path = write_report(self.output_dir, self.scans, names_of(self.cases, self.classes), f"{self.bundle}: results")
+        _log.info("wrote %s", path)
+
+
+def names_of(cases: Sequence[Case], classes: Sequence[str]) -> dict[int, str]:
+    """Value in the masks -> name of the class, by the values that the data set has for them."""
+    values = next((list(case["label_values"]) for case in cases if "label_values" in case), range(len(classes) + 1))
+    return {int(value): name for value, name in zip(list(values)[1:], classes, strict=True)}
+
+
+def _row(case: str, volume: Volume, brain_ml: float | None) -> dict[str, Any]:
     centroid = ("", "", "") if volume.centroid_mm is None else tuple(f"{v:.1f}" for v in volume.centroid_mm)
     return {
         "case": case,
@@ -112,7 +168,6 @@ def _row(case: str, volume: Volume, brain_ml: float | None, flags: str) -> dict[
         **dict(zip(("x_mm", "y_mm", "z_mm"), centroid, strict=True)),
         "hemisphere": volume.hemisphere,
         "brain_ml": "" if brain_ml is None else f"{brain_ml:.6g}",
-        "flags": flags,
     }
 
 

@@ -31,6 +31,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     },
     "brain_ml": {"Description": "Volume of the brain; empty where the bundle does not know it", "Units": "mL"},
     "flags": {"Description": "Checks that found a reason to look at the case, with semicolons between them"},
+    "reasons": {"Description": "What each of them found, a sentence each, with | between them"},
     "bundle": {"Description": "Bundle that segmented the case"},
     "weights_sha256": {"Description": "SHA-256 of its weights; of several, with semicolons between them"},
     "computed_by": {"Description": "Runtime, precision and threads"},

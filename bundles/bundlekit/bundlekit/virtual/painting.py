@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.transforms import GibbsNoise
+from monai.utils import convert_to_tensor
 
 from bundlekit.images.intensities import check_method, foreground, normalise, statistics
 from bundlekit.label_maps.numberings import DEEP_GREY, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE
@@ -277,7 +278,7 @@ class LabelPainter:
         image *= torch.exp(smooth(bias, index.shape))
         image += paint.noise * normal()
         if paint.ringing:
-            image = GibbsNoise(paint.ringing)(image[None]).as_tensor()[0]
+            image = convert_to_tensor(GibbsNoise(paint.ringing)(image[None]), track_meta=False)[0]
         image = _gamma(image, paint.gamma)
         if paint.cut is not None and paint.cut.air:
             seen = _seen(index.shape, paint.cut, device)

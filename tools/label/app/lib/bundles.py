@@ -73,8 +73,8 @@ def tell_missing(path: str, case: Mapping[str, Any]) -> None:
         return
     parser = _inference(path)
     parser["bundle_root"] = path
-    trained = parser.get_parsed_content("modality_dropout") if "modality_dropout" in parser.config else 0.0
-    tell_filled([dict(case)], trained)
+    known = "modality_dropout" in parser
+    tell_filled([dict(case)], parser.get_parsed_content("modality_dropout") if known else 0.0)
 
 
 def modalities(path: str) -> list[str]:

@@ -1,0 +1,205 @@
+"""A mask as DICOM-SEG, on the instances of the series whose grid it is on, for PACS and viewers."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pydicom
+from highdicom import UID, AlgorithmIdentificationSequence
+from highdicom.color import CIELabColor
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.sr import CodedConcept
+from pydicom.sr.codedict import codes
+
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_result
+from bundlekit.images.nifti import read_affine, read_volume
+from bundlekit.preparation.dicom_files import as_it_comes, read_header
+from bundlekit.preparation.dicom_series import Stack
+from bundlekit.preparation.dicom_volumes import find_stack, grid_of
+from bundlekit.preparation.grids import Grid
+from bundlekit.version import __version__
+
+logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells UIDs, which may hold dates
+
+# number of the segment, its name and code (CID 7168 of DICOM PS3.16)
+_NECROSIS = (1, "Necrotic tumour core", CodedConcept("6574001", "SCT", "Necrosis"))
+_OEDEMA = (2, "Peritumoural oedema", CodedConcept("79654002", "SCT", "Edema"))
+_ENHANCING = (3, "Enhancing tumour", CodedConcept("C113842", "NCIt", "Enhancing Lesion"))
+_CLASSES = {1: _NECROSIS, 2: _OEDEMA, 3: _ENHANCING, 4: _ENHANCING}
+_COLOURS = {1: (220, 60, 60), 2: (70, 170, 70), 3: (250, 210, 60)}
+_COPIED = """
+    AccessionNumber PatientBirthDate PatientID PatientName PatientSex ReferringPhysicianName StudyDate StudyID StudyTime
+"""
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Who made a mask.
+
+    Args:
+        name: of the bundle; "" if it is not told.
+        version: of the bundle.
+        weights: SHA-256 of the checkpoint; "" if it is not told.
+        corrected: whether a person changed the mask.
+    """
+
+    name: str = ""
+    version: str = ""
+    weights: str = ""
+    corrected: bool = False
+
+    @property
+    def kind(self) -> SegmentAlgorithmTypeValues:
+        """AUTOMATIC, SEMIAUTOMATIC if a person changed it, MANUAL if no algorithm is told."""
+        values = SegmentAlgorithmTypeValues
+        return values.MANUAL if not self.name else values.SEMIAUTOMATIC if self.corrected else values.AUTOMATIC
+
+
+def source_of(entry: Mapping[str, Any], modality: str, sources: str | os.PathLike | None = None) -> Stack:
+    """The slices that a prepared scan was made of.
+
+    Args:
+        entry: of the scan in `prepared.json`.
+        modality: of the scan, for messages.
+        sources: folder of the DICOM files, if they were moved.
+
+    Raises:
+        BundleError: if the scan is no DICOM, or its slices are not there.
+    """
+    if "dicom" not in entry:
+        found = f"the {modality} was a NIfTI file"
+        raise BundleError(Finding(str(entry["source"]), found, "a DICOM series", "give --seg_on another scan, or none"))
+    root = str(sources) if sources is not None else entry["dicom"]["folder"]
+    found_stack = find_stack(root, entry["dicom"]["digest"])
+    if found_stack is None:
+        found = f"not the {entry['dicom']['slices']} slices of series {entry['dicom']['series']}, the {modality}"
+        fix = "give the folder that holds the study: --sources DIR; or go on without DICOM-SEG: --seg_on none"
+        raise BundleError(Finding(root, found, "the DICOM files that were prepared, all of them", fix))
+    if not found_stack.frame_of_reference:
+        fix = "give --seg_on another scan, or none"
+        raise BundleError(Finding(str(found_stack), "no Frame of Reference UID", "one: a DICOM-SEG needs it", fix))
+    files = {one.file for one in found_stack.slices}
+    if found_stack.slices[0].frame is not None and len(files) > 1:
+        found = f"a volume of {len(files)} multi-frame files"
+        raise BundleError(Finding(str(found_stack), found, "one file, or one for each slice", "give --seg_on none"))
+    return found_stack
+
+
+def check_values(labels: np.ndarray, file: str | os.PathLike) -> None:
+    """Refuse labels that have no segment.
+
+    Raises:
+        BundleError: for values but 0 to 4, and for 3 and 4 together.
+    """
+    values = {int(value) for value in np.unique(labels)}
+    if values - {0, *_CLASSES} or {3, 4} <= values:
+        found = f"labels {', '.join(map(str, sorted(values)))}"
+        expected = "1 (necrosis), 2 (oedema), and 3 or 4 (enhancing tumour)"
+        raise BundleError(Finding(str(file), found, expected, "go on without DICOM-SEG: --seg_on none"))
+
+
+def write_seg(
+    stack: Stack, mask: str | os.PathLike, path: str | os.PathLike, case: str, maker: Maker | None = None
+) -> None:
+    """Write a mask as DICOM-SEG of the study and the patient of its slices.
+
+    BINARY, a segment for each of necrosis, oedema and enhancing tumour, of which empty frames are left out. Each frame
+    refers to the instance that it lies on.
+
+    Args:
+        stack: slices whose grid the mask is on, see `source_of`.
+        mask: NIfTI file, labels 0, 1, 2 and 3 or 4.
+        path: of the new file.
+        case: pseudonym, for the tracking IDs.
+        maker: of the mask.
+
+    Raises:
+        BundleError: for a mask on another grid or with other labels, or if the file cannot be written.
+    """
+    maker = maker or Maker()
+    labels = read_volume(str(mask))
+    grid = grid_of(stack)
+    if not Grid(labels.shape, read_affine(str(mask))).same_as(grid):  # type: ignore[arg-type]
+        expected = f"the grid of {stack}: {'x'.join(map(str, grid.shape))}, {grid.axes}"
+        raise BundleError(Finding(str(mask), "another grid", expected, "give the mask that `restore` wrote for it"))
+    check_values(labels, mask)
+    # (columns, rows, slices) -> (slices, rows, columns, segments)
+    frames = np.stack([np.isin(labels, values) for values in ([1], [2], [3, 4])], axis=-1).transpose(2, 1, 0, 3)
+    with as_it_comes():
+        headers = {one.file: _mended(read_header(one.file)) for one in stack.slices}
+        settings: dict[str, Any] = {"pixel_array": frames.astype(np.uint8)}
+        if stack.slices[0].frame is not None:
+            settings = _on_frames(stack, headers[stack.slices[0].file], settings["pixel_array"])
+        number = int("".join(c for c in stack.number.partition(":")[0] if c.isdigit()) or 0)
+        try:
+            seg = Segmentation(
+                source_images=list(headers.values()),
+                segmentation_type=SegmentationTypeValues.BINARY,
+                segment_descriptions=[_described(*told, case, maker) for told in (_NECROSIS, _OEDEMA, _ENHANCING)],
+                series_instance_uid=UID(),
+                series_number=number % 10_000_000 * 100 + 1,
+                sop_instance_uid=UID(),
+                instance_number=1,
+                manufacturer="Brain Segmentation Bundles contributors",
+                manufacturer_model_name=maker.name or "brain-segmentation-bundles",
+                software_versions=maker.version or __version__,
+                device_serial_number="0",
+                content_label="TUMOUR",
+                content_description="Necrosis, oedema, enhancing tumour; for research",
+                content_creator_name="Bundles^Brain segmentation",
+                series_description=f"Tumour, {maker.name or 'by hand'} {maker.version}".strip()[:64],
+                **settings,
+            )
+        except (ValueError, TypeError, AttributeError, KeyError) as error:  # highdicom wants sound headers
+            found = f"headers of which no DICOM-SEG can be made ({str(error) or type(error).__name__})"
+            fix = "mend the header, or go on without it: --seg_on none"
+            raise BundleError(Finding(str(stack), found, "headers as DICOM has them", fix)) from error
+        write_result(path, lambda file: pydicom.dcmwrite(file, seg, enforce_file_format=True), "out")
+
+
+def _mended(header: pydicom.Dataset) -> pydicom.Dataset:
+    """A header with all that highdicom copies: what an anonymiser took away or filled with anything is empty."""
+    for keyword in _COPIED.split():
+        if keyword not in header:
+            setattr(header, keyword, "")
+    if header.PatientSex not in ("M", "F", "O"):
+        header.PatientSex = ""
+    return header
+
+
+def _on_frames(stack: Stack, header: pydicom.Dataset, frames: np.ndarray) -> dict[str, Any]:
+    """Masks in the order of the frames of a multi-frame file, zero where it has frames of another stack."""
+    out = np.zeros((int(header.NumberOfFrames), *frames.shape[1:]), np.uint8)
+    for one, frame in zip(stack.slices, frames, strict=True):
+        out[one.frame] = frame
+    return {"pixel_array": out}
+
+
+def _described(number: int, name: str, code: CodedConcept, case: str, maker: Maker) -> SegmentDescription:
+    algorithm = None
+    if maker.name:
+        algorithm = AlgorithmIdentificationSequence(
+            name=maker.name,
+            family=codes.cid7162.ArtificialIntelligence,
+            version=maker.version or __version__,
+            source="Brain Segmentation Bundles contributors",
+            parameters={"weights SHA-256": maker.weights} if maker.weights else None,
+        )
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=name,
+        segmented_property_category=codes.SCT.MorphologicallyAbnormalStructure,
+        segmented_property_type=code,
+        algorithm_type=maker.kind,
+        algorithm_identification=algorithm,
+        tracking_uid=UID(),
+        tracking_id=f"{case} {name}"[:64],
+        anatomic_regions=[codes.SCT.Brain],
+        display_color=CIELabColor.from_rgb(*_COLOURS[number]),
+    )

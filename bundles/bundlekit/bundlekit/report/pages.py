@@ -1,0 +1,201 @@
+"""Pages to look at: one for all cases, one for each, from `volumes.csv`, masks and scans. No server, no network.
+
+A page opens from its folder; style and script are within it, and a content security policy lets it load pictures of its
+own folder alone. Jinja2 fills the templates and escapes what it puts in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_result
+from bundlekit.images.drawing import box_plot, draw, draw_slices, require_matplotlib
+from bundlekit.images.nifti import read_affine, read_array
+from bundlekit.report.table import TABLE, VolumeTable
+
+FOLDER = "report"
+_TEMPLATES = Path(__file__).parent / "templates"
+_PLAIN = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+Scan = Callable[[str], "tuple[np.ndarray, np.ndarray, Sequence[float] | None] | None"]
+
+
+@dataclass
+class CaseOnPage:
+    """What the pages tell of a case."""
+
+    name: str
+    rows: list[dict[str, str]]
+    page: str = ""
+    ml: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.page = f"{_file_name(self.name)}.html"
+        self.ml = {row["name"]: float(row["ml"]) for row in self.rows}
+
+    def __getattr__(self, name: str) -> Any:  # what is one for the whole case stands in each of its rows
+        if name.startswith("_") or name not in self.rows[0]:
+            raise AttributeError(name)
+        return self.rows[0][name]
+
+    @property
+    def flags(self) -> list[str]:
+        """Names of the checks that found something."""
+        return [flag for flag in self.rows[0]["flags"].split(";") if flag]
+
+    @property
+    def reasons(self) -> list[str]:
+        """Their sentences."""
+        return [reason for reason in self.rows[0]["reasons"].split(" | ") if reason]
+
+    @property
+    def mask(self) -> str:
+        """File name of its mask."""
+        return f"{self.name}_seg.nii.gz"
+
+
+def write_report(
+    folder: str | Path,
+    scan_of: Scan,
+    names: Mapping[int, str] | None = None,
+    title: str = "Segmentations",
+    progress: Callable[[Sequence[CaseOnPage]], Any] | None = None,
+) -> Path:
+    """Write `report/` into a folder of results: index.html, a page and pictures for each case.
+
+    Args:
+        folder: with `volumes.csv` and the masks.
+        scan_of: name of a case -> its scan HWD, its affine (4x4, mm), and the intensities that are black and white (or
+            None); None where there is no scan: the page has no picture then.
+        names: value in the mask -> name, for the legends; None: values.
+        title: of the index.
+        progress: wraps the cases while their pages are made, e.g. tqdm.
+
+    Returns:
+        index.html.
+
+    Raises:
+        BundleError: if there is no table, matplotlib is not installed, or a file cannot be read or written.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    require_matplotlib("the report")
+    folder = Path(folder)
+    table = VolumeTable(folder)
+    if not table.path.is_file():
+        fix = "give the --output_dir of an inference; those of earlier versions have no table: run it again"
+        raise BundleError(Finding(str(folder), f"no {TABLE}", "a folder of results", fix))
+    cases = _cases(table)
+    if not cases:
+        raise BundleError(Finding(str(table.path), "no case", "the rows of at least one", "run the inference first"))
+    out = folder / FOLDER
+    site = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    site.filters["volume"] = _volume
+    inline = {
+        key: Markup((_TEMPLATES / file).read_text()) for key, file in (("style", "style.css"), ("script", "sort.js"))
+    }
+    for place, case in enumerate(progress(cases) if progress else cases):
+        page = site.get_template("case.html").render(
+            title=case.name,
+            case=case,
+            pictures=_pictures(case, folder, out, scan_of(case.name), names),
+            before=cases[place - 1] if place else None,
+            after=cases[place + 1] if place + 1 < len(cases) else None,
+            style=inline["style"],
+            script="",
+        )
+        _write(out / case.page, page.encode())
+    shown = list(dict.fromkeys(row["name"] for case in cases for row in case.rows))
+    if len(cases) > 1:
+        values = {name: [case.ml.get(name, np.nan) for case in cases] for name in shown}
+        write_result(out / "volumes.png", box_plot(values, "", "ml", None), "output_dir")
+    index = site.get_template("index.html").render(
+        title=title,
+        cases=sorted(cases, key=lambda case: not case.flags),
+        names=shown,
+        bundles=sorted({case.bundle for case in cases}),
+        flagged=sum(bool(case.flags) for case in cases),
+        plot=len(cases) > 1,
+        **inline,
+    )
+    _write(out / "index.html", index.encode())
+    return out / "index.html"
+
+
+def _cases(table: VolumeTable) -> list[CaseOnPage]:
+    rows: dict[str, list[dict[str, str]]] = {}
+    for row in table.rows():
+        rows.setdefault(row["case"], []).append(row)
+    return [CaseOnPage(name, rows[name]) for name in sorted(rows)]
+
+
+def _pictures(
+    case: CaseOnPage,
+    folder: Path,
+    out: Path,
+    scan: tuple[np.ndarray, np.ndarray, Sequence[float] | None] | None,
+    names: Mapping[int, str] | None,
+) -> list[dict[str, str]]:
+    mask = folder / case.mask
+    if scan is None or not mask.is_file():
+        return []
+    voxels, affine, window = scan
+    labels = read_array(str(mask))
+    labels = labels[..., 0] if labels.ndim == 4 else labels
+    if labels.shape != voxels.shape or not np.allclose(read_affine(str(mask)), affine, atol=1e-3):
+        found = f"a mask on another grid than the scan of {case.name}"
+        raise BundleError(
+            Finding(str(mask), found, "masks and scans of one data set", "give the --dataset_dir of these")
+        )
+    planes, slices = f"{_file_name(case.name)}_planes.png", f"{_file_name(case.name)}_slices.png"
+    draw((voxels, affine), labels, out / planes, names=names, window=window)
+    pictures = [
+        {
+            "file": planes,
+            "alt": f"{case.name} in three planes, below with the outlines of the mask",
+            "caption": "The planes in which the mask is largest. R: the patient's right.",
+        }
+    ]
+    if labels.any():
+        draw_slices((voxels, affine), labels, out / slices, names=names, window=window)
+        pictures.append(
+            {
+                "file": slices,
+                "alt": f"{case.name} in axial slices from the lowest to the highest of the mask",
+                "caption": "Axial slices through the mask, from below.",
+            }
+        )
+    return pictures
+
+
+def _file_name(case: str) -> str:
+    """A file name that any system takes: the case's name where it is plain, else what is plain of it and a hash."""
+    if _PLAIN.fullmatch(case) and case not in ("index", ".", ".."):
+        return case
+    plain = "".join(_PLAIN.findall(case))[:60]
+    return f"{plain}-{hashlib.sha256(case.encode()).hexdigest()[:8]}"
+
+
+def _volume(ml: str | float) -> str:
+    value = float(ml)
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _write(path: Path, content: bytes) -> None:
+    write_result(path, partial(_write_bytes, content), "output_dir")
+
+
+def _write_bytes(content: bytes, file: Any) -> None:
+    file.write(content)

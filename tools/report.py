@@ -1,0 +1,65 @@
+"""Pages to look at, of a folder of results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bundlekit.report.handler import names_of
+from bundlekit.report.pages import write_report
+from bundlekit.report.scans import ScansOf
+from bundlekit.report.table import VolumeTable
+from tools.bundles import names, parse
+
+
+def report(folder: str, dataset_dir: str | None = None, datalist: str | None = None, **settings: Any) -> None:
+    """Make pages of a folder of results: report/index.html for all cases, and a page with pictures for each.
+
+    Example: python -m tools report OUT --dataset_dir DIR
+
+    Args:
+        folder: `--output_dir` of an inference.
+        dataset_dir: of that inference, for the scans; None (and no datalist): pages without pictures.
+        datalist: of that inference.
+        settings: others of the bundle's inference.yaml that its cases need, e.g. --allow_unprepared True.
+
+    Raises:
+        ValueError: if there are no results, a file cannot be read, or masks and scans do not belong together.
+    """
+    table = VolumeTable(folder)
+    bundles = {row["bundle"] for row in table.rows()} if table.path.is_file() else set()
+    if len(bundles) > 1 and (dataset_dir or datalist):
+        raise ValueError(f"{folder} holds results of {', '.join(sorted(bundles))}; expected those of one bundle.")
+    bundle = next(iter(bundles), "")
+    if bundles and bundle not in names():
+        raise ValueError(f"{table.path}: no bundle {bundle!r}; there are {', '.join(names())}.")
+    cases: list[Any] = []
+    load: Any = None
+    window: Sequence[float] | None = None
+    classes: Sequence[str] = ()
+    if bundle:
+        parser = parse(bundle, "inference.yaml", dataset_dir=dataset_dir, datalist=datalist, **settings)
+        classes = _written_classes(parser)
+        if dataset_dir or datalist:
+            cases = parser.get_parsed_content("cases")
+            load = parser.get_parsed_content("preprocessing").transforms[0]
+            window = parser.get_parsed_content("window") if "window" in parser else None
+    path = write_report(
+        folder,
+        ScansOf(cases, load, window),
+        names_of(cases, classes) or None,
+        title=f"{bundle}: {Path(folder).absolute().name}",
+        progress=lambda found: tqdm(found, desc="pages", disable=None),
+    )
+    print(path)
+
+
+def _written_classes(parser: Any) -> list[str]:
+    """Names of the classes, as the handler that writes the volumes has them."""
+    for i, handler in enumerate(parser["handlers"]):
+        if str(handler.get("_target_", "")).endswith("WriteVolumes"):
+            return list(parser.get_parsed_content(f"handlers::{i}").classes)
+    return []
