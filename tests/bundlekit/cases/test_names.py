@@ -10,7 +10,7 @@ import pytest
 from bundlekit.cases.case import check_names
 from tools.bundles import names, scan_cases_of
 
-EXPECTED = "4 different whole numbers, 0 or more"
+EXPECTED = "4 different whole numbers, 0 to 255"
 
 
 def case(name: str) -> dict[str, object]:
