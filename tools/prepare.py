@@ -60,7 +60,7 @@ def prepare(
         flair: the same.
         case: name of the case; None: as the files are named, of a DICOM study a name that tells nothing.
         reference: modality that stays where it is; None: T1ce, else T1.
-        fill_missing: go on where one modality is missing.
+        fill_missing: go on where one or two modalities are missing.
         accept_doubtful: go on where a registration or a brain mask is doubtful; prepared.json tells it.
         n4: take the bias field away (N4).
         mask_bundle: folder of brain_mask_unet; None: the one of this project.

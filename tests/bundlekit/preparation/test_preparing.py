@@ -104,13 +104,13 @@ def test_a_head_is_stripped_by_the_majority(
 
 def test_what_is_missing_is_named(files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path) -> None:
     del files["T2"]
-    with pytest.raises(BundleError, match=r"no T2[\s\S]*--t2 FILE, or go on without it: --fill_missing True"):
+    with pytest.raises(BundleError, match=r"no T2[\s\S]*--t2 FILE, or go on without: --fill_missing True"):
         prepare_case(files, tmp_path / "out", no_mask)
     record = prepare_case(files, tmp_path / "out", no_mask, fill_missing=True)
     assert record["missing"] == ["T2"]
     assert find_cases(tmp_path / "out", labelled=False, fill_missing=True)[0]["image"][2] == ""
-    del files["T1"]
-    with pytest.raises(BundleError, match="no T1 and no T2"):
+    del files["T1"], files["FLAIR"]
+    with pytest.raises(BundleError, match=r"no T1 and no T2 and no FLAIR[\s\S]*at most 2 may be missing"):
         prepare_case(files, tmp_path / "out", no_mask, fill_missing=True)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bundlekit.brats.cases import MOST_MISSING
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.errors import BundleError, Finding
 from bundlekit.preparation.dicom_series import Stack, Study
@@ -112,7 +113,7 @@ def refuse_open(choice: Choice, study: Study, given: Sequence[str] = (), fill_mi
         choice: that `choose` made.
         study: whose series they are.
         given: modalities that come from elsewhere.
-        fill_missing: accept that one modality is missing, if nothing could be it.
+        fill_missing: accept that one or two modalities are missing, if nothing could be them.
 
     Raises:
         BundleError: with the options for each modality.
@@ -122,12 +123,12 @@ def refuse_open(choice: Choice, study: Study, given: Sequence[str] = (), fill_mi
     options = {modality: _options(choice, modality, taken) for modality in empty}
     findings = []
     lacking = [modality for modality in empty if not options[modality]]
-    if len(lacking) > int(fill_missing):
+    if len(lacking) > MOST_MISSING * fill_missing:
         for modality in lacking:
             broken = [one for one in choice.candidates if one.stack.unfit and _may_be(one, modality)]
             found = f"no series for the {modality}" + "".join(f"\n              {_option(one)}" for one in broken)
             fix = f"give the series or a file: --{modality.lower()} SERIES"
-            fix += ", or go on without it: --fill_missing True" if len(lacking) == 1 else ""
+            fix += ", or go on without it: --fill_missing True" if len(lacking) <= MOST_MISSING else ""
             findings.append(Finding(study.root, found, "T1, T1ce, T2 and FLAIR", fix))
     told: list[list[Candidate]] = []
     for modality in empty:

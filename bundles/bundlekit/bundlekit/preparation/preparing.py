@@ -67,7 +67,7 @@ def prepare_case(
         mask: the brain (1HWD bool) of a scan with its skull, e.g. `StripSkulld(...).mask`.
         case: name; None: that of the files, else "case".
         reference: modality that stays where it is; None: T1ce, else T1.
-        fill_missing: go on where one modality is missing.
+        fill_missing: go on where one or two modalities are missing.
         accept_doubtful: go on where a registration or a mask is doubtful, and record it.
         n4: take the bias field away (N4), each modality in its own brain.
         seed: of the registration.

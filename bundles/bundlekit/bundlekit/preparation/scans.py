@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bundlekit.brats.cases import MOST_MISSING
 from bundlekit.brats.naming import EXPECTED, MODALITIES, role_of
 from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.headers import check_headers
@@ -141,24 +142,22 @@ def looks_like_dicom(file: Path) -> bool:
 
 
 def refuse_missing(files: Mapping[str, str], fill_missing: bool, where: str) -> list[str]:
-    """The modalities that are missing, if one may be.
+    """The modalities that are missing, if they may be.
 
     Args:
         files: by modality.
-        fill_missing: accept that one is missing.
+        fill_missing: accept that one or two are missing.
         where: for the message.
 
     Raises:
         BundleError: naming them.
     """
     missing = [modality for modality in MODALITIES if not files.get(modality)]
-    if len(missing) > int(fill_missing):
+    if len(missing) > MOST_MISSING * fill_missing:
         fix = ", ".join(f"--{modality.lower()} FILE" for modality in missing)
-        if len(missing) == 1:
-            fix += (
-                ", or go on without it: --fill_missing True (its bundle takes it as zeros then, and its mask is worse)"
-            )
-        expected = f"{', '.join(MODALITIES)}" + ("; at most one may be missing" if fill_missing else "")
+        if len(missing) <= MOST_MISSING:
+            fix += ", or go on without: --fill_missing True (zeros take its place then, and the mask is worse)"
+        expected = f"{', '.join(MODALITIES)}" + (f"; at most {MOST_MISSING} may be missing" if fill_missing else "")
         raise BundleError(Finding(where, f"no {' and no '.join(missing)}", expected, f"give {fix}"))
     return missing
 
