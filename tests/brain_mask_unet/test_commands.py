@@ -38,7 +38,7 @@ def test_inference_writes_mask_and_brain(run: Run, heads: Path, model: Path, tmp
     command = [*bundle_run("inferring", "inference.yaml", bundle=BUNDLE), "--ckpt_dir", model, "--num_workers", "0"]
     run(*command, "--dataset_dir", scan, "--output_dir", tmp_path / "plain", "--save_probabilities", "True")
     run(*command, "--dataset_dir", scan, "--output_dir", tmp_path / "wide", "--margin_mm", "10")
-    images = {file.name: nib.load(file) for file in (tmp_path / "plain").iterdir()}
+    images = {file.name: nib.load(file) for file in (tmp_path / "plain").glob("*.nii.gz")}
     assert set(images) == {f"sub-000_T1w_{kind}.nii.gz" for kind in ("seg", "brain", "probabilities")}
     mask, brain = (np.asarray(images[f"sub-000_T1w_{kind}.nii.gz"].dataobj) for kind in ("seg", "brain"))
     source = nib.load(scan)
