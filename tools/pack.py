@@ -17,6 +17,7 @@ from bundlekit.weights.settings import SETTINGS
 from bundlekit.weights.shipped import RECORD, check_shipped
 from tools.bundles import KIT, folder_of, names
 
+_KIT = (".py", ".html", ".css", ".js")  # of bundlekit: modules, and the templates of reports
 _PARTS = {"configs": (".yaml", ".json", ".conf"), "docs": (".md", ".png", ".txt", ".json")}
 _CORE = {"numpy": "numpy", "torch": "pytorch", "monai": "monai"}  # package -> its <key>_version in metadata.json
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
@@ -78,7 +79,9 @@ def _contents(bundle: str) -> dict[str, bytes]:
         print(f"{bundle}: ships no weights")
     found += (folder / bundle).rglob("*.py")
     files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
-    files |= {file.relative_to(KIT.parent).as_posix(): file.read_bytes() for file in KIT.rglob("*.py")}
+    files |= {
+        file.relative_to(KIT.parent).as_posix(): file.read_bytes() for file in KIT.rglob("*") if file.suffix in _KIT
+    }
     for path in [path for path in files if path.endswith(".yaml")]:
         twin = json.dumps(yaml.safe_load(files[path]), indent=2, ensure_ascii=False)
         files[path.removesuffix(".yaml") + ".json"] = f"{twin}\n".encode()

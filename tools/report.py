@@ -50,7 +50,7 @@ def report(folder: str, dataset_dir: str | None = None, datalist: str | None = N
     path = write_report(
         folder,
         ScansOf(cases, load, window),
-        names_of(cases, classes) or None,
+        names_of(cases, classes),
         title=f"{bundle}: {Path(folder).absolute().name}",
         progress=lambda found: tqdm(found, desc="pages", disable=None),
     )

@@ -20,7 +20,12 @@ from bundlekit.report.pages import write_report
 from bundlekit.report.table import COLUMNS, VolumeTable
 
 NASTY = "<script>alert(\"x\")</script> & '\u00e9'"
-NAMES = {1: "NCR", 2: "ED"}
+
+
+def names_of_classes(_: str) -> dict[int, str]:
+    return {1: "NCR", 2: "ED"}
+
+
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
 CHROMIUM = shutil.which("chromium")
 
@@ -61,7 +66,7 @@ def results(tmp_path: Path) -> Path:
     """A sound case, one that is flagged, and one whose name is an attack and which has no scan."""
     out = tmp_path / "out"
     table = VolumeTable(out)
-    table.begin([])
+    table.begin()
     table.add(rows("a"))
     table.add(rows("b", "removed;largest_part", "1 ml removed. | Two pieces.", ml=3.0))
     table.add(rows(NASTY))
@@ -93,7 +98,7 @@ class Links(HTMLParser):
 
 
 def test_pages_tell_what_the_table_holds_and_link_to_each_other(results: Path) -> None:
-    index = write_report(results, scan_of, NAMES, title="mine")
+    index = write_report(results, scan_of, names_of_classes, title="mine")
     pages = {page.name: Links(page) for page in index.parent.glob("*.html")}
     assert len(pages) == 4
     for name, page in pages.items():
@@ -111,7 +116,7 @@ def test_pages_tell_what_the_table_holds_and_link_to_each_other(results: Path) -
 
 
 def test_a_name_is_only_shown(results: Path) -> None:
-    index = write_report(results, scan_of, NAMES)
+    index = write_report(results, scan_of, names_of_classes)
     (page,) = (page for page in index.parent.glob("*.html") if page.name not in ("index.html", "a.html", "b.html"))
     assert re.fullmatch(r"[A-Za-z0-9._-]+-[0-9a-f]{8}\.html", page.name)
     found = Links(page)
@@ -133,7 +138,7 @@ def test_a_folder_without_results(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 def test_a_browser_sorts_and_searches_and_complains_of_nothing(results: Path) -> None:
-    index = write_report(results, scan_of, NAMES)
+    index = write_report(results, scan_of, names_of_classes)
     probe = """
 const cells = (n) => [...document.querySelectorAll("#cases tbody tr")].map((row) => row.cells[n].textContent.trim());
 const before = cells(1);

@@ -23,12 +23,13 @@ def cases(table: VolumeTable) -> list[tuple[str, str]]:
 
 def test_cases_are_added_and_a_second_run_replaces_its_own(tmp_path: Path) -> None:
     table = VolumeTable(tmp_path / "out")
-    table.begin(["a", "b"])
+    table.begin()
     table.add(rows("a"))
     table.add(rows("b"))
     assert cases(table) == 2 * [("a", "1.0")] + 2 * [("b", "1.0")]
     again = VolumeTable(tmp_path / "out")
-    again.begin(["b", "c"])
+    again.begin()
+    assert len(cases(again)) == 4, "nothing is lost before the case is done again"
     again.add(rows("b", 2.0))
     assert cases(again) == 2 * [("a", "1.0")] + 2 * [("b", "2.0")]
     assert json.loads((tmp_path / "out" / "volumes.json").read_text()).keys() == COLUMNS.keys()
@@ -36,25 +37,41 @@ def test_cases_are_added_and_a_second_run_replaces_its_own(tmp_path: Path) -> No
 
 def test_a_row_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     table = VolumeTable(tmp_path)
-    table.begin([])
+    table.begin()
     table.add(rows("a"))
     table.add(rows("b"))
     whole = table.path.read_bytes()
     table.path.write_bytes(whole[:-7])
-    VolumeTable(tmp_path).begin(["c"])
+    VolumeTable(tmp_path).begin()
     assert cases(table) == [*2 * [("a", "1.0")], ("b", "1.0")]
 
 
 def test_names_with_commas_quotes_and_umlauts(tmp_path: Path) -> None:
     table = VolumeTable(tmp_path)
-    table.begin([])
+    table.begin()
     table.add(rows('a, "b"\u00fc'))
-    table.begin(["other"])
+    table.begin()
     assert {case for case, _ in cases(table)} == {'a, "b"\u00fc'}
 
 
 def test_another_table_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "volumes.csv").write_text("mine,too\n1,2\n")
     with pytest.raises(BundleError, match="a table with the columns mine, too"):
-        VolumeTable(tmp_path).begin(["a"])
+        VolumeTable(tmp_path).begin()
     assert (tmp_path / "volumes.csv").read_text() == "mine,too\n1,2\n"
+
+
+def test_a_full_disk_leaves_whole_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = VolumeTable(tmp_path)
+    table.begin()
+    table.add(rows("a"))
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(BundleError, match="No space left"):
+            table.add(rows("b"))
+    table.add(rows("c"))
+    assert [case for case, _ in cases(table)] == ["a", "a", "c", "c"]

@@ -94,7 +94,7 @@ def draw(
     image = apply_orientation(voxels, turn)
     turned = {name: apply_orientation(labels, turn) for name, labels in maps.items()}
     low, high = _window(image) if window is None else (float(window[0]), float(window[1]))
-    box = _box(image > low)
+    box = _box(np.logical_or.reduce([image > low, *(labels != 0 for labels in turned.values())]))
     shown = next((labels for labels in turned.values() if labels.any()), None)
     image = image[box]
     turned = {name: labels[box] for name, labels in turned.items()}
@@ -164,7 +164,7 @@ def draw_slices(
     sizes = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])]
     image, labels = apply_orientation(voxels, turn), apply_orientation(mask, turn)
     low, high = _window(image) if window is None else (float(window[0]), float(window[1]))
-    box = _box(image > low)
+    box = _box((image > low) | (labels != 0))
     image, labels = image[box], labels[box]
     where = np.flatnonzero(labels.any(axis=(0, 1)))
     cuts = np.unique(np.linspace(where[0], where[-1], min(number, len(where))).round().astype(int))

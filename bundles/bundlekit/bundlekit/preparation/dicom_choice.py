@@ -246,6 +246,9 @@ def _prefer(choice: Choice, modality: str) -> None:
     left = _of(choice, modality)
     if len(left) != 1:
         return
+    begun = left[0].stack.begun
+    if modality == "T1" and left[0].medium is None and any(one.stack.begun < begun for one in all_of):
+        return  # the finer T1 is the later one, and may be after contrast medium: asked, not guessed
     choice.taken[modality] = left[0]
     for one in all_of:
         if one is left[0]:

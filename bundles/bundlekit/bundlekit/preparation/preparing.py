@@ -28,7 +28,7 @@ from bundlekit.images.nifti import open_nifti
 from bundlekit.images.stripping import LARGEST_BRAIN_ML
 from bundlekit.images.writing import to_gzip
 from bundlekit.preparation.grids import Grid, cubes, resample
-from bundlekit.preparation.record import RECORD, read_record, write_record
+from bundlekit.preparation.record import RECORD, read_record, source_file, write_record
 from bundlekit.preparation.registration import LEAST_OVERLAP, Registration, Volume, register
 from bundlekit.preparation.scans import Scan, are_prepared, read_scan, refuse_missing
 from bundlekit.version import __version__
@@ -148,7 +148,7 @@ def prepare_case(
     for modality, scan in scans.items():
         move = moves[modality]
         record["modalities"][modality] = {
-            "source": str(scan.file.resolve()) if scan.stack is None else _source_file(modality),
+            "source": str(scan.file.resolve()) if scan.stack is None else source_file(modality),
             "sha256": scan.sha256,
             "prepared": SCHEMES[0].file_of(name, modality),
             "grid": scan.grid.as_dict(),
@@ -160,7 +160,7 @@ def prepare_case(
         }
         if scan.stack is not None:
             record["modalities"][modality]["dicom"] = {
-                "folder": scan.stack.root,
+                "folder": str(Path(scan.stack.root).expanduser().resolve()),
                 "series": scan.stack.number,
                 "slices": len(scan.stack.slices),
                 "digest": scan.stack.digest,
@@ -213,7 +213,7 @@ def _refuse_own_folder(given: Mapping[str, str], stacks: Mapping[str, Stack], fo
     own = [
         file
         for modality, file in given.items()
-        if modality not in stacks and Path(file).expanduser().resolve().parent == folder.resolve()
+        if modality not in stacks and folder.resolve() in Path(file).expanduser().resolve().parents
     ]
     for stack in stacks.values():
         root = Path(stack.root).expanduser().resolve()
@@ -338,11 +338,6 @@ def _stripped(image: np.ndarray, brain: np.ndarray, n4: bool) -> np.ndarray:
     if n4:
         image = without_bias_field(image, brain)
     return np.where(brain, image, 0).astype(np.float32)
-
-
-def _source_file(modality: str) -> str:
-    """Of a series as NIfTI, from the folder of the prepared case; no name that is taken for one of a case."""
-    return f"source/{modality}.nii.gz"
 
 
 def _told(move: Registration) -> dict[str, Any]:

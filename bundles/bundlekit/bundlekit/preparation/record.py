@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bundlekit.brats.naming import MODALITIES
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 
@@ -41,4 +42,28 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any]:
         raise BundleError(Finding(str(path), found, "the record of a prepared case", fix)) from error
     if not isinstance(record, dict) or record.get("format") != _FORMAT:
         raise BundleError(Finding(str(path), "no record of this version", f'"format": {_FORMAT}', fix))
+    wrong = _wrong_names(record)
+    if wrong:  # files of these names are written, and removed by the next run
+        raise BundleError(
+            Finding(str(path), f"names that lead elsewhere: {wrong}", "names of files in its folder", fix)
+        )
     return record
+
+
+def _wrong_names(record: dict[str, Any]) -> str:
+    """What in a record is not the name of a file in its folder; "" if all is."""
+    entries = record.get("modalities")
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        return "no modalities"
+    names = [record.get("case"), *(entry.get("prepared") for entry in entries.values())]
+    wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name or name in ("", ".", "..")]
+    wrong += [modality for modality in entries if modality not in MODALITIES]
+    for modality, entry in entries.items():
+        if "dicom" in entry and entry.get("source") != source_file(modality):
+            wrong.append(entry.get("source"))
+    return ", ".join(repr(name) for name in wrong)
+
+
+def source_file(modality: str) -> str:
+    """Where the NIfTI file of a DICOM series lies in the folder of a prepared case."""
+    return f"source/{modality}.nii.gz"

@@ -36,11 +36,13 @@ _HINTS = {
 }
 _MEDIUM = r"(c|ce|con|contrast|gd|gado|gadolinium|km|inj|injection)"
 _BEFORE = re.compile(
-    rf"(\b(pre|nati[vf]e?|without|w ?o|sans|ohne|vor)\b[- ]*({_MEDIUM}\b)?)|\b(non|no)[- ]*{_MEDIUM}\b|\bpre{_MEDIUM}\b"
+    rf"(\b(pre(?![- ]?op)|nati[vf]e?|without|w ?o|sans|ohne|vor)\b[- ]*({_MEDIUM}\b)?)|\b(non|no)[- ]*{_MEDIUM}\b|"
+    rf"\bpre{_MEDIUM}\b"
 )
 _AFTER = re.compile(
-    rf"\+ ?{_MEDIUM}\b|\bc ?\+|\bpost({_MEDIUM})?\b|\b(gd|km|ce|t1ce|t1c)\b|gado|contrast|\b(after|apres|nach)\b|\binj|"
-    "dotarem|prohance|magnevist|clariscan"
+    rf"\+ ?{_MEDIUM}\b|\bc ?\+|\bpost({_MEDIUM})?\b(?![- ]?op)|\b(gd|km|ce|t1ce|t1c)\b|"
+    r"\bgad|kontrast|contrast|\b(after|apres|nach)\b|\binj|"
+    "dotarem|prohance|magnevist|clariscan|multihance|omniscan|eovist|primovist|elucirem"
 )
 _NO_AGENT = ("", "NONE", "NO", "N", "NOT GIVEN", "NEIN", "0", "NULL", "N/A", "UNKNOWN")
 

@@ -67,8 +67,7 @@ class WriteVolumes:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def _begin(self, engine: Engine) -> None:
-        cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
-        self.table.begin(str(case["case"]) for case in cases)
+        self.table.begin()
         self._hashes = ";".join(sha256_of(file) for file in self.weights if Path(file).is_file())
 
     def __call__(self, engine: Engine) -> None:
@@ -150,10 +149,17 @@ class WriteReport:
         _log.info("wrote %s", path)
 
 
-def names_of(cases: Sequence[Case], classes: Sequence[str]) -> dict[int, str]:
-    """Value in the masks -> name of the class, by the values that the data set has for them."""
-    values = next((list(case["label_values"]) for case in cases if "label_values" in case), range(len(classes) + 1))
-    return {int(value): name for value, name in zip(list(values)[1:], classes, strict=True)}
+def names_of(cases: Sequence[Case], classes: Sequence[str]) -> Callable[[str], dict[int, str] | None]:
+    """What gives, for a case's name, value in its mask -> name of the class: data sets may mix numberings.
+
+    None for a case that is not among `cases`.
+    """
+    values = {str(case["case"]): list(case.get("label_values") or range(len(classes) + 1))[1:] for case in cases}
+
+    def names(case: str) -> dict[int, str] | None:
+        return dict(zip(map(int, values[case]), classes, strict=False)) if case in values else None
+
+    return names
 
 
 def _row(case: str, volume: Volume, brain_ml: float | None) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class CaseOnPage:
 def write_report(
     folder: str | Path,
     scan_of: Scan,
-    names: Mapping[int, str] | None = None,
+    names: Callable[[str], Mapping[int, str] | None] = lambda _: None,
     title: str = "Segmentations",
     progress: Callable[[Sequence[CaseOnPage]], Any] | None = None,
 ) -> Path:
@@ -77,7 +77,7 @@ def write_report(
         folder: with `volumes.csv` and the masks.
         scan_of: name of a case -> its scan HWD, its affine (4x4, mm), and the intensities that are black and white (or
             None); None where there is no scan: the page has no picture then.
-        names: value in the mask -> name, for the legends; None: values.
+        names: name of a case -> value in its mask -> name of the class, for the legends; None: values.
         title: of the index.
         progress: wraps the cases while their pages are made, e.g. tqdm.
 
@@ -110,7 +110,7 @@ def write_report(
         page = site.get_template("case.html").render(
             title=case.name,
             case=case,
-            pictures=_pictures(case, folder, out, scan_of(case.name), names),
+            pictures=_pictures(case, folder, out, scan_of(case.name), names(case.name)),
             before=cases[place - 1] if place else None,
             after=cases[place + 1] if place + 1 < len(cases) else None,
             style=inline["style"],
@@ -149,35 +149,37 @@ def _pictures(
     names: Mapping[int, str] | None,
 ) -> list[dict[str, str]]:
     mask = folder / case.mask
-    if scan is None or not mask.is_file():
-        return []
-    voxels, affine, window = scan
-    labels = read_array(str(mask))
-    labels = labels[..., 0] if labels.ndim == 4 else labels
-    if labels.shape != voxels.shape or not np.allclose(read_affine(str(mask)), affine, atol=1e-3):
-        found = f"a mask on another grid than the scan of {case.name}"
-        raise BundleError(
-            Finding(str(mask), found, "masks and scans of one data set", "give the --dataset_dir of these")
-        )
     planes, slices = f"{_file_name(case.name)}_planes.png", f"{_file_name(case.name)}_slices.png"
-    draw((voxels, affine), labels, out / planes, names=names, window=window)
+    if scan is not None and mask.is_file():
+        voxels, affine, window = scan
+        labels = read_array(str(mask))
+        labels = labels[..., 0] if labels.ndim == 4 else labels
+        if labels.shape != voxels.shape or not np.allclose(read_affine(str(mask)), affine, atol=1e-3):
+            found = f"a mask on another grid than the scan of {case.name}"
+            fix = "give the --dataset_dir of these"
+            raise BundleError(Finding(str(mask), found, "masks and scans of one data set", fix))
+        called = None if names is None else {**{int(v): str(int(v)) for v in np.unique(labels) if v}, **names}
+        draw((voxels, affine), labels, out / planes, names=called, window=window)
+        if labels.any():
+            draw_slices((voxels, affine), labels, out / slices, names=called, window=window)
+        else:
+            (out / slices).unlink(missing_ok=True)  # of an earlier mask
     pictures = [
         {
             "file": planes,
             "alt": f"{case.name} in three planes, below with the outlines of the mask",
             "caption": "The planes in which the mask is largest. R: the patient's right.",
-        }
+        },
+        {
+            "file": slices,
+            "alt": f"{case.name} in axial slices from the lowest to the highest of the mask",
+            "caption": "Axial slices through the mask, from below.",
+        },
     ]
-    if labels.any():
-        draw_slices((voxels, affine), labels, out / slices, names=names, window=window)
-        pictures.append(
-            {
-                "file": slices,
-                "alt": f"{case.name} in axial slices from the lowest to the highest of the mask",
-                "caption": "Axial slices through the mask, from below.",
-            }
-        )
-    return pictures
+    # those of an earlier run stay, unless the mask is a later one
+    made_ns = mask.stat().st_mtime_ns if mask.is_file() else 0
+    files = [(picture, out / picture["file"]) for picture in pictures]
+    return [picture for picture, file in files if file.is_file() and file.stat().st_mtime_ns >= made_ns]
 
 
 def _file_name(case: str) -> str:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class VolumeTable:
     """The table of an output folder, to which each case is added when it is done.
 
     A case's rows are written at once, so that a run that is killed leaves whole cases; a row that was cut off is
-    dropped by the next run, and so are the rows of a case that is segmented again.
+    dropped by the next run. The rows of a case that is segmented again take the place of its old ones.
 
     Args:
         folder: the output folder, made if missing.
@@ -50,15 +50,15 @@ class VolumeTable:
 
     def __init__(self, folder: str | os.PathLike) -> None:
         self.path = Path(folder) / TABLE
+        self._cases: set[str] = set()
 
-    def begin(self, cases: Iterable[str]) -> None:
-        """Make table and dictionary ready for these cases.
+    def begin(self) -> None:
+        """Make table and dictionary ready; whole rows of an earlier run stay.
 
         Raises:
             BundleError: if there is another table of that name, or it cannot be written.
         """
-        again = set(cases)
-        rows = [row for row in self.rows() if row["case"] not in again] if self.path.is_file() else []
+        rows = self.rows() if self.path.is_file() else []
         text = _csv_text(rows)
         if not self.path.is_file() or self.path.read_bytes() != text:
             write_result(self.path, lambda file: file.write(text), "output_dir")
@@ -66,7 +66,7 @@ class VolumeTable:
         write_result(self.path.with_name(DICTIONARY), lambda file: file.write(dictionary), "output_dir")
 
     def rows(self) -> list[dict[str, str]]:
-        """The whole rows of the table.
+        """The whole rows of the table; of a case that was segmented again, those of the last time.
 
         Raises:
             BundleError: if it has other columns.
@@ -83,7 +83,9 @@ class VolumeTable:
                     "move it away, or set --output_dir to another folder",
                 )
             )
-        return [dict(zip(COLUMNS, line, strict=True)) for line in lines[1:] if len(line) == len(COLUMNS)]
+        rows = [dict(zip(COLUMNS, line, strict=True)) for line in lines[1:] if len(line) == len(COLUMNS)]
+        last = {(row["case"], row["name"], row["kind"]): row for row in rows}
+        return [row for row in rows if last[row["case"], row["name"], row["kind"]] is row]
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add the rows of a case, at once.
@@ -92,13 +94,30 @@ class VolumeTable:
             BundleError: if they cannot be written.
         """
         text = _csv_text(rows, header=False)
+        again = {str(row["case"]) for row in rows}
+        if again & self._known():
+            kept = _csv_text([row for row in self.rows() if row["case"] not in again]) + text
+            write_result(self.path, lambda file: file.write(kept), "output_dir")
+            return
         try:
-            with self.path.open("ab", buffering=0) as file:
-                file.write(text)
-                os.fsync(file.fileno())
+            with self.path.open("ab") as file:
+                size = file.tell()
+                try:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.truncate(self.path, size)  # no half of a row, to which the next case would be glued
+                    raise
         except OSError as error:
             fix = "free some space, or set --output_dir to another folder"
             raise BundleError(Finding(str(self.path), f"cannot be written ({error})", "room for it", fix)) from error
+        self._cases |= again
+
+    def _known(self) -> set[str]:
+        if not self._cases:
+            self._cases = {row["case"] for row in self.rows()}
+        return self._cases
 
 
 def _csv_text(rows: Sequence[Mapping[str, Any]], header: bool = True) -> bytes:
