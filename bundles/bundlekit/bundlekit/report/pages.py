@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
@@ -88,6 +87,7 @@ def write_report(
         BundleError: if there is no table, matplotlib is not installed, or a file cannot be read or written.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
 
     require_matplotlib("the report")
     folder = Path(folder)
