@@ -109,7 +109,7 @@ BUNDLES = {
     "abdomen_ct_vnet": Row(
         data="abdomens",
         small={"channels": [4, 8, 8], "patch_size": [24, 24, 24], "spacing": [10, 10, 10]},
-        training={"epochs": 3, "batch_size": 2, "learning_rate": 0.005, "patches_per_case": 2},
+        training={"epochs": 4, "batch_size": 2, "learning_rate": 0.005},
         narrow={"channels": [2, 4, 4]},
         falls=0.05,
         resumed=("organs13.yaml",),
