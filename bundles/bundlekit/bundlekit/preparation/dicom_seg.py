@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ def source_of(entry: Mapping[str, Any], modality: str, sources: str | os.PathLik
         found = f"the {modality} was a NIfTI file"
         raise BundleError(Finding(str(entry["source"]), found, "a DICOM series", "give --seg_on another scan, or none"))
     root = str(sources) if sources is not None else entry["dicom"]["folder"]
-    found_stack = find_stack(root, entry["dicom"]["digest"])
+    found_stack = find_stack(root, entry["dicom"]["digest"]) if Path(root).expanduser().exists() else None
     if found_stack is None:
         found = f"not the {entry['dicom']['slices']} slices of series {entry['dicom']['series']}, the {modality}"
         fix = "give the folder that holds the study: --sources DIR; or go on without DICOM-SEG: --seg_on none"

@@ -160,7 +160,7 @@ def prepare_case(
         }
         if scan.stack is not None:
             record["modalities"][modality]["dicom"] = {
-                "folder": str(Path(scan.stack.root).expanduser().resolve()),
+                "folder": scan.stack.root,
                 "series": scan.stack.number,
                 "slices": len(scan.stack.slices),
                 "digest": scan.stack.digest,
