@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from bundlekit.errors import BundleError
 from bundlekit.files import sha256_of
 from bundlekit.preparation.grids import Grid
-from bundlekit.preparation.record import write_record
+from bundlekit.preparation.record import read_record, write_record
 from bundlekit.preparation.restoring import restore_case
 
 AFFINE = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -128,3 +129,24 @@ def test_scans_that_were_moved_are_found_by_their_contents(prepared: Path, mask:
     save(tmp_path / "raw" / "x_t1.nii.gz", np.ones((12, 12, 12), np.float32), AFFINE)
     with pytest.raises(BundleError, match="another file than the one that was prepared"):
         restore_case(prepared, mask, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"case": "../../x"},
+        {"case": ""},
+        {"modalities": {"T1": {"prepared": "/etc/x_t1.nii.gz"}}},
+        {"modalities": {"../T1": {}}},
+        {"modalities": {"T1": {"dicom": {}, "source": "../thesis.docx"}}},
+        {"modalities": ["T1"]},
+    ],
+)
+def test_a_record_of_a_stranger_leads_nowhere_else(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Its names are those of files that are written, and removed by the next run."""
+    good = {"case": "x", "modalities": {"T1": {"prepared": "x_t1.nii.gz", "dicom": {}, "source": "source/T1.nii.gz"}}}
+    write_record(tmp_path, good)
+    assert read_record(tmp_path)["case"] == "x"
+    write_record(tmp_path, {**good, **changes})
+    with pytest.raises(BundleError, match="names that lead elsewhere"):
+        read_record(tmp_path)

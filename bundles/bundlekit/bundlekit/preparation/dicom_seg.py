@@ -77,9 +77,11 @@ def source_of(entry: Mapping[str, Any], modality: str, sources: str | os.PathLik
         found = f"the {modality} was a NIfTI file"
         raise BundleError(Finding(str(entry["source"]), found, "a DICOM series", "give --seg_on another scan, or none"))
     root = str(sources) if sources is not None else entry["dicom"]["folder"]
-    found_stack = find_stack(root, entry["dicom"]["digest"]) if Path(root).expanduser().exists() else None
+    there = Path(root).expanduser().exists()
+    found_stack = find_stack(root, entry["dicom"]["digest"]) if there else None
     if found_stack is None:
         found = f"not the {entry['dicom']['slices']} slices of series {entry['dicom']['series']}, the {modality}"
+        found = found if there else f"no such folder, so {found}"
         fix = "give the folder that holds the study: --sources DIR; or go on without DICOM-SEG: --seg_on none"
         raise BundleError(Finding(root, found, "the DICOM files that were prepared, all of them", fix))
     if not found_stack.frame_of_reference:

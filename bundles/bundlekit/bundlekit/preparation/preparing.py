@@ -244,7 +244,7 @@ def _earlier_files(folder: Path) -> list[Path]:
         BundleError: for scans of a case that no record tells of.
     """
     entries = list(read_record(folder)["modalities"].values()) if (folder / RECORD).is_file() else []
-    names = [Path(entry["prepared"]).name for entry in entries]
+    names = [entry["prepared"] for entry in entries if "prepared" in entry]
     others = [file for file in folder.glob("*") if role_of(file.name) and file.name not in names]
     if others:
         found = "a scan or a mask that was not prepared there"

@@ -55,7 +55,7 @@ def _wrong_names(record: dict[str, Any]) -> str:
     entries = record.get("modalities")
     if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
         return "no modalities"
-    names = [record.get("case"), *(entry.get("prepared") for entry in entries.values())]
+    names = [record.get("case"), *(entry["prepared"] for entry in entries.values() if "prepared" in entry)]
     wrong = [name for name in names if not isinstance(name, str) or Path(name).name != name or name in ("", ".", "..")]
     wrong += [modality for modality in entries if modality not in MODALITIES]
     for modality, entry in entries.items():
