@@ -13,7 +13,7 @@ from bundlekit.report.volumes import volumes_of
 
 def result(classes: np.ndarray, brain_ml: float | None = None, removed_ml: float = 0.0) -> Result:
     volumes = volumes_of(classes, np.eye(4), ["a", "b"], {"all": (1, 2)})
-    return Result(classes, {volume.name: volume for volume in volumes}, 0.001, brain_ml, removed_ml)
+    return Result(classes, {volume.name: volume for volume in volumes}, brain_ml, removed_ml)
 
 
 def box() -> np.ndarray:

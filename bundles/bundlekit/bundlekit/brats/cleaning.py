@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -184,19 +185,7 @@ def remove_coreless(labels: np.ndarray, minimum_ml: float, voxel_ml: float) -> n
         minimum_ml: volume of NCR and ET together, in ml; the largest component stays if none holds as much.
         voxel_ml: volume of a voxel, in ml.
     """
-    kept = labels.copy()
-    box = ndimage.find_objects((labels != 0).view(np.uint8))
-    if not box:
-        return kept
-    inside = kept[box[0]]
-    numbers, n = components(inside)
-    core = np.bincount(numbers[np.isin(inside, REGIONS["TC"])], minlength=n + 1)
-    keep = core * voxel_ml >= minimum_ml * _NEARLY
-    keep[0] = False  # the background's number
-    if not keep.any():
-        keep[1 + np.bincount(numbers.ravel())[1:].argmax()] = True
-    inside[~keep[numbers]] = 0
-    return kept
+    return _without_parts(labels, partial(_has_core, minimum_ml=minimum_ml, voxel_ml=voxel_ml))
 
 
 def remove_small_parts(labels: np.ndarray, minimum_share: float) -> np.ndarray:
@@ -206,16 +195,34 @@ def remove_small_parts(labels: np.ndarray, minimum_share: float) -> np.ndarray:
         labels: class indices as in `regions`, 0 is background.
         minimum_share: 0 to 1; the largest always stays.
     """
+    return _without_parts(labels, lambda _, numbers, sizes: sizes >= minimum_share * sizes.max())
+
+
+def _without_parts(labels: np.ndarray, keep: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+    """A copy of a class map HWD with only those 26-connected components of the whole tumour that `keep` says.
+
+    Args:
+        labels: class indices, 0 is background.
+        keep: from the classes, the components' numbers 1 to N (0 is background), and their N sizes in voxels, whether
+            each of the N is kept.
+    """
     kept = labels.copy()
     box = ndimage.find_objects((labels != 0).view(np.uint8))
-    if not box:
-        return kept
-    inside = kept[box[0]]
-    numbers, n = components(inside)
-    sizes = np.bincount(numbers.ravel(), minlength=n + 1)
-    sizes[0] = 0  # the background
-    inside[sizes[numbers] < minimum_share * sizes.max()] = 0
+    if box:
+        inside = kept[box[0]]
+        numbers, n = components(inside)
+        sizes = np.bincount(numbers.ravel(), minlength=n + 1)[1:]
+        inside[~np.concatenate([[False], keep(inside, numbers, sizes)])[numbers]] = 0
     return kept
+
+
+def _has_core(
+    inside: np.ndarray, numbers: np.ndarray, sizes: np.ndarray, minimum_ml: float, voxel_ml: float
+) -> np.ndarray:
+    """Whether a component holds enough core; where none does, whether it is the largest."""
+    core = np.bincount(numbers[np.isin(inside, REGIONS["TC"])], minlength=len(sizes) + 1)[1:]
+    enough = core * voxel_ml >= minimum_ml * _NEARLY
+    return enough if enough.any() else np.arange(len(sizes)) == sizes.argmax()
 
 
 def _volume(name: str, value: float) -> float:

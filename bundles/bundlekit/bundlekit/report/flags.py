@@ -26,7 +26,6 @@ class Result:
 
     classes: np.ndarray  # HWD, class indices on the scan's own grid
     volumes: Mapping[str, Volume]  # of classes and regions, by name
-    voxel_ml: float
     brain_ml: float | None  # None: unknown
     removed_ml: float = 0.0  # by the cleaning of the mask
 

@@ -95,8 +95,7 @@ class WriteVolumes:
         by_name = {volume.name: volume for volume in volumes}
         if self.brain in by_name:
             brain_ml = by_name[self.brain].ml
-        voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-        flags = flags_of(Result(classes, by_name, voxel_ml, brain_ml, removed_ml), self.checks)
+        flags = flags_of(Result(classes, by_name, brain_ml, removed_ml), self.checks)
         for flag in flags:
             _log.warning("%s: look at it: %s", case, flag.sentence)
         found = {

@@ -42,20 +42,20 @@ class CaseOnPage:
         self.page = f"{_file_name(self.name)}.html"
         self.ml = {row["name"]: float(row["ml"]) for row in self.rows}
 
-    def __getattr__(self, name: str) -> Any:  # what is one for the whole case stands in each of its rows
-        if name.startswith("_") or name not in self.rows[0]:
-            raise AttributeError(name)
-        return self.rows[0][name]
+    @property
+    def common(self) -> dict[str, str]:
+        """What is one for the whole case, and so stands in each of its rows."""
+        return self.rows[0]
 
     @property
     def flags(self) -> list[str]:
         """Names of the checks that found something."""
-        return [flag for flag in self.rows[0]["flags"].split(";") if flag]
+        return [flag for flag in self.common["flags"].split(";") if flag]
 
     @property
     def reasons(self) -> list[str]:
         """Their sentences."""
-        return [reason for reason in self.rows[0]["reasons"].split(" | ") if reason]
+        return [reason for reason in self.common["reasons"].split(" | ") if reason]
 
     @property
     def mask(self) -> str:
@@ -125,7 +125,7 @@ def write_report(
         title=title,
         cases=sorted(cases, key=lambda case: not case.flags),
         names=shown,
-        bundles=sorted({case.bundle for case in cases}),
+        bundles=sorted({case.common["bundle"] for case in cases}),
         flagged=sum(bool(case.flags) for case in cases),
         plot=len(cases) > 1,
         **inline,
