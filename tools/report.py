@@ -42,7 +42,7 @@ def report(folder: str, dataset_dir: str | None = None, datalist: str | None = N
     classes: Sequence[str] = ()
     if bundle:
         parser = parse(bundle, "inference.yaml", dataset_dir=dataset_dir, datalist=datalist, **settings)
-        classes = _written_classes(parser)
+        classes = parser.get_parsed_content("class_names")
         if dataset_dir or datalist:
             cases = parser.get_parsed_content("cases")
             load = parser.get_parsed_content("preprocessing").transforms[0]
@@ -55,11 +55,3 @@ def report(folder: str, dataset_dir: str | None = None, datalist: str | None = N
         progress=lambda found: tqdm(found, desc="pages", disable=None),
     )
     print(path)
-
-
-def _written_classes(parser: Any) -> list[str]:
-    """Names of the classes, as the handler that writes the volumes has them."""
-    for i, handler in enumerate(parser["handlers"]):
-        if str(handler.get("_target_", "")).endswith("WriteVolumes"):
-            return list(parser.get_parsed_content(f"handlers::{i}").classes)
-    return []
