@@ -65,6 +65,15 @@ def write_result(path: str | os.PathLike, write: Callable[[Any], object], settin
         ) from error
 
 
+def write_bytes(path: str | os.PathLike, content: bytes, setting: str) -> None:
+    """`write_result` of what is at hand.
+
+    Raises:
+        BundleError: if the file cannot be written; an earlier file of this name is intact then.
+    """
+    write_result(path, lambda file: file.write(content), setting)
+
+
 def sha256_of(path: str | os.PathLike) -> str:
     """SHA-256 of a file, in hexadecimal digits; MONAI's `check_hash` compares one, but does not tell it."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import re
 import shutil
@@ -16,7 +18,9 @@ import numpy as np
 import pytest
 
 from bundlekit.errors import BundleError
+from bundlekit.report import view
 from bundlekit.report.pages import write_report
+from bundlekit.report.scans import Scan
 from bundlekit.report.table import COLUMNS, VolumeTable
 
 NASTY = "<script>alert(\"x\")</script> & '\u00e9'"
@@ -75,8 +79,8 @@ def results(tmp_path: Path) -> Path:
     return out
 
 
-def scan_of(case: str) -> Any:
-    return None if case == NASTY else (voxels(), AFFINE, None)
+def scan_of(case: str) -> Scan | None:
+    return None if case == NASTY else Scan({"T1": voxels(), "FLAIR": 2 * voxels()}, AFFINE, "FLAIR")
 
 
 class Links(HTMLParser):
@@ -120,7 +124,7 @@ def test_a_name_is_only_shown(results: Path) -> None:
     (page,) = (page for page in index.parent.glob("*.html") if page.name not in ("index.html", "a.html", "b.html"))
     assert re.fullmatch(r"[A-Za-z0-9._-]+-[0-9a-f]{8}\.html", page.name)
     found = Links(page)
-    assert found.scripts == 0
+    assert found.scripts == 0, "without a scan there is no view"
     assert NASTY in found.words
     assert "No picture: the scan was not found" in found.words
     assert Links(index).scripts == 1, "the page's own"
@@ -128,7 +132,7 @@ def test_a_name_is_only_shown(results: Path) -> None:
 
 def test_a_mask_of_another_scan_is_refused(results: Path) -> None:
     with pytest.raises(BundleError, match="on another grid than the scan of a"):
-        write_report(results, lambda case: (voxels()[:-1], AFFINE, None))
+        write_report(results, lambda case: Scan({"scan 1": voxels()[:-1]}, AFFINE, "scan 1"))
 
 
 def test_a_folder_without_results(tmp_path: Path) -> None:
@@ -149,31 +153,109 @@ const box = document.getElementById("search");
 box.value = "REMOVED"; box.dispatchEvent(new Event("input"));
 const shown = [...document.querySelectorAll("#cases tbody tr")].filter((row) => !row.hidden).length;
 const broken = [...document.images].filter((image) => !image.naturalWidth).length;
-const asked = performance.getEntriesByType("resource").map((entry) => entry.name);
-document.body.innerHTML = "";
-document.body.textContent = "PROBE" + JSON.stringify({ before, up, down, shown, broken, asked }) + "PROBE";
+return { before, up, down, shown, broken };
 """
-    script = f"<script>addEventListener('load', () => {{{probe}}})</script>"
-    probed = index.with_name("probed.html")
-    probed.write_text(index.read_text().replace("</body>", f"{script}</body>"))
-    done = subprocess.run(
-        [
-            str(CHROMIUM),
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--enable-logging=stderr",
-            "--dump-dom",
-            probed.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in done.stderr
-    found = json.loads(re.search("PROBE(.*)PROBE", done.stdout)[1])  # type: ignore[index]
+    found = in_browser(index, probe)
     assert found["before"] == ["3.00", "0.10", "0.10"]
     assert (found["up"], found["down"]) == (["0.10", "0.10", "3.00"], ["3.00", "0.10", "0.10"])
     assert (found["shown"], found["broken"]) == (1, 0)
-    assert all(one.startswith(index.parent.as_uri()) for one in found["asked"])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_shows_scan_and_mask_in_three_dimensions(results: Path) -> None:
+    page = write_report(results, scan_of, names_of_classes).with_name("a.html")
+    probe = """
+document.getElementById("canvas").getContext("webgl2", { preserveDrawingBuffer: true });
+document.getElementById("open").click();
+const wait = () => new Promise((done) => setTimeout(done, 100));
+while (!document.getElementById("view").dataset.ready && told.textContent === "Reading ...") await wait();
+const colours = () => {
+  const drawn = document.createElement("canvas");
+  [drawn.width, drawn.height] = [canvas.width, canvas.height];
+  const context = drawn.getContext("2d");
+  context.drawImage(canvas, 0, 0);
+  const { data } = context.getImageData(0, 0, drawn.width, drawn.height);
+  let [grey, green] = [0, 0];
+  for (let n = 0; n < data.length; n += 4) {
+    const [r, g, b] = data.subarray(n, n + 3);
+    grey += r > 60 && r === g && g === b;
+    green += g > r + 40 && g > b;
+  }
+  return { grey: grey > 100, green: green > 100 };
+};
+const both = colours();
+const mask = document.getElementById("opacity");
+mask.value = 0; mask.dispatchEvent(new Event("input")); await wait();
+const without = colours();
+const asked = [...document.scripts].map((script) => script.src.split("/").pop());
+const scans = [...scan.options].map((option) => option.textContent + (option.selected ? "*" : ""));
+return { told: told.textContent, both, without, scans, asked };
+"""
+    found = in_browser(page, probe, "--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+    assert found["told"] == ""
+    assert found["both"] == {"grey": True, "green": True}
+    assert found["without"] == {"grey": True, "green": False}
+    assert found["scans"] == ["T1", "FLAIR*"]
+    assert [one for one in found["asked"] if one] == ["niivue.umd.js", "a_view.js", "a_view_1.js"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_a_browser_without_webgl_says_so_and_shows_the_rest(results: Path) -> None:
+    page = write_report(results, scan_of, names_of_classes).with_name("a.html")
+    probe = """
+document.getElementById("open").click();
+return { told: told.textContent, broken: [...document.images].filter((image) => !image.naturalWidth).length };
+"""
+    found = in_browser(page, probe, "--disable-3d-apis")
+    assert "no WebGL 2" in found["told"]
+    assert found["broken"] == 0
+
+
+def test_volumes_of_the_view_hold_the_scan_and_the_mask(results: Path) -> None:
+    folder = write_report(results, scan_of, names_of_classes).parent
+    seen = script(folder / "a_view.js")["mask"]
+    assert [one["name"] for one in seen["classes"]] == ["NCR", "ED"]
+    assert seen["channels"][seen["shown"]] == {"name": "FLAIR", "file": "a_view_1.js"}
+    labels, grey = (nifti(one["nifti"]) for one in (seen, script(folder / "a_view_1.js")["a_view_1.js"]))
+    assert labels.shape == grey.shape
+    assert np.array_equal(labels.affine, grey.affine)
+    first = np.rint(np.linalg.solve(AFFINE, labels.affine[:, 3]))[:3].astype(int)
+    box = tuple(slice(start, start + n) for start, n in zip(first, labels.shape, strict=True))
+    assert np.array_equal(np.asarray(labels.dataobj), mask()[box])
+    assert int(np.asarray(labels.dataobj).astype(bool).sum()) == int(mask().astype(bool).sum())
+    assert np.corrcoef(np.asarray(grey.dataobj).ravel(), voxels()[box].ravel())[0, 1] > 0.95
+
+
+def test_a_changed_viewer_is_refused(results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(view._NIIVUE, tmp_path / "niivue")
+    monkeypatch.setattr(view, "_NIIVUE", tmp_path / "niivue")
+    (tmp_path / "niivue" / view.VIEWER).write_text("alert(1)")
+    with pytest.raises(BundleError, match="another file than was published"):
+        write_report(results, scan_of, names_of_classes)
+
+
+def script(path: Path) -> dict[str, Any]:
+    """Key and content of a volume's script."""
+    found = re.fullmatch(r"\(window\.volumes \?\?= \{\}\)\[(.*?)\] = (.*);\n", path.read_text())
+    assert found is not None
+    return {json.loads(found[1]): json.loads(found[2])}
+
+
+def nifti(content: str) -> nib.Nifti1Image:
+    return nib.Nifti1Image.from_bytes(gzip.decompress(base64.b64decode(content)))
+
+
+def in_browser(page: Path, probe: str, *options: str) -> dict[str, Any]:
+    """What the body of an async function returns in a page that is loaded.
+
+    The console must stay silent: there the browser would say, too, what the page's policy has kept from being loaded.
+    """
+    told = 'document.body.textContent = "PROBE" + JSON.stringify(await probe()) + "PROBE";'
+    code = f"<script>const probe = async () => {{{probe}}};addEventListener('load', async () => {{{told}}})</script>"
+    probed = page.with_name("probed.html")
+    probed.write_text(page.read_text().replace("</body>", f"{code}</body>"))
+    usual = ["--headless", "--no-sandbox", "--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom"]
+    command = [str(CHROMIUM), *(options or ["--disable-gpu"]), *usual, "--window-size=420,420", probed.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    assert "CONSOLE" not in done.stderr
+    return json.loads(re.search("PROBE(.*)PROBE", done.stdout)[1])  # type: ignore[index]

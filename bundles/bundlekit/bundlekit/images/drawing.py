@@ -93,8 +93,8 @@ def draw(
     sizes = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])]  # mm, along the turned axes
     image = apply_orientation(voxels, turn)
     turned = {name: apply_orientation(labels, turn) for name, labels in maps.items()}
-    low, high = _window(image) if window is None else (float(window[0]), float(window[1]))
-    box = _box(np.logical_or.reduce([image > low, *(labels != 0 for labels in turned.values())]))
+    low, high = window_of(image) if window is None else (float(window[0]), float(window[1]))
+    box = box_around(np.logical_or.reduce([image > low, *(labels != 0 for labels in turned.values())]))
     shown = next((labels for labels in turned.values() if labels.any()), None)
     image = image[box]
     turned = {name: labels[box] for name, labels in turned.items()}
@@ -163,8 +163,8 @@ def draw_slices(
     turn = ornt_transform(io_orientation(affine), axcodes2ornt("LAS"))
     sizes = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])]
     image, labels = apply_orientation(voxels, turn), apply_orientation(mask, turn)
-    low, high = _window(image) if window is None else (float(window[0]), float(window[1]))
-    box = _box((image > low) | (labels != 0))
+    low, high = window_of(image) if window is None else (float(window[0]), float(window[1]))
+    box = box_around((image > low) | (labels != 0))
     image, labels = image[box], labels[box]
     where = np.flatnonzero(labels.any(axis=(0, 1)))
     cuts = np.unique(np.linspace(where[0], where[-1], min(number, len(where))).round().astype(int))
@@ -284,13 +284,14 @@ def _values(maps: Mapping[str, np.ndarray]) -> list[float]:
     return sorted({float(v) for labels in maps.values() for v in np.unique(labels) if v})
 
 
-def _window(image: np.ndarray) -> tuple[float, float]:
+def window_of(image: np.ndarray) -> tuple[float, float]:
+    """Intensities shown as black and as white: a little below the 1st to the 99.5th percentile of what is not 0."""
     inside = image[image != 0]
     low, high = (float(v) for v in np.percentile(inside, [1, 99.5])) if inside.size else (0.0, 1.0)
     return min(0.6 * low, low), high
 
 
-def _box(inside: np.ndarray) -> tuple[slice, ...]:
+def box_around(inside: np.ndarray) -> tuple[slice, ...]:
     """The smallest box around what is inside, with a margin; everything where nothing is."""
     found = [np.flatnonzero(inside.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     if not all(len(f) for f in found):

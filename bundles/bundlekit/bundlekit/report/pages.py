@@ -1,32 +1,33 @@
 """Pages to look at: one for all cases, one for each, from `volumes.csv`, masks and scans. No server, no network.
 
-A page opens from its folder; style and script are within it, and a content security policy lets it load pictures of its
-own folder alone. Jinja2 fills the templates and escapes what it puts in.
+A page opens from its folder. A content security policy lets it load pictures and scripts of its own folder alone, the
+latter for the 3-D view. Jinja2 fills the templates and escapes what it puts in.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.files import write_result
+from bundlekit.files import write_bytes, write_result
 from bundlekit.images.drawing import box_plot, draw, draw_slices, require_matplotlib
 from bundlekit.images.nifti import read_affine, read_array
+from bundlekit.report.scans import Scan
 from bundlekit.report.table import TABLE, VolumeTable
+from bundlekit.report.view import VIEWER, write_viewer, write_volumes
 
 FOLDER = "report"
 _TEMPLATES = Path(__file__).parent / "templates"
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
-Scan = Callable[[str], "tuple[np.ndarray, np.ndarray, Sequence[float] | None] | None"]
+ScanOf = Callable[[str], "Scan | None"]
 
 
 @dataclass
@@ -65,7 +66,7 @@ class CaseOnPage:
 
 def write_report(
     folder: str | Path,
-    scan_of: Scan,
+    scan_of: ScanOf,
     names: Callable[[str], Mapping[int, str] | None] = lambda _: None,
     title: str = "Segmentations",
     progress: Callable[[Sequence[CaseOnPage]], Any] | None = None,
@@ -74,8 +75,7 @@ def write_report(
 
     Args:
         folder: with `volumes.csv` and the masks.
-        scan_of: name of a case -> its scan HWD, its affine (4x4, mm), and the intensities that are black and white (or
-            None); None where there is no scan: the page has no picture then.
+        scan_of: name of a case -> its scan; None where there is none: the page has no picture then.
         names: name of a case -> value in its mask -> name of the class, for the legends; None: values.
         title: of the index.
         progress: wraps the cases while their pages are made, e.g. tqdm.
@@ -104,19 +104,25 @@ def write_report(
     )
     site.filters["volume"] = _volume
     inline = {
-        key: Markup((_TEMPLATES / file).read_text()) for key, file in (("style", "style.css"), ("script", "sort.js"))
+        key: Markup((_TEMPLATES / file).read_text())
+        for key, file in (("style", "style.css"), ("sort", "sort.js"), ("view", "view.js"))
     }
+    write_viewer(out)
     for place, case in enumerate(progress(cases) if progress else cases):
+        _draw(case, folder, out, scan_of(case.name), names(case.name))
+        view = _made_for(case, folder, [out / f"{_file_name(case.name)}_view.js"])
         page = site.get_template("case.html").render(
             title=case.name,
             case=case,
-            pictures=_pictures(case, folder, out, scan_of(case.name), names(case.name)),
+            pictures=_pictures(case, folder, out),
+            view=view[0].name if view else "",
+            viewer=VIEWER,
             before=cases[place - 1] if place else None,
             after=cases[place + 1] if place + 1 < len(cases) else None,
             style=inline["style"],
-            script="",
+            script=inline["view"] if view else "",
         )
-        _write(out / case.page, page.encode())
+        write_bytes(out / case.page, page.encode(), "output_dir")
     shown = list(dict.fromkeys(row["name"] for case in cases for row in case.rows))
     if len(cases) > 1:
         values = {name: [case.ml.get(name, np.nan) for case in cases] for name in shown}
@@ -128,9 +134,10 @@ def write_report(
         bundles=sorted({case.common["bundle"] for case in cases}),
         flagged=sum(bool(case.flags) for case in cases),
         plot=len(cases) > 1,
-        **inline,
+        style=inline["style"],
+        script=inline["sort"],
     )
-    _write(out / "index.html", index.encode())
+    write_bytes(out / "index.html", index.encode(), "output_dir")
     return out / "index.html"
 
 
@@ -141,45 +148,51 @@ def _cases(table: VolumeTable) -> list[CaseOnPage]:
     return [CaseOnPage(name, rows[name]) for name in sorted(rows)]
 
 
-def _pictures(
-    case: CaseOnPage,
-    folder: Path,
-    out: Path,
-    scan: tuple[np.ndarray, np.ndarray, Sequence[float] | None] | None,
-    names: Mapping[int, str] | None,
-) -> list[dict[str, str]]:
+def _draw(case: CaseOnPage, folder: Path, out: Path, scan: Scan | None, names: Mapping[int, str] | None) -> None:
+    """Pictures and volumes of a case whose scan is there."""
     mask = folder / case.mask
-    planes, slices = f"{_file_name(case.name)}_planes.png", f"{_file_name(case.name)}_slices.png"
-    if scan is not None and mask.is_file():
-        voxels, affine, window = scan
-        labels = read_array(str(mask))
-        labels = labels[..., 0] if labels.ndim == 4 else labels
-        if labels.shape != voxels.shape or not np.allclose(read_affine(str(mask)), affine, atol=1e-3):
-            found = f"a mask on another grid than the scan of {case.name}"
-            fix = "give the --dataset_dir of these"
-            raise BundleError(Finding(str(mask), found, "masks and scans of one data set", fix))
-        called = None if names is None else {**{int(v): str(int(v)) for v in np.unique(labels) if v}, **names}
-        draw((voxels, affine), labels, out / planes, names=called, window=window)
-        if labels.any():
-            draw_slices((voxels, affine), labels, out / slices, names=called, window=window)
-        else:
-            (out / slices).unlink(missing_ok=True)  # of an earlier mask
-    pictures = [
-        {
-            "file": planes,
-            "alt": f"{case.name} in three planes, below with the outlines of the mask",
-            "caption": "The planes in which the mask is largest. R: the patient's right.",
-        },
-        {
-            "file": slices,
-            "alt": f"{case.name} in axial slices from the lowest to the highest of the mask",
-            "caption": "Axial slices through the mask, from below.",
-        },
+    if scan is None or not mask.is_file():
+        return
+    labels = read_array(str(mask))
+    labels = labels[..., 0] if labels.ndim == 4 else labels
+    if labels.shape != scan.voxels.shape or not np.allclose(read_affine(str(mask)), scan.affine, atol=1e-3):
+        found = f"a mask on another grid than the scan of {case.name}"
+        fix = "give the --dataset_dir of these"
+        raise BundleError(Finding(str(mask), found, "masks and scans of one data set", fix))
+    values = [int(value) for value in np.unique(labels) if value]
+    called = dict(sorted({**{value: str(value) for value in values}, **(names or {})}.items()))
+    stem = _file_name(case.name)
+    draw((scan.voxels, scan.affine), labels, out / f"{stem}_planes.png", names=called, window=scan.window)
+    slices = out / f"{stem}_slices.png"
+    if values:
+        draw_slices((scan.voxels, scan.affine), labels, slices, names=called, window=scan.window)
+    else:
+        slices.unlink(missing_ok=True)  # of an earlier mask
+    write_volumes(out, stem, scan, labels, called)
+
+
+def _pictures(case: CaseOnPage, folder: Path, out: Path) -> list[dict[str, str]]:
+    stem = _file_name(case.name)
+    told = {
+        out / f"{stem}_planes.png": (
+            f"{case.name} in three planes, below with the outlines of the mask",
+            "The planes in which the mask is largest. R: the patient's right.",
+        ),
+        out / f"{stem}_slices.png": (
+            f"{case.name} in axial slices from the lowest to the highest of the mask",
+            "Axial slices through the mask, from below.",
+        ),
+    }
+    return [
+        {"file": file.name, "alt": told[file][0], "caption": told[file][1]} for file in _made_for(case, folder, told)
     ]
-    # those of an earlier run stay, unless the mask is a later one
+
+
+def _made_for(case: CaseOnPage, folder: Path, files: Iterable[Path]) -> list[Path]:
+    """Those of the files that are there and not older than the mask: of an earlier run they stay."""
+    mask = folder / case.mask
     made_ns = mask.stat().st_mtime_ns if mask.is_file() else 0
-    files = [(picture, out / picture["file"]) for picture in pictures]
-    return [picture for picture, file in files if file.is_file() and file.stat().st_mtime_ns >= made_ns]
+    return [file for file in files if file.is_file() and file.stat().st_mtime_ns >= made_ns]
 
 
 def _file_name(case: str) -> str:
@@ -193,11 +206,3 @@ def _file_name(case: str) -> str:
 def _volume(ml: str | float) -> str:
     value = float(ml)
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _write(path: Path, content: bytes) -> None:
-    write_result(path, partial(_write_bytes, content), "output_dir")
-
-
-def _write_bytes(content: bytes, file: Any) -> None:
-    file.write(content)

@@ -1,8 +1,9 @@
-"""The scan that a picture shows behind a mask."""
+"""The scan that a page shows behind a mask."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,34 @@ from monai.utils import convert_to_numpy
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError
 
-_FLAIR = 3  # of four modalities, in which most of a lesion is seen
+_MODALITIES = ("T1", "T1ce", "T2", "FLAIR")  # as each bundle with four channels decodes them
+_FIRST = 3  # in which most of a lesion is seen
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What is seen of a case.
+
+    Args:
+        channels: name -> voxels HWD, one or more.
+        affine: 4x4, mm.
+        shown: name of the channel in pictures.
+        window: intensities that are black and white; None: by the voxels.
+    """
+
+    channels: Mapping[str, np.ndarray]
+    affine: np.ndarray
+    shown: str
+    window: Sequence[float] | None = None
+
+    @property
+    def voxels(self) -> np.ndarray:
+        """Of the channel in pictures."""
+        return self.channels[self.shown]
 
 
 class ScansOf:
-    """Voxels, affine and window of a case's scan, by the case's name; the argument of `pages.write_report`.
+    """The `Scan` of a case, by the case's name; the argument of `pages.write_report`.
 
     Args:
         cases: of the data set.
@@ -33,15 +57,16 @@ class ScansOf:
         self._load = load
         self._window = window
 
-    def __call__(self, name: str) -> tuple[np.ndarray, np.ndarray, Sequence[float] | None] | None:
-        """The FLAIR of four modalities, or what there is of them; None where there is no scan, or a damaged one."""
+    def __call__(self, name: str) -> Scan | None:
+        """All modalities that hold anything, the FLAIR in pictures; None where there is no scan, or a damaged one."""
         if self._load is None or name not in self._cases:
             return None
         try:
             image = self._load(self._cases[name])["image"]
         except BundleError:  # inference has passed over it and said so
             return None
-        channels = [convert_to_numpy(channel) for channel in image]
-        first = channels[_FLAIR] if len(channels) > _FLAIR else channels[0]
-        voxels = first if first.any() else next((channel for channel in channels if channel.any()), first)
-        return voxels, np.asarray(image.affine, float), self._window
+        names = _MODALITIES if len(image) == len(_MODALITIES) else [f"scan {n + 1}" for n in range(len(image))]
+        channels = {key: convert_to_numpy(channel) for key, channel in zip(names, image, strict=True)}
+        first = names[_FIRST] if len(names) > _FIRST else names[0]
+        seen = {key: channel for key, channel in channels.items() if channel.any()} or {first: channels[first]}
+        return Scan(seen, np.asarray(image.affine, float), first if first in seen else next(iter(seen)), self._window)
