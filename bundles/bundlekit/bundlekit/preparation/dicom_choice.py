@@ -150,6 +150,8 @@ def refuse_open(choice: Choice, study: Study, given: Sequence[str] = (), fill_mi
 def _options(choice: Choice, modality: str, taken: Sequence[Candidate]) -> list[Candidate]:
     """Series that may be a modality that none was taken for."""
     alike = _of(choice, modality)
+    if len(alike) == 1:  # it was not taken unasked, so the others may be meant as well
+        return [one for one in choice.candidates if one.modality == modality and one not in taken]
     return alike or [
         one for one in choice.candidates if modality in one.maybe and not one.stack.unfit and one not in taken
     ]
@@ -214,12 +216,12 @@ def _sort_t1(choice: Choice) -> None:
     """T1s of which nothing tells whether contrast medium had been given: before it, after it, or open."""
     asked = [taken for modality, taken in choice.taken.items() if modality == "T1ce"]
     with_medium = [*asked, *(one for one in choice.candidates if one.medium)]
-    first = min((one for one in with_medium if one.stack.begun), key=lambda one: one.stack.begun, default=None)
     for one in choice.candidates:
         if one.modality != "T1" or one.medium is not None or one in choice.taken.values():
             continue
-        if first and one.stack.begun > first.stack.begun:
-            doubt = f"not taken unasked: begun after series {first.stack.key}, which had contrast medium"
+        before = next((other for other in with_medium if _later(one.stack, other.stack)), None)
+        if before:
+            doubt = f"not taken unasked: begun after series {before.stack.key}, which had contrast medium"
         elif not with_medium:
             doubt = "not taken unasked: before or after contrast medium is told nowhere"
         else:
@@ -246,13 +248,12 @@ def _prefer(choice: Choice, modality: str) -> None:
     left = _of(choice, modality)
     if len(left) != 1:
         return
-    begun = left[0].stack.begun
-    if modality == "T1" and left[0].medium is None and any(one.stack.begun < begun for one in all_of):
-        return  # the finer T1 is the later one, and may be after contrast medium: asked, not guessed
+    others = [one for one in all_of if one is not left[0]]
+    first = all(_later(left[0].stack, one.stack) is False for one in others)
+    if modality == "T1" and left[0].medium is None and not first:
+        return  # the finer T1 is not known to be the first, and may be after contrast medium: asked, not guessed
     choice.taken[modality] = left[0]
-    for one in all_of:
-        if one is left[0]:
-            continue
+    for one in others:
         if _reformatted(one.stack) and not _reformatted(left[0].stack):
             rule = "a reformat"
         elif max(_edges(one.stack)) >= _THINNER * max(_edges(left[0].stack)):
@@ -260,6 +261,16 @@ def _prefer(choice: Choice, modality: str) -> None:
         else:
             rule = f"{_plane(one.stack)}, the other axial"
         one.why += f"; series {left[0].stack.number} preferred: this one is {rule}"
+
+
+def _later(one: Stack, other: Stack) -> bool | None:
+    """Whether it was begun after another series of its study; None where that is not told."""
+    (day, time), (other_day, other_time) = one.begun, other.begun
+    if not (time and other_time):
+        return None
+    if day and other_day and day != other_day:
+        return day > other_day
+    return time > other_time  # without days, too: anonymised studies keep their times
 
 
 def _reformatted(stack: Stack) -> bool:

@@ -63,7 +63,7 @@ class Stack:
         orientation: six cosines, LPS+: along a row, along a column.
         parameters: of the sequence.
         unfit: why it is no scan of a head that could be taken; "" if it could be.
-        begun: when, for comparing; "" if not told. Leaves this object in no form.
+        begun: day and time, for comparing; "" for what is not told. Leaves this object in no form.
         frame_of_reference: its UID; "" if there is none.
     """
 
@@ -78,7 +78,7 @@ class Stack:
     orientation: tuple[float, ...]
     parameters: Parameters
     unfit: str = ""
-    begun: str = ""
+    begun: tuple[str, str] = ("", "")
     frame_of_reference: str = ""
 
     def __str__(self) -> str:
@@ -406,12 +406,12 @@ def _unfit(frame: _Frame, directions: int) -> str:
     return ""
 
 
-def _begun(frame: _Frame) -> str:
+def _begun(frame: _Frame) -> tuple[str, str]:
     whole = frame.words("AcquisitionDateTime")
     if whole:
-        return whole[0]
+        return whole[0][:8], whole[0][8:]
     for when in ("Acquisition", "Series"):
         day, time = (frame.words(f"{when}{part}") for part in ("Date", "Time"))
-        if day and time:
-            return day[0] + time[0]
-    return ""
+        if time:
+            return (day[0] if day else ""), time[0]
+    return "", ""

@@ -1,8 +1,8 @@
 """The 3-D view of a case's page: its scans and its mask, for NiiVue.
 
 A page that is opened from a folder may not fetch a file, but may run a script that lies there. So a volume is a script
-in which the NIfTI file stands in base64, and is read when the view is opened. NiiVue's own file lies in `niivue/`, as it
-is published, with its licence.
+in which the NIfTI file stands in base64, and is read when the view is opened. NiiVue's own file lies in `niivue/`, as
+it is published, with its licence.
 """
 
 from __future__ import annotations

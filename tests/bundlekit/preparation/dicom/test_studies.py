@@ -472,6 +472,24 @@ def test_a_t1_after_the_agent_is_not_taken_for_one_before(study: Path, rewrite: 
     assert numbers(chosen(study)) == NUMBERS
 
 
+@pytest.mark.parametrize(("time", "told"), [("110000", "begun after series 5"), (None, "2 series of which each may be the T1:")])
+def test_days_may_be_gone_and_without_times_it_is_asked(
+    time: str | None, told: str, study: Path, rewrite: Write
+) -> None:
+    """Of a native T1 and a finer one of later or of unknown time none is taken."""
+    bare = {"AcquisitionDate": None, "SeriesDate": None}
+    for name in ("T1", "T1ce"):
+        rewrite(name, **bare, **({} if time else {"AcquisitionTime": None, "SeriesTime": None}))
+    _thin(study, **bare, AcquisitionTime=time, SeriesTime=None, ContrastBolusAgent=None, SeriesDescription="t1")
+    if time:
+        choice = chosen(study)
+        assert numbers(choice) == NUMBERS
+        assert told in line(choice, "8")
+    else:
+        with pytest.raises(BundleError, match=told):
+            chosen(study)
+
+
 def test_agent_and_description_that_disagree_are_refused(study: Path, rewrite: Write) -> None:
     rewrite("T1ce", SeriesDescription="t1_tra_pre")
     with pytest.raises(BundleError, match="a contrast agent is named, but the description says before"):
