@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -19,12 +19,12 @@ from bundlekit.images.nifti import read_volume
 from bundlekit.images.writing import written_by
 from bundlekit.preparation.preparing import prepare_case
 from bundlekit.preparation.record import read_record
-from bundlekit.preparation.restoring import restore_case
+from bundlekit.preparation.restoring import path_on, refuse_corrected, restore_case
 from bundlekit.preparation.scans import find_scans, has_scans, holds_dicom
-from bundlekit.values import wrong_value
-from tools.bundles import ROOT, parse
+from tools.bundles import ROOT, parse, refuse_wrong_settings
 
 _BUNDLES = ("brats_resunet", "brain_metastasis_attention_unet")
+_OF_SEGMENT = ("dataset_dir", "datalist", "output_dir", "save_probabilities")  # what `segment` gives to inference.yaml
 _MASKS = "brain_mask_unet"
 
 
@@ -162,7 +162,7 @@ def restore(
     if probabilities is None and beside != path and beside.is_file():
         probabilities = str(beside)
     name, untouched = written_by(path)
-    maker = {"name": name, "version": _version(name), "corrected": not untouched}
+    maker = {"name": name, "corrected": not untouched}  # of which version is not told by the mask
     if weights is not None:
         maker["weights"] = _hash(weights)
     stacks = _seg_stacks(seg_on, read_record(prepared), sources)
@@ -194,18 +194,16 @@ def segment(bundle: str, folder: str | None = None, out: str | None = None, **se
     _required(out, "--out", "the folder for the results")
     of_prepare = {name: settings.pop(name) for name in signature(prepare).parameters if name in settings}
     seg_on = settings.pop("seg_on", None)
-    known = cast(dict, parse(bundle, "inference.yaml").config)
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise ValueError(f"no setting --{', --'.join(unknown)} of {bundle}'s inference.yaml.")
-    for name, value in settings.items():
-        if expected := wrong_value(name, value, known[name]):
-            raise ValueError(f"--{name} is {value!r}; expected {expected}.")
+    for name in _OF_SEGMENT:
+        if name in settings:
+            raise ValueError(f"--{name} cannot be given: `segment` chooses it; results go to --out.")
+    refuse_wrong_settings(bundle, "inference.yaml", settings)
     root = Path(str(out)).expanduser()
     device = of_prepare["device"] = of_prepare.get("device") or _device()
     prepare(folder, str(root / "prepared"), **of_prepare)
     record = read_record(root / "prepared")
     stacks = _seg_stacks(seg_on, record, None)  # what cannot be is told before anything is segmented
+    _refuse_replacing(record, root, stacks)
     where = {"dataset_dir": str(root / "prepared"), "output_dir": str(root / "segmented"), "device": device}
     _infer(bundle, {**where, "save_probabilities": True, "num_workers": 0, **settings}, bool(record["missing"]))
     name = root / "segmented" / record["case"]
@@ -227,13 +225,27 @@ def _restore(
     writing: Any = _dicom("dicom_seg") if stacks else None
     if stacks and mask.is_file():  # before anything is written
         writing.check_values(read_volume(str(mask)), mask)
+    record = read_record(prepared)
+    _refuse_replacing(record, out, stacks)
     volumes = restore_case(prepared, mask, out, probabilities, sources)
-    case = read_record(prepared)["case"]
     for modality, stack in stacks.items():
-        path = Path(out).expanduser() / f"{case}_seg_on_{modality.lower()}.dcm"
-        writing.write_seg(stack, path.with_suffix(".nii.gz"), path, case, writing.Maker(**maker))
+        restored = path_on(record, modality, out)
+        path = _seg_path(restored)
+        writing.write_seg(stack, restored, path, record["case"], writing.Maker(**maker))
         print(f"{path} (holds the patient's name, as its study does)")
     _tell(volumes)
+
+
+def _seg_path(restored: Path) -> Path:
+    """The DICOM-SEG beside a mask on a scan."""
+    return restored.with_name(restored.name.removesuffix(".nii.gz") + ".dcm")
+
+
+def _refuse_replacing(record: Mapping[str, Any], out: str | Path, stacks: Mapping[str, Any]) -> None:
+    """Whatever somebody corrected stays: masks on the scans, and DICOM-SEG of these modalities."""
+    refuse_corrected(record, out)
+    for modality in stacks:
+        _dicom("dicom_seg").refuse_other(_seg_path(path_on(record, modality, out)))
 
 
 def _seg_stacks(asked: str | None, record: Mapping[str, Any], sources: str | None) -> dict[str, Any]:

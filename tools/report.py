@@ -12,7 +12,7 @@ from bundlekit.report.handler import names_of
 from bundlekit.report.pages import write_report
 from bundlekit.report.scans import ScansOf
 from bundlekit.report.table import VolumeTable
-from tools.bundles import names, parse
+from tools.bundles import names, parse, refuse_wrong_settings
 
 
 def report(folder: str, dataset_dir: str | None = None, datalist: str | None = None, **settings: Any) -> None:
@@ -41,6 +41,7 @@ def report(folder: str, dataset_dir: str | None = None, datalist: str | None = N
     window: Sequence[float] | None = None
     classes: Sequence[str] = ()
     if bundle:
+        refuse_wrong_settings(bundle, "inference.yaml", settings)
         parser = parse(bundle, "inference.yaml", dataset_dir=dataset_dir, datalist=datalist, **settings)
         classes = parser.get_parsed_content("class_names")
         if dataset_dir or datalist:

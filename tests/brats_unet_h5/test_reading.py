@@ -66,6 +66,13 @@ def test_labels_are_read_for_scoring(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, affine)
 
 
+def test_a_file_without_an_affine_is_known_as_such(tmp_path: Path) -> None:
+    write_case(tmp_path / "with" / "case.h5", affine=np.diag([2, 2, 2, 1.0]))
+    write_case(tmp_path / "without" / "case.h5")
+    known = {name: LoadHDF5d()(find_cases(tmp_path / name)[0])["grid_known"] for name in ("with", "without")}
+    assert known == {"with": True, "without": False}
+
+
 def test_the_same_voxels_as_from_nifti(cohort: Path, h5_cohort: Path) -> None:
     nifti, h5 = brats.find_cases(cohort), find_cases(h5_cohort)
     assert [case["case"] for case in nifti] == [case["case"] for case in h5]

@@ -66,7 +66,8 @@ def test_segment_brings_the_mask_of_the_bundle_back(
             nib.save(nib.Nifti1Image(np.asarray(nib.load(file).dataobj), AFFINE), scans / file.name)
     weights = ["--ckpt_dir", trained("brats_resunet")]
     out = tmp_path / "out"
-    done = run("-m", "tools", "segment", "brats_resunet", scans, "--out", out, *weights)
+    small = ["--accept_doubtful", "True"]  # a head of 15 ml
+    done = run("-m", "tools", "segment", "brats_resunet", scans, "--out", out, *small, *weights)
     assert "rotated by 0.0 degrees" in done.stdout
     own = ["--dataset_dir", scans, "--output_dir", tmp_path / "own", "--num_workers", "0", *weights]
     run(*bundle_run("inferring", "inference.yaml"), *own)
@@ -160,6 +161,13 @@ def test_a_dicom_study_with_a_file_for_one_modality(dicom_study: Path, tmp_path:
         _of_folder(str(tmp_path), {}, None, "1.2", False)
 
 
+@pytest.mark.parametrize("name", ["dataset_dir", "datalist", "output_dir", "save_probabilities"])
+def test_what_segment_chooses_cannot_be_given(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"--{name} cannot be given"):
+        segment("brats_resunet", t1="a", out=str(tmp_path / "out"), **{name: False})
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_pydicom_the_package_is_named(
     dicom_study: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -194,6 +202,12 @@ def test_restore_writes_a_dicom_seg(dicom_study: Path, tmp_path: Path, capsys: p
     assert seg.pixel_array.sum() == (labels > 0).sum()
     assert seg.SegmentSequence[0].SegmentAlgorithmType == "MANUAL"  # no bundle has put its name to the mask
     assert "holds the patient's name" in capsys.readouterr().out
+    assert seg.SeriesDescription == "Tumour, by hand"
+    restore(str(tmp_path / "prepared"), str(tmp_path / "out"), str(mask))  # its own files are replaced
+    seg.Manufacturer = "a viewer"
+    seg.save_as(tmp_path / "out" / "x_seg_on_t1ce.dcm")
+    with pytest.raises(ValueError, match="a file of another program a viewer"):
+        restore(str(tmp_path / "prepared"), str(tmp_path / "out"), str(mask))
     restore(str(tmp_path / "prepared"), str(tmp_path / "none"), str(mask), seg_on="none")
     assert not list((tmp_path / "none").glob("*.dcm"))
     with pytest.raises(ValueError, match="--seg_on is 'T3'; expected all, none or one of T1ce"):

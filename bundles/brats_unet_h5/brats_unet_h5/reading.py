@@ -99,8 +99,12 @@ def label_reader(cases: Sequence[Case]) -> Callable[[str, Sequence[int]], tuple[
 
 def affine_of(case: Mapping[Any, Any]) -> np.ndarray:
     """Voxel-to-world matrix of a case (4x4, mm): its file's attribute, the identity (1 mm) where there is none."""
-    affine = affine_in(str(case["image"][0]), str(case["image_key"]))
+    affine = _affine_in(case)
     return np.eye(4) if affine is None else affine
+
+
+def _affine_in(case: Mapping[Any, Any]) -> np.ndarray | None:
+    return affine_in(str(case["image"][0]), str(case["image_key"]))
 
 
 class LoadHDF5d(Transform):
@@ -108,7 +112,8 @@ class LoadHDF5d(Transform):
 
     The output holds `image` (4xHWD float32 `MetaTensor` in the order T1, T1ce, T2, FLAIR, with the file's affine; air
     is 0), `label` (1xHWD uint8 class indices 0..3, only if `with_label`), and for those who write or score: `case`,
-    `source` (first file), `label_file` ("" if none) and `label_values` (4 integers).
+    `source` (first file), `label_file` ("" if none), `label_values` (4 integers) and `grid_known` (whether the file has
+    an affine).
 
     Args:
         with_label: whether to decode the mask too.
@@ -158,6 +163,7 @@ class LoadHDF5d(Transform):
             "source": source,
             "label_file": data["label"],
             "label_values": torch.tensor([int(v) for v in data["label_values"]]),
+            "grid_known": _affine_in(data) is not None,
         }
 
 

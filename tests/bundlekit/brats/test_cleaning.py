@@ -159,7 +159,7 @@ def test_two_lesions_of_one_size_stay_and_so_does_a_single_voxel() -> None:
 def test_what_is_removed_is_told(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         RemoveSmallPartsd(0.5)({"pred": parts(), "case": "BraTS_7"})
-    assert "BraTS_7: 0.08 ml apart from the tumour removed" in caplog.text
+    assert "BraTS_7: 0.08 ml apart from the largest part of the tumour removed" in caplog.text
     assert "removed_ml" not in RemoveSmallPartsd(0)({"pred": parts()})
 
 

@@ -80,6 +80,30 @@ def test_prepared_scans_are_copied_as_they_are(
     assert record["already_prepared"]
     for file in found.values():
         assert (tmp_path / "second" / Path(file).name).read_bytes() == Path(file).read_bytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing, "without_bias_field", lambda image, brain: image + brain)
+        prepare_case(found, tmp_path / "second", no_mask, case, n4=True)  # is not left out where scans are copied
+    for file in found.values():
+        before, after = (nib.load(path) for path in (file, tmp_path / "second" / Path(file).name))
+        voxels = np.asarray(before.dataobj)
+        np.testing.assert_array_equal(np.asarray(after.dataobj), voxels + (voxels != 0))
+        np.testing.assert_array_equal(after.affine, before.affine)
+
+
+def test_a_prepared_brain_that_is_none_is_refused(
+    files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    prepare_case(files, tmp_path / "first", no_mask)
+    case, found = find_scans(tmp_path / "first")
+    for file in found.values():
+        image = nib.load(file)
+        voxels = np.array(image.dataobj)
+        voxels[voxels.shape[0] // 4 :] = 0
+        nib.save(nib.Nifti1Image(voxels, image.affine, image.header), file)
+    with pytest.raises(BundleError, match=r"found: +\d+ ml[\s\S]*600 to 2100 ml: a whole brain"):
+        prepare_case(found, tmp_path / "second", no_mask, case)
+    assert not (tmp_path / "second").exists()
+    assert prepare_case(found, tmp_path / "second", no_mask, case, accept_doubtful=True)["already_prepared"]
 
 
 def test_a_head_is_stripped_by_the_majority(

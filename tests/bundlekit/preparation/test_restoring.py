@@ -11,6 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bundlekit.brats.cases import find_cases
+from bundlekit.brats.naming import role_of
 from bundlekit.errors import BundleError
 from bundlekit.files import sha256_of
 from bundlekit.preparation.grids import Grid
@@ -99,6 +101,26 @@ def test_an_empty_mask_comes_back_empty(prepared: Path, tmp_path: Path) -> None:
     volumes = restore_case(prepared, empty, tmp_path / "out")
     assert volumes["on"] == {"T1": {}, "FLAIR": {}}
     assert not np.asarray(nib.load(tmp_path / "out" / "x_seg_on_flair.nii.gz").dataobj).any()
+
+
+def test_a_mask_that_somebody_corrected_stays(prepared: Path, mask: Path, tmp_path: Path) -> None:
+    restore_case(prepared, mask, tmp_path / "out")
+    restore_case(prepared, mask, tmp_path / "out")  # as it was written: again
+    file = tmp_path / "out" / "x_seg_on_t1.nii.gz"
+    image = nib.load(file)
+    corrected = np.asarray(image.dataobj).copy()
+    corrected[0, 0, 0] = 1
+    nib.save(nib.Nifti1Image(corrected, image.affine, image.header), file)
+    with pytest.raises(BundleError, match=r"x_seg_on_t1[\s\S]*somebody corrected it"):
+        restore_case(prepared, mask, tmp_path / "out")
+    np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj), corrected)
+
+
+def test_masks_on_scans_are_no_scans(prepared: Path, mask: Path, tmp_path: Path) -> None:
+    restore_case(prepared, mask, tmp_path / "out")
+    assert role_of("x_seg_on_t1.nii.gz") is None
+    with pytest.raises(BundleError, match="no case"):
+        find_cases(tmp_path / "out", labelled=False)
 
 
 def test_what_does_not_belong_together_is_refused(prepared: Path, mask: Path, tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
-from bundlekit.report.flags import CHECKS, Result, flags_of
+from bundlekit.errors import BundleError
+from bundlekit.report.flags import CHECKS, Result, flags_of, require_limits
 from bundlekit.report.volumes import volumes_of
+from tests.conftest import ROOT
 
 
 def result(classes: np.ndarray, brain_ml: float | None = None, removed_ml: float = 0.0) -> Result:
@@ -67,6 +71,37 @@ def test_an_unknown_brain_is_no_wrong_one() -> None:
     assert flags_of(result(box()), {"brain_volume": [900, 2000]}) == []
 
 
-def test_a_name_that_is_no_check() -> None:
-    with pytest.raises(ValueError, match="no check brain_size; there are nothing_found"):
-        flags_of(result(box()), {"brain_size": 3})
+@pytest.mark.parametrize(
+    ("checks", "told"),
+    [
+        ({"brain_size": 3}, "no such check"),
+        ({"at_the_border": "abc"}, "'abc'"),
+        ({"at_the_border": "false"}, "or null to switch it off"),
+        ({"brain_volume": 2000}, r"expected: the least and the most ml, e\.g\. \[900, 2000\]"),
+        ({"brain_volume": [2000, 900]}, "the least and the most"),
+        ({"largest_part": 0.9}, "shares by name, of NCR, WT"),
+        ({"largest_part": {"TC": 0.9}}, "shares by name, of NCR, WT"),
+        ({"many_components": {"WT": "3"}}, "numbers by name"),
+        ({"share": {"NCR": [0.1, 0.2]}}, r"\[whole, least, most\] by name"),
+        ({"removed": True}, "expected: ml"),
+        ({"nothing_found": 1}, "expected: true"),
+    ],
+)
+def test_what_is_no_check_or_no_limit_is_refused(checks: dict[str, Any], told: str) -> None:
+    with pytest.raises(BundleError, match=told):
+        require_limits(checks, ["NCR", "WT"])
+
+
+def test_every_check_can_be_switched_off_and_every_bundle_has_limits_that_pass() -> None:
+    for off in (None, False):
+        require_limits(dict.fromkeys(CHECKS, off), [])
+    for config in ROOT.glob("bundles/*/configs/inference.yaml"):
+        names = {"WT", "TC", "ET", "brain", "CSF", "GM", "WM"}
+        require_limits(yaml.safe_load(config.read_text())["checks"], names)
+
+
+def test_a_file_that_does_not_tell_its_grid() -> None:
+    known = result(box())
+    assert flags_of(known, {"grid_unknown": True}) == []
+    (flag,) = flags_of(replace(known, grid_known=False), {"grid_unknown": True})
+    assert "voxels of 1 mm" in flag.sentence

@@ -13,6 +13,9 @@ MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 
 
+RESTORED = "_seg_on_"  # in the name of a mask on the grid of an original scan, before the modality
+
+
 @dataclass(frozen=True)
 class NamingScheme:
     """Names of the form `<case><separator><suffix>.nii[.gz]`, of any case of letters.
@@ -69,7 +72,9 @@ def scheme_of(name: str) -> NamingScheme | None:
 
 
 def role_of(name: str) -> tuple[str, str] | None:
-    """Case and role (modality or "label") of a BraTS file name."""
+    """Case and role (modality or "label") of a BraTS file name; None for a mask that was brought back to a scan."""
+    if RESTORED in name.lower():
+        return None
     scheme = scheme_of(name)
     return scheme.match(name) if scheme else None
 

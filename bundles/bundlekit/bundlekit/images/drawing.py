@@ -58,6 +58,7 @@ def draw(
     window: Sequence[float] | None = None,
     title: str = "",
     channel: int = 0,
+    sides: bool = True,
 ) -> None:
     """Write a PNG of a mask's outlines over its scan: axial, coronal and sagittal, each where the mask is largest.
 
@@ -74,6 +75,7 @@ def draw(
             voxels that are not 0.
         title: in the picture's upper left corner.
         channel: of a 4-D scan.
+        sides: whether to mark the patient's right; False where the affine does not tell it.
 
     Raises:
         BundleError: if matplotlib is not installed, a file cannot be read, or the grids differ.
@@ -121,7 +123,7 @@ def draw(
                 panel.text(
                     0.5, 0.99, plane, color="white", fontsize=8, ha="center", va="top", transform=panel.transAxes
                 )
-            if plane != "sagittal":
+            if sides and plane != "sagittal":
                 panel.text(0.01, 0.5, "R", color="white", fontsize=7, va="center", transform=panel.transAxes)
         line[0].text(0.01, 0.01, name, color="white", fontsize=8, va="bottom", transform=line[0].transAxes)
     figure.text(0.01, 0.995, title, color="white", fontsize=9, ha="left", va="top")

@@ -15,6 +15,7 @@ from highdicom import UID, AlgorithmIdentificationSequence
 from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from highdicom.sr import CodedConcept
+from pydicom.errors import InvalidDicomError
 from pydicom.sr.codedict import codes
 
 from bundlekit.errors import BundleError, Finding
@@ -37,6 +38,7 @@ _COLOURS = {1: (220, 60, 60), 2: (70, 170, 70), 3: (250, 210, 60)}
 _COPIED = """
     AccessionNumber PatientBirthDate PatientID PatientName PatientSex ReferringPhysicianName StudyDate StudyID StudyTime
 """
+_MANUFACTURER = "Brain Segmentation Bundles contributors"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,24 @@ def check_values(labels: np.ndarray, file: str | os.PathLike) -> None:
         raise BundleError(Finding(str(file), found, expected, "go on without DICOM-SEG: --seg_on none"))
 
 
+def refuse_other(path: str | os.PathLike) -> None:
+    """Before anything is computed, look whether a DICOM-SEG would replace a file of somebody else.
+
+    Raises:
+        BundleError: if the file is there and is none that `write_seg` wrote.
+    """
+    file = Path(path)
+    if not file.is_file():
+        return
+    try:
+        maker = str(pydicom.dcmread(file, specific_tags=["Manufacturer"], force=True).get("Manufacturer", ""))
+    except (InvalidDicomError, OSError, ValueError) as error:
+        maker = f"({error})"
+    if maker != _MANUFACTURER:
+        found = f"a file of another program {maker}".strip()
+        raise BundleError(Finding(str(file), found, "a new file, or one written here", "give another --out"))
+
+
 def write_seg(
     stack: Stack, mask: str | os.PathLike, path: str | os.PathLike, case: str, maker: Maker | None = None
 ) -> None:
@@ -149,7 +169,7 @@ def write_seg(
                 series_number=number % 10_000_000 * 100 + 1,
                 sop_instance_uid=UID(),
                 instance_number=1,
-                manufacturer="Brain Segmentation Bundles contributors",
+                manufacturer=_MANUFACTURER,
                 manufacturer_model_name=maker.name or "brain-segmentation-bundles",
                 software_versions=maker.version or __version__,
                 device_serial_number="0",

@@ -58,7 +58,8 @@ def prepare_case(
 
     Every scan gets a brain mask on its own grid; every modality is brought onto the reference by a rigid move, and
     interpolated once, linearly, to cubes of 1 mm along the reference's own axes in the order of BraTS (LPS). The brain
-    is what half of the masks or more have there; all else is exactly 0. Scans that are so already are copied.
+    is what half of the masks or more have there; all else is exactly 0. Scans that are so already are copied, or only
+    lose their bias field (`n4`).
 
     Args:
         files: by modality (T1, T1ce, T2, FLAIR): NIfTI files, or stacks of DICOM slices, of which
@@ -125,6 +126,10 @@ def prepare_case(
         brains = {modality: scan.voxels != 0 for modality, scan in scans.items()}
         brain = np.any(list(brains.values()), axis=0)
         overlaps = dict.fromkeys(scans, 1.0)
+        _refuse_doubts(scans, grid, brain, moves, overlaps, accept_doubtful)
+        for modality, scan in scans.items() if n4 else ():
+            with step(f"bias field of {modality}"):
+                images[modality] = _stripped(scan.voxels, brains[modality], n4)
     else:
         brains = {}
         for modality, scan in scans.items():
@@ -178,7 +183,8 @@ def prepare_case(
             _write(path, scan, scan.grid, scan.voxels)
             entry["sha256"] = sha256_of(path)
     write_record(folder, record)
-    how = "was prepared already, copied" if record["already_prepared"] else f"brain {record['brain_ml']:.0f} ml"
+    copied = "was prepared already, " + ("its bias field taken away" if n4 else "copied")
+    how = copied if record["already_prepared"] else f"brain {record['brain_ml']:.0f} ml"
     _log.info("wrote %s: %s, %s", folder, name, how)
     return record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
+from bundlekit.brats.naming import RESTORED
 from bundlekit.brats.regions import REGIONS
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import sha256_of, write_result
 from bundlekit.images.nifti import read_affine, read_array, read_volume
-from bundlekit.images.writing import on_grid_of, to_gzip
+from bundlekit.images.writing import on_grid_of, signed, to_gzip, unlike
 from bundlekit.preparation.grids import Grid, resample, split
 from bundlekit.preparation.record import read_record
 
 _log = logging.getLogger(__name__)
+_SIGNATURE = "brought back to its scan"  # in the header of what was written, with a checksum
 _MOST_VALUES = 64  # of a label map
 
 
@@ -37,7 +39,8 @@ def restore_case(
     A voxel of a scan takes the label that fills most of it: the labels, or the probabilities of their classes, are
     interpolated linearly at places inside of the voxel (one for each mm of its edges) and averaged. Label values and
     the scan's header (sform, qform, units) are kept. Where the mask is not what the probabilities alone would give,
-    because it was cleaned, the mask counts.
+    because it was cleaned, the mask counts. A mask that is there already is replaced only if it still is as this
+    function wrote it.
 
     Args:
         prepared: folder with `prepared.json`.
@@ -50,9 +53,11 @@ def restore_case(
         What `<case>_volumes.json` holds: ml of each label on the prepared grid and on each scan.
 
     Raises:
-        BundleError: if a file is missing or not the one of the record, or a grid is another.
+        BundleError: if a file is missing or not the one of the record, a grid is another, or a mask that somebody
+            corrected would be replaced.
     """
     record = read_record(prepared)
+    refuse_corrected(record, out)
     grid = Grid.from_dict(record["grid"])
     labels = _labels(Path(mask), grid)
     values = [int(value) for value in np.unique(labels) if value]
@@ -71,8 +76,9 @@ def restore_case(
         back = _restored(
             labels, values, shares, grid, Grid.from_dict(entry["grid"]), np.asarray(entry["to_prepared_ras"])
         )
-        path = folder / f"{record['case']}_seg_on_{modality.lower()}.nii.gz"
+        path = path_on(record, modality, out)
         written[path] = on_grid_of(files[modality], back)
+        written[path].header["descrip"] = signed(_SIGNATURE, back)
         volumes["on"][modality] = _volumes(back, values, Grid.from_dict(entry["grid"]))
     for path, image in written.items():
         write_result(path, lambda file, image=image: to_gzip(image, file), "out")  # type: ignore[misc]
@@ -80,6 +86,27 @@ def restore_case(
     text = json.dumps(volumes, indent=2) + "\n"
     write_result(folder / f"{record['case']}_volumes.json", lambda file: file.write(text.encode()), "out")
     return volumes
+
+
+def path_on(record: Mapping[str, Any], modality: str, out: str | os.PathLike) -> Path:
+    """File of the mask on the scan of a modality, in the folder `out`."""
+    return Path(out).expanduser() / f"{record['case']}{RESTORED}{modality.lower()}.nii.gz"
+
+
+def refuse_corrected(record: Mapping[str, Any], out: str | os.PathLike) -> None:
+    """Look for masks on the scans of a case that are not as `restore_case` wrote them.
+
+    Raises:
+        BundleError: naming them.
+    """
+    paths = [path_on(record, modality, out) for modality in record["modalities"]]
+    findings = [
+        Finding(str(path), found, "a new file, or one left as it was written", "give another --out, or move it away")
+        for path in paths
+        if path.is_file() and (found := unlike(path, _SIGNATURE))
+    ]
+    if findings:
+        raise BundleError(findings)
 
 
 def _labels(mask: Path, grid: Grid) -> np.ndarray:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from bundlekit.errors import BundleError, Finding
 from bundlekit.report.volumes import Volume
 
 
@@ -28,6 +29,7 @@ class Result:
     volumes: Mapping[str, Volume]  # of classes and regions, by name
     brain_ml: float | None  # None: unknown
     removed_ml: float = 0.0  # by the cleaning of the mask
+    grid_known: bool = True  # whether its file tells voxel size and orientation
 
 
 Check = Callable[[Result, Any], "Flag | None"]
@@ -38,17 +40,57 @@ def flags_of(result: Result, limits: Mapping[str, Any]) -> list[Flag]:
 
     Args:
         result: of the case.
-        limits: name of a check -> its limit, see `CHECKS`; null or false switches one off.
-
-    Raises:
-        ValueError: for a name that is no check.
+        limits: name of a check -> its limit, as `require_limits` lets pass.
     """
-    unknown = sorted(set(limits) - set(CHECKS))
-    if unknown:
-        raise ValueError(f"no check {', '.join(unknown)}; there are {', '.join(CHECKS)}.")
     on = {name: limit for name, limit in limits.items() if limit is not None and limit is not False}
     found = [CHECKS[name](result, limit) for name, limit in on.items()]
     return [flag for flag in found if flag is not None]
+
+
+def require_limits(limits: Mapping[str, Any], names: Collection[str]) -> None:
+    """Refuse what is no check, or no limit of it; null or false switches any off.
+
+    Args:
+        limits: name of a check -> its limit.
+        names: of the classes and regions that have volumes.
+
+    Raises:
+        BundleError: all findings at once.
+    """
+    findings = []
+    for name, limit in limits.items():
+        if name not in CHECKS:
+            expected = f"one of {', '.join(CHECKS)}"
+            findings.append(Finding(f"checks::{name}", "no such check", expected, "see docs/results.md"))
+        elif limit is not None and limit is not False and not _LIMITS[name][1](limit, names):
+            expected = f"{_LIMITS[name][0].format(names=', '.join(names))}, or null to switch it off"
+            findings.append(Finding(f"checks::{name}", repr(limit), expected, "see docs/results.md"))
+    if findings:
+        raise BundleError(findings)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
+def _range(value: Any) -> bool:
+    pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+    return pair and all(map(_number, value)) and value[0] <= value[1]
+
+
+def _by_name(value: Any, names: Collection[str]) -> bool:
+    return isinstance(value, Mapping) and set(value) <= set(names) and all(map(_number, value.values()))
+
+
+def _shares(value: Any, names: Collection[str]) -> bool:
+    return (
+        isinstance(value, Mapping)
+        and set(value) <= set(names)
+        and all(
+            isinstance(one, Sequence) and len(one) == 3 and one[0] in names and _range(one[1:])
+            for one in value.values()
+        )
+    )
 
 
 def _nothing_found(result: Result, limit: bool) -> Flag | None:
@@ -112,7 +154,17 @@ def _share(result: Result, limit: Mapping[str, Sequence[Any]]) -> Flag | None:
     return None
 
 
+def _grid_unknown(result: Result, limit: bool) -> Flag | None:
+    if result.grid_known:
+        return None
+    told = (
+        "The file does not tell voxel size and orientation: ml are those of voxels of 1 mm, sides and places are open."
+    )
+    return Flag("grid_unknown", 1.0, told)
+
+
 CHECKS: dict[str, Check] = {
+    "grid_unknown": _grid_unknown,
     "nothing_found": _nothing_found,
     "at_the_border": _at_the_border,
     "brain_volume": _brain_volume,
@@ -120,4 +172,16 @@ CHECKS: dict[str, Check] = {
     "largest_part": _largest_part,
     "removed": _removed,
     "share": _share,
+}
+
+# what a limit has to be, in words and by a function of it and the names of classes and regions
+_LIMITS: dict[str, tuple[str, Callable[[Any, Collection[str]], bool]]] = {
+    "grid_unknown": ("true", lambda limit, _: limit is True),
+    "nothing_found": ("true", lambda limit, _: limit is True),
+    "at_the_border": ("a share, e.g. 0.002", lambda limit, _: _number(limit)),
+    "brain_volume": ("the least and the most ml, e.g. [900, 2000]", lambda limit, _: _range(limit)),
+    "many_components": ("numbers by name, of {names}", _by_name),
+    "largest_part": ("shares by name, of {names}", _by_name),
+    "removed": ("ml", lambda limit, _: _number(limit)),
+    "share": ("[whole, least, most] by name, of {names}", _shares),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bundlekit.cases.case import Case
 from bundlekit.files import sha256_of
 from bundlekit.images.drawing import require_matplotlib
 from bundlekit.images.intensities import is_not_air
-from bundlekit.report.flags import Result, flags_of
+from bundlekit.report.flags import Result, flags_of, require_limits
 from bundlekit.report.pages import write_report
 from bundlekit.report.scans import ScansOf
 from bundlekit.report.table import VolumeTable
@@ -40,6 +41,9 @@ class WriteVolumes:
         brain: where the brain's volume and middle come from: "image", what is not air in a stripped scan; the name of
             a class or region; None: unknown.
         checks: name of a check in `bundlekit.report.flags` -> its limit.
+
+    Raises:
+        BundleError: for what is no check, or no limit of it.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class WriteVolumes:
         self.regions = dict(regions or {})
         self.brain = brain
         self.checks = dict(checks or {})
+        require_limits(self.checks, [*self.classes, *self.regions])
         self._hashes = ""
 
     def attach(self, engine: Engine) -> None:
@@ -83,19 +88,20 @@ class WriteVolumes:
             classes = convert_to_numpy(output["pred"])[0].astype(np.uint8)
             affine = np.asarray(output["pred"].affine, float)
             removed_ml = float(output.get("removed_ml", 0.0))
-            rows = self._rows(str(item["case"]), classes, affine, item.get("image"), removed_ml)
+            result = Result(classes, {}, None, removed_ml, bool(item.get("grid_known", True)))
+            rows = self._rows(str(item["case"]), result, affine, item.get("image"))
             common = {"bundle": self.bundle, "weights_sha256": self._hashes, "computed_by": computed_by}
             self.table.add([{**row, **common} for row in rows])
 
-    def _rows(
-        self, case: str, classes: np.ndarray, affine: np.ndarray, image: Any, removed_ml: float
-    ) -> list[dict[str, Any]]:
+    def _rows(self, case: str, result: Result, affine: np.ndarray, image: Any) -> list[dict[str, Any]]:
         brain_ml, midline_mm = _brain_of(image) if self.brain == "image" else (None, None)
-        volumes = volumes_of(classes, affine, self.classes, self.regions, midline_mm)
+        volumes = volumes_of(result.classes, affine, self.classes, self.regions, midline_mm)
+        if not result.grid_known:  # where left is, and how far, is not known
+            volumes = [replace(volume, centroid_mm=None, hemisphere="") for volume in volumes]
         by_name = {volume.name: volume for volume in volumes}
         if self.brain in by_name:
             brain_ml = by_name[self.brain].ml
-        flags = flags_of(Result(classes, by_name, brain_ml, removed_ml), self.checks)
+        flags = flags_of(replace(result, volumes=by_name, brain_ml=brain_ml), self.checks)
         for flag in flags:
             _log.warning("%s: look at it: %s", case, flag.sentence)
         found = {

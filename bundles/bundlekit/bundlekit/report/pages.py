@@ -162,7 +162,8 @@ def _draw(case: CaseOnPage, folder: Path, out: Path, scan: Scan | None, names: M
     values = [int(value) for value in np.unique(labels) if value]
     called = dict(sorted({**{value: str(value) for value in values}, **(names or {})}.items()))
     stem = _file_name(case.name)
-    draw((scan.voxels, scan.affine), labels, out / f"{stem}_planes.png", names=called, window=scan.window)
+    planes = out / f"{stem}_planes.png"
+    draw((scan.voxels, scan.affine), labels, planes, names=called, window=scan.window, sides=scan.sides_known)
     slices = out / f"{stem}_slices.png"
     if values:
         draw_slices((scan.voxels, scan.affine), labels, slices, names=called, window=scan.window)
@@ -176,7 +177,7 @@ def _pictures(case: CaseOnPage, folder: Path, out: Path) -> list[dict[str, str]]
     told = {
         out / f"{stem}_planes.png": (
             f"{case.name} in three planes, below with the outlines of the mask",
-            "The planes in which the mask is largest. R: the patient's right.",
+            "The planes in which the mask is largest. R, where it is known: the patient's right.",
         ),
         out / f"{stem}_slices.png": (
             f"{case.name} in axial slices from the lowest to the highest of the mask",

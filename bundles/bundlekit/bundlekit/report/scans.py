@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from monai.utils import convert_to_numpy
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError
 
+_log = logging.getLogger(__name__)
 _MODALITIES = ("T1", "T1ce", "T2", "FLAIR")  # as each bundle with four channels decodes them
 _FIRST = 3  # in which most of a lesion is seen
 
@@ -25,12 +27,14 @@ class Scan:
         affine: 4x4, mm.
         shown: name of the channel in pictures.
         window: intensities that are black and white; None: by the voxels.
+        sides_known: whether the affine is the file's own, so that left is left.
     """
 
     channels: Mapping[str, np.ndarray]
     affine: np.ndarray
     shown: str
     window: Sequence[float] | None = None
+    sides_known: bool = True
 
     @property
     def voxels(self) -> np.ndarray:
@@ -62,11 +66,14 @@ class ScansOf:
         if self._load is None or name not in self._cases:
             return None
         try:
-            image = self._load(self._cases[name])["image"]
-        except BundleError:  # inference has passed over it and said so
+            loaded = self._load(self._cases[name])
+        except BundleError as error:
+            _log.warning("%s: no picture: %s", name, error)
             return None
+        image, sides_known = loaded["image"], bool(loaded.get("grid_known", True))
         names = _MODALITIES if len(image) == len(_MODALITIES) else [f"scan {n + 1}" for n in range(len(image))]
         channels = {key: convert_to_numpy(channel) for key, channel in zip(names, image, strict=True)}
         first = names[_FIRST] if len(names) > _FIRST else names[0]
         seen = {key: channel for key, channel in channels.items() if channel.any()} or {first: channels[first]}
-        return Scan(seen, np.asarray(image.affine, float), first if first in seen else next(iter(seen)), self._window)
+        shown = first if first in seen else next(iter(seen))
+        return Scan(seen, np.asarray(image.affine, float), shown, self._window, sides_known)

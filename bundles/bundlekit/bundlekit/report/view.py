@@ -75,6 +75,7 @@ def write_volumes(out: Path, stem: str, scan: Scan, labels: np.ndarray, names: M
     place = inside[len(inside) // 2] if len(inside) else np.array(labels.shape) // 2  # a voxel that is in it
     seen = {
         "centre_mm": (scan.affine @ [*place, 1.0])[:3].round(2).tolist(),
+        "sides": scan.sides_known,
         "channels": channels,
         "shown": list(scan.channels).index(scan.shown),
         "classes": [{"name": name, "colour": COLOURS[i % len(COLOURS)]} for i, name in enumerate(names.values())],

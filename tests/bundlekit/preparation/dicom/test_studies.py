@@ -472,7 +472,9 @@ def test_a_t1_after_the_agent_is_not_taken_for_one_before(study: Path, rewrite: 
     assert numbers(chosen(study)) == NUMBERS
 
 
-@pytest.mark.parametrize(("time", "told"), [("110000", "begun after series 5"), (None, "2 series of which each may be the T1:")])
+@pytest.mark.parametrize(
+    ("time", "told"), [("110000", "begun after series 5"), (None, "2 series of which each may be the T1:")]
+)
 def test_days_may_be_gone_and_without_times_it_is_asked(
     time: str | None, told: str, study: Path, rewrite: Write
 ) -> None:

@@ -24,7 +24,7 @@ open.addEventListener("click", async () => {
     const { MULTIPLANAR_TYPE, Niivue, NVImage, SHOW_RENDER, SLICE_TYPE } = window.niivue;
     const viewer = new Niivue({
       isRadiologicalConvention: true, multiplanarShowRender: SHOW_RENDER.ALWAYS,
-      multiplanarLayout: MULTIPLANAR_TYPE.GRID, crosshairWidth: 0.5,
+      multiplanarLayout: MULTIPLANAR_TYPE.GRID, isOrientationTextVisible: mask.sides, crosshairWidth: 0.5,
       loadingText: "", dragAndDropEnabled: false, logLevel: "error",
     });
     document.getElementById("viewer").hidden = false;

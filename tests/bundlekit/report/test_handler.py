@@ -1,0 +1,51 @@
+"""volumes.csv as an evaluator writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+
+from bundlekit.errors import BundleError
+from bundlekit.report.handler import WriteVolumes
+from bundlekit.report.table import VolumeTable
+
+AFFINE = np.diag([-2.0, -2.0, 2.0, 1.0])
+
+
+def rows(out: Path, **item: Any) -> list[dict[str, str]]:
+    """Of one case, whose lesion has 8 voxels on the right (the first voxels, by the affine)."""
+    image = MetaTensor(torch.ones(4, 10, 10, 10), affine=AFFINE)
+    pred = torch.zeros(1, 10, 10, 10)
+    pred[0, 1:3, 4:6, 4:6] = 1
+    output = {"pred": MetaTensor(pred, affine=AFFINE)}
+    engine = Engine(lambda _, batch: [output])
+    WriteVolumes(str(out), ["NCR"], "mine", [], {"WT": [1]}, brain="image", checks={"grid_unknown": True}).attach(
+        engine
+    )
+    engine.run([[{"case": "a", "image": image, **item}]])
+    return VolumeTable(out).rows()
+
+
+def test_volume_place_and_side(tmp_path: Path) -> None:
+    found, region = rows(tmp_path)
+    assert (found["name"], found["ml"], found["hemisphere"], found["brain_ml"]) == ("NCR", "0.064", "right", "8")
+    assert (found["x_mm"], found["y_mm"], found["z_mm"]) == ("-3.0", "-9.0", "9.0")
+    assert (region["name"], region["kind"], region["flags"]) == ("WT", "region", "")
+
+
+def test_where_the_grid_is_unknown_no_side_and_no_place_is_told(tmp_path: Path) -> None:
+    for found in rows(tmp_path, grid_known=False):
+        assert (found["hemisphere"], found["x_mm"], found["y_mm"], found["z_mm"]) == ("", "", "", "")
+        assert found["flags"] == "grid_unknown"
+        assert found["ml"] == "0.064"
+
+
+def test_limits_are_looked_at_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="shares by name, of NCR, WT"):
+        WriteVolumes(str(tmp_path), ["NCR"], "mine", [], {"WT": [1]}, checks={"largest_part": 0.9})
