@@ -18,6 +18,7 @@ from tools.bench import case, deformation, gliomas, loader, memory, network, pai
 from tools.card import card
 from tools.check import check
 from tools.check_gpu import check_gpu
+from tools.cohort import cohort
 from tools.convert import to_h5, to_nifti
 from tools.cv import cv
 from tools.demo import demo
@@ -37,6 +38,7 @@ COMMANDS = {
     "weights": weights,
     "prepare": prepare,
     "segment": segment,
+    "cohort": cohort,
     "restore": restore,
     "picture": picture,
     "report": report,

@@ -35,19 +35,23 @@ class WriteOverlays:
         require_matplotlib("--overlays")
         self.output_dir = Path(output_dir)
         self.window = [float(hu) for hu in window]
-        self._cases = {case["case"]: case for case in cases}
+        self.cases = cases
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batch and output are decollated."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def files_of(self, case: str) -> list[Path]:
+        """The file that is written of a case."""
+        return [self.output_dir / f"{case}_overlay.png"]
 
     def __call__(self, engine: Engine) -> None:
         """Draw the cases of this iteration; raises `BundleError` where a picture cannot be written."""
         batch: Any = engine.state.batch
         outputs: Any = engine.state.output
         for item, output in zip(batch, outputs, strict=True):
-            case = self._cases[str(item["case"])]
-            path = self.output_dir / f"{case['case']}_overlay.png"
+            case = next(case for case in self.cases if case["case"] == item["case"])
+            (path,) = self.files_of(case["case"])
             pred = convert_to_numpy(output["pred"])[0]
             truth = read_label(case)[0] if case["label"] else None
             names = dict(enumerate(case["classes"], 1))

@@ -57,6 +57,10 @@ class WriteStripped:
     def _path(self, case: str) -> Path:
         return self.output_dir / f"{case}_brain.nii.gz"
 
+    def files_of(self, case: str) -> list[Path]:
+        """The file that is written of a case."""
+        return [self._path(case)]
+
     def __call__(self, engine: Engine) -> None:
         """Write the cases of this iteration.
 

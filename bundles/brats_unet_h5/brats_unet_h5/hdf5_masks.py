@@ -40,6 +40,10 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
         super().__init__(output_dir, classes=classes, written_by=written_by)
         self.write_h5 = write_h5
 
+    def files_of(self, case: str) -> list[Path]:
+        """Files that are or may be written of a case, the mask first."""
+        return [*super().files_of(case), self.output_dir / f"{case}_{self.suffix}.h5"]
+
     def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> tuple[Path, nib.Nifti1Image]:
         source = Path(item["source"])
         path = self._path(item["case"], suffix)

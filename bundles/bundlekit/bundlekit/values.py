@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_SHARD = re.compile(r"(\d{1,9})/(\d{1,9})", re.ASCII)
 _WORDS = {"true", "false", "yes", "no", "on", "off"}
 
 
@@ -122,7 +124,26 @@ class File:
             return None
 
 
-Rule = Flag | Number | Numbers | File
+@dataclass(frozen=True)
+class Shard:
+    """One of several parts; None is allowed.
+
+    Args:
+        null: None is allowed.
+    """
+
+    null: bool = True
+
+    def __str__(self) -> str:
+        return "i/n, the i-th of n parts, such as 1/8 to 8/8"
+
+    def allows(self, value: Any) -> bool:
+        """Whether `value` is one."""
+        match = _SHARD.fullmatch(value) if isinstance(value, str) else None
+        return match is not None and 1 <= int(match[1]) <= int(match[2])
+
+
+Rule = Flag | Number | Numbers | File | Shard
 
 _COUNT = Number(1, whole=True)
 _PART = Number(0, 1)
@@ -157,6 +178,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("fill_core", "fill_missing", "flips", "whole_brain", "save_probabilities"), Flag()),
     **dict.fromkeys(("write_h5", "write_brain", "overlays", "report"), Flag()),
     "bf16": Flag(null=True),
+    "shard": Shard(),
     **dict.fromkeys(("dataset_dir", "datalist", "checkpoint", "pretrained", "resume_from"), File()),
     **dict.fromkeys(("output_dir", "ckpt_dir", "cache_dir", "cv_dir", "mask_bundle"), File(folder=True)),
 }

@@ -40,11 +40,20 @@ class WriteSegmentations:
             with the CRC-32 of the voxels. A mask that is there already is replaced only if it has that name and its
             voxels still have that checksum: what another bundle wrote or somebody corrected stays. The mask decides
             for the other files of its case. "": no name, and every mask is replaced.
+        probabilities: suffix of the probabilities' name.
     """
 
-    def __init__(self, output_dir: str, suffix: str = "seg", classes: Sequence[str] = (), written_by: str = "") -> None:
+    def __init__(
+        self,
+        output_dir: str,
+        suffix: str = "seg",
+        classes: Sequence[str] = (),
+        written_by: str = "",
+        probabilities: str = "probabilities",
+    ) -> None:
         self.output_dir = Path(output_dir)
         self.suffix = suffix
+        self.probabilities = probabilities
         self.classes = list(classes)
         self.signature = f"{_SIGNATURE}{written_by}" if written_by else ""
 
@@ -69,6 +78,10 @@ class WriteSegmentations:
     def _path(self, case: str, suffix: str = "") -> Path:
         return self.output_dir / f"{case}_{suffix or self.suffix}.nii.gz"
 
+    def files_of(self, case: str) -> list[Path]:
+        """Files that are or may be written of a case, the mask first."""
+        return [self._path(case), self._path(case, self.probabilities)]
+
     def remark(self, suffix: str, array: np.ndarray) -> bytes:
         """What goes into the header (`descrip`, at most 80 bytes) of a file of a case."""
         checked = self.signature and suffix == self.suffix
@@ -89,7 +102,7 @@ class WriteSegmentations:
             _log.info("wrote %s: %s", path, self._volumes(classes, values, image.affine))
             if "probabilities" in output:
                 probabilities = np.moveaxis(convert_to_numpy(output["probabilities"]), 0, -1).astype(np.float32)
-                path, _ = self._write(item, "probabilities", probabilities)
+                path, _ = self._write(item, self.probabilities, probabilities)
                 _log.info("wrote %s", path)
 
     def _volumes(self, classes: np.ndarray, values: np.ndarray, affine: np.ndarray) -> str:

@@ -41,6 +41,7 @@ class WriteVolumes:
         brain: where the brain's volume and middle come from: "image", what is not air in a stripped scan; the name of
             a class or region; None: unknown.
         checks: name of a check in `bundlekit.report.flags` -> its limit.
+        shard: part of the data set that is computed, which has a table of its own, see `VolumeTable`.
 
     Raises:
         BundleError: for what is no check, or no limit of it.
@@ -55,8 +56,9 @@ class WriteVolumes:
         regions: Mapping[str, Sequence[int]] | None = None,
         brain: str | None = None,
         checks: Mapping[str, Any] | None = None,
+        shard: str | None = None,
     ) -> None:
-        self.table = VolumeTable(output_dir)
+        self.table = VolumeTable(output_dir, shard)
         self.classes = list(classes)
         self.bundle = bundle
         self.weights = [weights] if isinstance(weights, str) else list(weights)

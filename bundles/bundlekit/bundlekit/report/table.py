@@ -46,10 +46,11 @@ class VolumeTable:
 
     Args:
         folder: the output folder, made if missing.
+        shard: "3/8" writes `volumes_3of8.csv`, so that several processes do not write to one file; None: `volumes.csv`.
     """
 
-    def __init__(self, folder: str | os.PathLike) -> None:
-        self.path = Path(folder) / TABLE
+    def __init__(self, folder: str | os.PathLike, shard: str | None = None) -> None:
+        self.path = Path(folder) / (TABLE if shard is None else f"volumes_{shard.replace('/', 'of')}.csv")
         self._cases: set[str] = set()
 
     def begin(self) -> None:
@@ -86,6 +87,16 @@ class VolumeTable:
         rows = [dict(zip(COLUMNS, line, strict=True)) for line in lines[1:] if len(line) == len(COLUMNS)]
         last = {(row["case"], row["name"], row["kind"]): row for row in rows}
         return [row for row in rows if last[row["case"], row["name"], row["kind"]] is row]
+
+    def replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the whole table anew, with these rows.
+
+        Raises:
+            BundleError: if it cannot be written; the earlier one is intact then.
+        """
+        text = _csv_text(rows)
+        write_result(self.path, lambda file: file.write(text), "output_dir")
+        self._cases = set()
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add the rows of a case, at once.

@@ -1,0 +1,29 @@
+"""One of several equal parts of a data set, for arrays of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bundlekit.cases.case import Case
+from bundlekit.errors import BundleError
+from bundlekit.values import Shard
+
+
+def shard_cases(cases: Sequence[Case], shard: str | None) -> list[Case]:
+    """Every n-th case, from the i-th on: the parts 1/n to n/n have every case once.
+
+    Args:
+        cases: of the data set, in an order that is the same for all parts.
+        shard: "i/n", i from 1 to n; None: all cases.
+
+    Raises:
+        BundleError: for another value, or a part without a case.
+    """
+    if shard is None:
+        return list(cases)
+    if not Shard().allows(shard):
+        raise BundleError(f"shard is {shard!r}; expected {Shard()}.")
+    part, parts = map(int, shard.split("/"))
+    if cases and part > len(cases):
+        raise BundleError(f"shard is {shard}, and there are {len(cases)} cases: this part has none. Take fewer parts.")
+    return list(cases[part - 1 :: parts])

@@ -1,0 +1,1 @@
+"""Many cases on many processes or machines, by Dask."""

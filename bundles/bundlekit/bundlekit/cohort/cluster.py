@@ -1,0 +1,235 @@
+"""Dask workers: processes of this machine, jobs of a batch system, or a cluster that runs already."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bundlekit.errors import BundleError
+
+_log = logging.getLogger(__name__)
+
+_JOBS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "htcondor": "HTCondorCluster"}
+KINDS = ("local", *_JOBS)
+_LOOK = 20.0  # seconds between looks at the workers
+_NOTICE = 120.0  # seconds in which the last of a job's time is left unused, so that no case is cut off
+_WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?")
+# a process that keeps the memory it has freed is not paused for it; one that takes too much is ended and its case told
+_MEMORY = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
+
+
+@dataclass(frozen=True)
+class Workers:
+    """What computes a cohort.
+
+    Args:
+        kind: "local", processes of this machine; "slurm", "pbs", "lsf", "htcondor": jobs, each with one worker.
+        scheduler: address of a Dask scheduler that runs already, e.g. tcp://10.0.0.5:8786; `kind` is not looked at.
+        jobs: number of workers; None: on this machine one for each GPU, else one for every four cores.
+        threads: cores of each; None: this machine's, shared equally, or 4 of a job.
+        walltime: of a job, HH:MM:SS.
+        memory: of a job, e.g. 8GB.
+        queue: partition or queue of the jobs.
+        account: that the jobs are charged to.
+        directives: more lines of the job's head, e.g. "--gres=gpu:1".
+        prologue: lines of the job's script before the worker starts, e.g. "module load cuda".
+        interface: network interface that jobs and this process share, e.g. ib0.
+        retries: how often a case is computed again when its worker died, or failed for no fault of the case.
+        dashboard: port of Dask's dashboard on this machine, on its loopback address; 0: any.
+    """
+
+    kind: str = "local"
+    scheduler: str | None = None
+    jobs: int | None = None
+    threads: int | None = None
+    walltime: str = "04:00:00"
+    memory: str = "8GB"
+    queue: str | None = None
+    account: str | None = None
+    directives: Sequence[str] = ()
+    prologue: Sequence[str] = ()
+    interface: str | None = None
+    retries: int = 3
+    dashboard: int = 8787
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise BundleError(f"--cluster is {self.kind!r}; expected {', '.join(KINDS)}.")
+        for name, least in (("jobs", 1), ("threads", 1), ("retries", 0), ("dashboard", 0)):
+            value = getattr(self, name)
+            optional = value is None and name in ("jobs", "threads")
+            if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise BundleError(f"--{name} is {value!r}; expected a whole number, {least} or more.")
+        if not _WALLTIME.fullmatch(str(self.walltime)):
+            raise BundleError(f"--walltime is {self.walltime!r}; expected HH:MM:SS, such as 04:00:00.")
+
+    @property
+    def number(self) -> int:
+        """How many workers there are to be."""
+        return self.jobs or (torch.cuda.device_count() or max(1, _cores() // 4) if self.kind == "local" else 4)
+
+    @property
+    def threads_of_each(self) -> int | None:
+        """Threads that each computes with; None: as a cluster that runs already has been told."""
+        if self.threads is not None or self.scheduler is not None:
+            return self.threads
+        return max(1, _cores() // self.number) if self.kind == "local" else 4
+
+
+def dask(package: str = "distributed") -> Any:
+    """Dask's scheduler and workers, or `dask_jobqueue`.
+
+    Raises:
+        BundleError: if it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("dask", "distributed", "dask_jobqueue"):
+            raise
+        raise BundleError(
+            f"{error.name} is not installed, which a cohort needs: pip install -e '.[cohort]', or pip install "
+            "'dask[distributed]' dask-jobqueue bokeh cryptography."
+        ) from None
+
+
+@contextlib.contextmanager
+def connected(workers: Workers) -> Iterator[Any]:
+    """A `distributed.Client` of these workers; those that were started end with it.
+
+    What goes over the network is encrypted, by keys that are made for this run. Dask's dashboard is bound to the
+    loopback address. Jobs that end or are cancelled are submitted again as long as the run goes on.
+
+    Raises:
+        BundleError: if Dask is not installed, or the cluster cannot be reached.
+    """
+    distributed = dask()
+    logging.getLogger("distributed").setLevel(logging.ERROR)  # workers that come and go are told below
+    settings = {
+        **_MEMORY,
+        "distributed.scheduler.allowed-failures": workers.retries,
+        "distributed.scheduler.worker-saturation": 1.0,  # no case waits at a worker, where it would share its death
+        "distributed.comm.timeouts.connect": "60s",
+    }
+    with contextlib.ExitStack() as stack, import_module("dask").config.set(settings):
+        cluster: Any = None
+        if workers.scheduler is not None:
+            try:
+                client = stack.enter_context(distributed.Client(workers.scheduler, timeout="30s"))
+            except (OSError, ValueError) as error:
+                raise BundleError(
+                    f"--scheduler {workers.scheduler}: no Dask scheduler answers ({error}); expected the address of "
+                    "one, such as tcp://10.0.0.5:8786."
+                ) from error
+        else:
+            cluster = stack.enter_context(_local(workers) if workers.kind == "local" else _jobs(workers))
+            client = stack.enter_context(distributed.Client(cluster))
+        _log.info("dashboard: %s", client.dashboard_link)
+        stack.enter_context(_kept_up(client, cluster if workers.kind != "local" else None, workers))
+        yield client
+
+
+def _local(workers: Workers) -> Any:
+    distributed = dask()
+    threads = workers.threads_of_each
+    return distributed.LocalCluster(
+        n_workers=workers.number,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        security=_security(),
+        dashboard_address=f"127.0.0.1:{workers.dashboard}",
+        env={f"{name}_NUM_THREADS": threads for name in ("OMP", "MKL", "OPENBLAS")},
+        silence_logs=logging.ERROR,
+    )
+
+
+def _jobs(workers: Workers) -> Any:
+    threads = workers.threads_of_each
+    memory = ",".join(f"DASK_{name.upper().replace('.', '__')}=False" for name in _MEMORY)
+    own = Path(__file__).resolve().parents[2]  # the folder that this package lies in, where it is not installed
+    kind = {
+        "slurm": {"walltime": workers.walltime, "queue": workers.queue, "account": workers.account},
+        "pbs": {"walltime": workers.walltime, "queue": workers.queue, "account": workers.account},
+        "lsf": {"walltime": workers.walltime.rpartition(":")[0], "queue": workers.queue, "project": workers.account},
+        "htcondor": {"disk": "2GB"},
+    }[workers.kind]
+    cluster = getattr(dask("dask_jobqueue"), _JOBS[workers.kind])(
+        cores=threads,
+        processes=1,
+        memory=workers.memory,
+        python=sys.executable,
+        interface=workers.interface,
+        security=_security(),
+        protocol="tls://",
+        job_extra_directives=list(workers.directives),
+        job_script_prologue=[
+            f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} OPENBLAS_NUM_THREADS={threads}",
+            f"export {memory.replace(',', ' ')}",
+            f"export PYTHONPATH={own}${{PYTHONPATH:+:$PYTHONPATH}}",
+            *workers.prologue,
+        ],
+        worker_extra_args=["--nthreads", "1", *_lifetime(workers.walltime)],
+        scheduler_options={"dashboard_address": f"127.0.0.1:{workers.dashboard}"},
+        **{name: value for name, value in kind.items() if value is not None},
+    )
+    cluster.scale(jobs=workers.number)
+    return cluster
+
+
+def _security() -> Any:
+    """Keys for this run alone."""
+    try:
+        return dask().Security.temporary()
+    except ImportError as error:
+        raise BundleError(
+            f"cryptography is not installed, which a cohort needs ({error}): pip install cryptography."
+        ) from error
+
+
+def _lifetime(walltime: str) -> list[str]:
+    """Arguments of a worker that ends by itself, between two cases, before its job is ended."""
+    days, hours, minutes, seconds = (int(part or 0) for part in _WALLTIME.fullmatch(walltime).groups())  # type: ignore[union-attr]
+    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    return ["--lifetime", f"{total - _NOTICE:.0f}s", "--lifetime-stagger", "30s"] if total > 5 * _NOTICE else []
+
+
+@contextlib.contextmanager
+def _kept_up(client: Any, cluster: Any, workers: Workers) -> Iterator[None]:
+    """Look now and then how many workers there are: tell changes, and have ended jobs submitted again."""
+    done = threading.Event()
+
+    def look() -> None:
+        before = -1
+        while not done.wait(_LOOK):
+            with contextlib.suppress(Exception):  # a scheduler that is busy, a batch system that does not answer
+                there = len(client.scheduler_info(n_workers=-1)["workers"])
+                if not there and before:
+                    _log.warning("no worker is there; waiting for one")
+                before = there
+                if cluster is not None and there < workers.number:
+                    cluster.scale(jobs=workers.number)
+
+    thread = threading.Thread(target=look, daemon=True, name="looks at the workers")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(5)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

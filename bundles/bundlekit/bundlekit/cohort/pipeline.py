@@ -1,0 +1,278 @@
+"""A bundle's inference for one case after the other in one process, which loads and compiles the network once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.bundle import ConfigParser
+
+from bundlekit.cases.case import Case
+from bundlekit.cohort.records import Records, describe, inputs_of
+from bundlekit.errors import BundleError, bundle_error_in, ends_run
+from bundlekit.files import sha256_of
+from bundlekit.images.writing import WriteSegmentations
+from bundlekit.report.handler import WriteVolumes
+from bundlekit.version import __version__
+from bundlekit.weights.loading import LoadWeights
+
+_RUN = "inferring"
+# entries of a config that say where something is, or how fast it is computed, but not what comes out
+_NO_MATTER = {
+    *("imports", "bundle_root", "dataset_dir", "datalist", "shard", "output_dir", "ckpt_dir", "checkpoint", "weights"),
+    *("device", "num_workers", "report", "initialize", "inferring", "run", "dataloader"),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done with every case of a cohort: all that a worker has to know.
+
+    Args:
+        bundle: folder of the bundle.
+        configs: files in its `configs`, one over the other.
+        settings: values for entries of the configs, by name.
+        output_dir: folder of the results.
+        bids: results are named and placed as BIDS has them, see `bundlekit.cohort.bids`.
+        threads: of a worker, for PyTorch and OpenVINO; None: as it comes.
+        made_from: what a record must hold for a case to be done, see `made_from`.
+    """
+
+    bundle: str
+    configs: tuple[str, ...]
+    settings: dict[str, Any]
+    output_dir: str
+    bids: bool = False
+    threads: int | None = None
+    made_from: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What tells it from another one."""
+        return json.dumps(asdict(self), sort_keys=True, default=str)
+
+
+def read_configs(bundle: str | Path, configs: Sequence[str], settings: Mapping[str, Any]) -> ConfigParser:
+    """Config files of a bundle, one over the other, with values for some of their entries.
+
+    Args:
+        bundle: its folder, which goes on `sys.path`.
+        configs: names of files in its `configs`.
+        settings: values by the entry's id.
+    """
+    folder = Path(bundle)
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+    parser = ConfigParser()
+    parser.read_config([str(folder / "configs" / name) for name in configs])
+    for key, value in settings.items():
+        parser[key] = value
+    return parser
+
+
+def made_from(bundle: Path, parser: ConfigParser, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the results of every case are made from, beside its files.
+
+    Args:
+        bundle: its folder.
+        parser: of its configs, with the settings.
+        settings: those that were given.
+
+    Raises:
+        BundleError: if weights are missing.
+    """
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    weights = parser.get_parsed_content("weights")
+    weights = [weights] if isinstance(weights, str) else list(weights)
+    for file in weights:
+        if not Path(file).is_file():
+            raise BundleError(f"{file}: no such file; expected the weights of {bundle.name}. Give --checkpoint FILE.")
+    config: dict[str, Any] = {key: value for key, value in parser.config.items() if key not in _NO_MATTER}
+    config["settings"] = parser.get_parsed_content("settings") if "settings" in parser else {}
+    text = json.dumps(config, sort_keys=True, default=str)
+    return {
+        "bundle": bundle.name,
+        "version": str(metadata["version"]),
+        "bundlekit": __version__,
+        "weights_sha256": [sha256_of(file) for file in weights],
+        "settings": {key: value for key, value in settings.items() if key not in _NO_MATTER},
+        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+class Pipeline:
+    """A bundle's inference, made ready once for many cases.
+
+    It is that of the bundle's configs, step by step, with a data set of one case at a time. What differs: there is no
+    progress bar, `num_workers` is 0, and the rows of `volumes.csv` are handed back in place of being written.
+
+    Args:
+        plan: what is done.
+
+    Raises:
+        BundleError: for a setting that cannot be, and for missing, damaged or other weights.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.records = Records(plan.output_dir)
+        self._parser: ConfigParser | None = None
+        self._cases: list[Case] = []
+        self._writers: list[Any] = []
+        self._rows: list[dict[str, Any]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether the network is loaded."""
+        return self._parser is not None
+
+    def segment(self, case: Case) -> dict[str, Any]:
+        """Compute a case and write its results and its record.
+
+        Returns:
+            The record's `volumes`, `seconds` and `computed_by`.
+
+        Raises:
+            BundleError: if the case is refused, as a plain run refuses it, or a result cannot be written.
+        """
+        started = time.monotonic()
+        inputs = [describe(Path(file)) for file in inputs_of(case)]
+        parser = self._parser or self._load(case)
+        self._cases[:] = [case]
+        self._rows.clear()
+        for writer in self._writers:
+            self._place(writer, case)
+        for step in range(len(parser[_RUN])):  # MONAI keeps what a step gave, and does not run it again
+            parser.ref_resolver.remove_resolved_content(f"{_RUN}::{step}")
+            parser.get_parsed_content(f"{_RUN}::{step}")
+        name = str(case["case"])
+        outputs = [path for writer in self._writers for path in writer.files_of(name) if path.is_file()]
+        if not outputs or not self._rows:
+            raise RuntimeError(f"{name}: {self.plan.bundle} wrote no mask")
+        told = {
+            **self.plan.made_from,
+            "volumes": list(self._rows),
+            "computed_by": self._rows[0]["computed_by"] if self._rows else "",
+            "seconds": round(time.monotonic() - started, 3),
+            "host": socket.gethostname(),
+            "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+        self.records.write(case, outputs, inputs, told)
+        return {key: told[key] for key in ("volumes", "seconds", "computed_by")}
+
+    def _load(self, case: Case) -> ConfigParser:
+        """The configs with everything made but the case, and the weights loaded."""
+        if self.plan.threads is not None:
+            torch.set_num_threads(self.plan.threads)
+        alone = {"dataset_dir": None, "datalist": None, "shard": None, "num_workers": 0, "report": False}
+        where = {"output_dir": self.plan.output_dir, **self._device()}
+        parser = read_configs(self.plan.bundle, self.plan.configs, {**where, **self.plan.settings, **alone})
+        parser["handlers"] = [
+            handler for handler in parser["handlers"] if handler["_target_"].rpartition(".")[2] != "Progress"
+        ]
+        if str(parser["inferer"]["_target_"]).rpartition(".")[2] == "ForegroundInferer":
+            parser["inferer"]["progress"] = False
+        parser.get_parsed_content("initialize")
+        self._cases = parser.get_parsed_content("dataset").data  # the handlers have the same list
+        self._cases[:] = [case]  # MONAI's evaluators do nothing for a data set that was empty when they were made
+        evaluator = parser.get_parsed_content("evaluator")
+        handlers = parser.get_parsed_content("handlers")
+        for handler in handlers:
+            if isinstance(handler, LoadWeights):
+                handler(evaluator)
+                evaluator.remove_event_handler(handler, Events.STARTED)
+            elif isinstance(handler, WriteVolumes):
+                handler.table = _Rows(self._rows)  # type: ignore[assignment]
+        if (found := self._weights(parser)) != self.plan.made_from["weights_sha256"]:
+            where_ = ", ".join(found)
+            raise BundleError(f"the weights of {self.plan.bundle} are others here ({where_}) than where the run began.")
+        self._writers = [handler for handler in handlers if hasattr(handler, "files_of")]
+        self._parser = parser
+        return parser
+
+    @staticmethod
+    def _weights(parser: ConfigParser) -> list[str]:
+        weights = parser.get_parsed_content("weights")
+        return [sha256_of(file) for file in ([weights] if isinstance(weights, str) else weights)]
+
+    @staticmethod
+    def _device() -> dict[str, str]:
+        """The GPU of this worker where there are several: the workers of a machine are numbered."""
+        count = torch.cuda.device_count()
+        name = _worker_name()
+        return {"device": f"cuda:{int(name) % count}"} if count > 1 and name.isdigit() else {}
+
+    def _place(self, writer: Any, case: Case) -> None:
+        """Have a handler write where the results of a case belong."""
+        if not self.plan.bids:
+            return
+        from bundlekit.cohort.bids import folder_of
+
+        writer.output_dir = Path(self.plan.output_dir) / folder_of(str(case["case"]))
+        if isinstance(writer, WriteSegmentations):
+            writer.suffix, writer.probabilities = "dseg", "probseg"
+
+
+class _Rows:
+    """In place of `VolumeTable`: keeps the rows of a case."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = rows
+
+    def begin(self) -> None:
+        """Nothing is to be made ready."""
+
+    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep them."""
+        self._rows += map(dict, rows)
+
+
+def _worker_name() -> str:
+    """Name of the Dask worker that runs this; "" where none does."""
+    distributed = sys.modules.get("distributed")
+    try:
+        return str(distributed.get_worker().name) if distributed is not None else ""
+    except ValueError:
+        return ""
+
+
+_loaded: dict[str, Pipeline] = {}
+_one_at_a_time = threading.Lock()  # a worker with several threads has one network
+
+
+def segment_case(plan: Plan, case: Case) -> dict[str, Any]:
+    """The task of a worker: compute a case; the network is loaded with the first one.
+
+    Args:
+        plan: what is done.
+        case: as `find_cases` gives it.
+
+    Returns:
+        `case`, and what `Pipeline.segment` returns; or `refused`, why the case cannot be computed; with `ends_run` if
+        no other case can be computed either.
+    """
+    with _one_at_a_time:
+        name = str(case["case"])
+        pipeline = _loaded.get(plan.key)
+        try:
+            if pipeline is None:
+                _loaded.clear()  # of another run on the same workers: its memory is let go
+                pipeline = _loaded[plan.key] = Pipeline(plan)
+            return {"case": name, **pipeline.segment(case)}
+        except (RuntimeError, ValueError) as error:
+            message = bundle_error_in(error)
+            if message is None:
+                raise
+            made = pipeline is not None and pipeline.ready
+            return {"case": name, "refused": message, "ends_run": not made or ends_run(error)}

@@ -1,0 +1,177 @@
+"""A cohort: what of it is to be done, done by many workers, with one table of volumes and one of failures."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from bundlekit.cases.case import Case
+from bundlekit.cohort.cluster import Workers, connected, dask
+from bundlekit.cohort.pipeline import Plan, segment_case
+from bundlekit.cohort.records import DONE, MISSING, Records
+from bundlekit.errors import BundleError, Finding
+from bundlekit.files import write_result
+from bundlekit.report.table import VolumeTable
+
+_log = logging.getLogger(__name__)
+FAILURES = "failures.csv"
+_COLUMNS = ("case", "reason")
+
+
+@dataclass
+class Outcome:
+    """What became of a cohort.
+
+    Args:
+        computed: cases that were computed now.
+        done: cases that were done already.
+        failures: reason by case, or by file where no case came about.
+    """
+
+    computed: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        text = f"{len(self.computed)} computed, {len(self.done)} were done already, {len(self.failures)} failed"
+        return text + (f": see {FAILURES}" if self.failures else "")
+
+
+def to_do(cases: Sequence[Case], plan: Plan) -> dict[str, str]:
+    """Why each case must be computed, by name: "missing", "changed: ...", "damaged: ..."; "" if it is done."""
+    records = Records(plan.output_dir)
+    bar = tqdm(cases, desc="looking", disable=None, leave=False)
+    return {str(case["case"]): records.why(case, plan.made_from) for case in bar}
+
+
+def run_cohort(cases: Sequence[Case], findings: Sequence[Finding], plan: Plan, workers: Workers) -> Outcome:
+    """Compute the cases that are not done, each once.
+
+    A case whose worker dies goes to another one. What fails is told in `failures.csv`, which is there with its head
+    alone where nothing does, and the others go on. `volumes.csv` has the rows of all cases with a record, by name.
+
+    Args:
+        cases: of the data set.
+        findings: what is wrong with others of it.
+        plan: what is done with each.
+        workers: that do it.
+
+    Raises:
+        BundleError: for what lets no case be computed.
+    """
+    out = Path(plan.output_dir)
+    outcome = Outcome(failures=_findings(findings))
+    why = to_do(cases, plan)
+    outcome.done = [name for name, reason in why.items() if reason == DONE]
+    left = [case for case in cases if why[str(case["case"])] != DONE]
+    records = Records(out)
+    for case in left:
+        if why[str(case["case"])] != MISSING:
+            records.forget(case)
+    write_failures(out, outcome.failures)
+    table = VolumeTable(out)
+    table.begin()
+    try:
+        if left:
+            with connected(workers) as client:
+                for name, result in _results(client, left, plan, workers.retries):
+                    if "volumes" in result:
+                        outcome.computed.append(name)
+                        table.add(result["volumes"])
+                    else:
+                        outcome.failures[name] = result["refused"]
+                        _log.warning("%s: failed: %s", name, result["refused"])
+                        write_failures(out, outcome.failures)
+    finally:
+        write_volumes(out)
+    return outcome
+
+
+def _results(client: Any, cases: Sequence[Case], plan: Plan, retries: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and result of each case, in the order in which they are done.
+
+    Raises:
+        BundleError: if a worker says that no case can be computed.
+    """
+    distributed = dask()
+    names = [str(case["case"]) for case in cases]
+    futures = client.map(segment_case, [plan] * len(cases), list(cases), key=_keys(client, names), retries=retries)
+    name_of = dict(zip((future.key for future in futures), names, strict=True))
+    finished = distributed.as_completed(futures)
+    del futures  # so that each result is let go when it was seen
+    with contextlib.closing(tqdm(total=len(cases), desc="cases", disable=None)) as bar:
+        for future in finished:
+            bar.update()
+            name = name_of[future.key]
+            if future.status == "finished":
+                result = future.result()
+                if result.get("ends_run"):
+                    raise BundleError(f"{name}: {result['refused']}")
+                yield name, result
+            else:
+                yield name, {"refused": _reason(future.exception(), retries)}
+
+
+def _keys(client: Any, names: Sequence[str]) -> list[Any]:
+    """Names of the tasks, of one group that no earlier run on these workers has had."""
+    return [(f"segment-{client.id[-12:]}", number) for number in range(len(names))]
+
+
+def _reason(error: BaseException | None, retries: int) -> str:
+    if type(error).__name__ == "KilledWorker":
+        return (
+            f"the worker died each time it was computed, {retries + 1} times: it was killed, or its memory ran out; "
+            "give the workers more memory, or fewer of them (--jobs, --memory)"
+        )
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"
+
+
+def _findings(findings: Iterable[Finding]) -> dict[str, str]:
+    """Reasons by file: what the search found wrong."""
+    reasons: dict[str, list[str]] = {}
+    for finding in findings:
+        text = f"found {finding.found}; expected {finding.expected}; {finding.fix}"
+        reasons.setdefault(finding.file, []).append(text)
+    return {file: " | ".join(texts) for file, texts in reasons.items()}
+
+
+def write_failures(output_dir: Path, failures: Mapping[str, str]) -> None:
+    """Write `failures.csv`: a row for each case, or file, that could not be computed, with its reason.
+
+    Raises:
+        BundleError: if it cannot be written.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows(sorted((name, " ".join(reason.split())) for name, reason in failures.items()))
+    write_result(output_dir / FAILURES, lambda file: file.write(text.getvalue().encode()), "output_dir")
+
+
+def write_volumes(output_dir: Path, keep: Callable[[str], bool] = lambda case: True) -> list[dict[str, Any]]:
+    """Write `volumes.csv` of all cases with a record, and of those that were in it without one; its rows, by case.
+
+    Args:
+        output_dir: folder of the results.
+        keep: whether a case belongs into it.
+
+    Raises:
+        BundleError: if it cannot be written.
+    """
+    table = VolumeTable(output_dir)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in table.rows() if table.path.is_file() else []:
+        rows.setdefault(row["case"], []).append(row)
+    rows.update({record["case"]: record["volumes"] for record in Records(output_dir).all()})
+    found = [row for case in sorted(rows) if keep(case) for row in rows[case]]
+    table.replace(found)
+    return found

@@ -1,0 +1,92 @@
+"""From a bundle, a data set and settings to the plan of a cohort and its cases."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from bundlekit.cases.case import Case
+from bundlekit.cohort.pipeline import Plan, made_from, read_configs
+from bundlekit.errors import BundleError, Finding, bundle_error_in
+from bundlekit.values import wrong_value
+
+_OWN = ("dataset_dir", "datalist", "output_dir", "shard", "num_workers", "report")  # a cohort's, or of no use in one
+
+
+def plan_cohort(
+    bundle: Path, dataset: str, out: str, configs: Sequence[str], settings: Mapping[str, Any], threads: int | None
+) -> tuple[Plan, list[Case], list[Finding]]:
+    """The plan of a cohort, its sound cases, and what is wrong with the others.
+
+    Args:
+        bundle: its folder.
+        dataset: folder of cases, or a MONAI datalist.
+        out: folder for the results.
+        configs: names of files in the bundle's `configs`, one over the other.
+        settings: values for entries of the configs.
+        threads: of a worker.
+
+    Raises:
+        BundleError: for a setting that there is not or that cannot be, missing weights, no case at all, or results
+            that would lie among the scans.
+    """
+    root, output_dir = Path(dataset).expanduser().absolute(), Path(out).expanduser().absolute()
+    if not root.exists():
+        raise BundleError(f"{root}: no such file or folder; expected the data set.")
+    if output_dir == root or root in output_dir.parents:
+        raise BundleError(
+            f"{output_dir} lies in the data set {root}, where results are taken for scans the next time; give another "
+            "folder."
+        )
+    for name in configs:
+        if not (bundle / "configs" / name).is_file():
+            there = ", ".join(sorted(file.name for file in (bundle / "configs").glob("inference*")))
+            raise BundleError(f"{bundle.name} has no configs/{name}; there are {there}.")
+    known = read_configs(bundle, configs, {})
+    _refuse_unknown(known, settings, bundle.name)
+    settings = {name: _absolute(name, value) for name, value in settings.items()}
+    where = {"datalist" if root.is_file() and root.suffix == ".json" else "dataset_dir": str(root)}
+    parser = read_configs(bundle, configs, {**settings, **where, "output_dir": str(output_dir)})
+    try:
+        made = made_from(bundle, parser, settings)
+        cases, findings = _scan(parser)
+    except RuntimeError as error:  # MONAI's, of an expression
+        message = bundle_error_in(error)
+        if message is None:
+            raise
+        raise BundleError(message) from error
+    plan = Plan(str(bundle), tuple(configs), dict(settings), str(output_dir), False, threads, made)
+    return plan, cases, findings
+
+
+def _scan(parser: ConfigParser) -> tuple[list[Case], list[Finding]]:
+    """Cases and findings of the config's search, by the function `scan_cases` of its module."""
+    find_cases: Any = locate(parser["cases"]["_target_"])
+    module = find_cases.__module__
+    parser["cases"] = {**parser["cases"], "_target_": f"{module}.scan_cases"}
+    return parser.get_parsed_content("cases")
+
+
+def _refuse_unknown(known: ConfigParser, settings: Mapping[str, Any], bundle: str) -> None:
+    config: Any = known.config
+    for name, value in settings.items():
+        if name in _OWN:
+            raise BundleError(f"--{name} is not for a cohort; leave it out.")
+        if name not in config:
+            close = difflib.get_close_matches(name, config, n=1)
+            meant = f" Did you mean --{close[0]}?" if close else ""
+            raise BundleError(f"no setting --{name} of {bundle}'s inference.{meant}")
+        if expected := wrong_value(name, value, config[name]):
+            raise BundleError(f"--{name} is {value!r}; expected {expected}.")
+
+
+def _absolute(name: str, value: Any) -> Any:
+    """Paths hold on every worker, whatever its working directory."""
+    paths = ("checkpoint", "ckpt_dir", "mask_bundle", "cv_dir")
+    return os.path.abspath(os.path.expanduser(value)) if name in paths and isinstance(value, str) else value

@@ -1,0 +1,96 @@
+"""Many cases on many processes or machines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bundlekit.cohort.cluster import Workers
+from bundlekit.cohort.running import run_cohort, to_do
+from bundlekit.cohort.starting import plan_cohort
+from tools.bundles import folder_of
+
+
+def cohort(
+    bundle: str,
+    dataset: str,
+    out: str,
+    dry_run: bool = False,
+    cluster: str = "local",
+    scheduler: str | None = None,
+    jobs: int | None = None,
+    threads: int | None = None,
+    walltime: str = "04:00:00",
+    memory: str = "8GB",
+    queue: str | None = None,
+    account: str | None = None,
+    directives: str | Sequence[str] = (),
+    prologue: str | Sequence[str] = (),
+    interface: str | None = None,
+    retries: int = 3,
+    dashboard: int = 8787,
+    configs: str | Sequence[str] = "inference.yaml",
+    **settings: Any,
+) -> None:
+    """Segment a data set on many workers: what is missing or changed, and nothing twice.
+
+    Writes into OUT what the bundle's inference writes, records/CASE.json of each case, volumes.csv and failures.csv.
+    Where DATASET is a BIDS data set, OUT is a BIDS derivative. The exit status is 0 if every case is done, 3 if some
+    failed, 1 if none could be begun.
+
+    Example: python -m tools cohort brats_resunet DATASET OUT --jobs 2
+
+    Args:
+        bundle: name of a bundle.
+        dataset: folder of cases, a BIDS data set, or a MONAI datalist (.json).
+        out: folder for the results.
+        dry_run: say what would be computed, and why; write nothing.
+        cluster: local, processes of this machine; or jobs of slurm, pbs, lsf, htcondor.
+        scheduler: address of a Dask scheduler that runs already, in place of a cluster: tcp://10.0.0.5:8786.
+        jobs: workers; None: on this machine one for each GPU, else for every four cores; of a batch system 4.
+        threads: cores of each worker; None: this machine's, shared equally; of a job 4.
+        walltime: of a job, HH:MM:SS.
+        memory: of a job.
+        queue: partition or queue of the jobs.
+        account: that the jobs are charged to.
+        directives: more options of the jobs, such as --gres=gpu:1.
+        prologue: commands of a job before its worker starts.
+        interface: network interface that jobs and this process share.
+        retries: how often a case is computed again when its worker died.
+        dashboard: port of Dask's dashboard on this machine.
+        configs: config files of the bundle, one over the other.
+        settings: those of the bundle's inference.yaml, e.g. --flips True; of a BIDS data set also --participant_label
+            and --bids_filter_file.
+
+    Raises:
+        ValueError: for what keeps every case from being computed.
+        SystemExit: with 3, if some cases failed.
+    """
+    workers = Workers(
+        cluster, scheduler, jobs, threads, str(walltime), memory, queue, account,
+        _lines(directives), _lines(prologue), interface, retries, dashboard,
+    )  # fmt: skip
+    plan, cases, findings = plan_cohort(
+        folder_of(bundle), str(dataset), str(out), _lines(configs), settings, workers.threads_of_each
+    )
+    if dry_run:
+        _tell({case: why for case, why in to_do(cases, plan).items() if why}, len(cases))
+        for finding in findings:
+            print(f"refused: {finding}")
+        return
+    outcome = run_cohort(cases, findings, plan, workers)
+    print(f"{outcome}\n{Path(plan.output_dir)}")
+    if outcome.failures:
+        raise SystemExit(3)
+
+
+def _lines(given: str | Sequence[str]) -> list[str]:
+    return [given] if isinstance(given, str) else [str(line) for line in given]
+
+
+def _tell(reasons: dict[str, str], cases: int) -> None:
+    """Print what would be computed."""
+    for case, why in reasons.items():
+        print(f"{case}: {why}")
+    print(f"{len(reasons)} of {cases} cases would be computed, {cases - len(reasons)} are done.")
