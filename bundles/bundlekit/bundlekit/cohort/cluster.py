@@ -159,12 +159,12 @@ def _jobs(workers: Workers) -> Any:
     threads = workers.threads_of_each
     memory = ",".join(f"DASK_{name.upper().replace('.', '__')}=False" for name in _MEMORY)
     own = Path(__file__).resolve().parents[2]  # the folder that this package lies in, where it is not installed
-    kind = {
+    kinds: dict[str, dict[str, str | None]] = {
         "slurm": {"walltime": workers.walltime, "queue": workers.queue, "account": workers.account},
         "pbs": {"walltime": workers.walltime, "queue": workers.queue, "account": workers.account},
         "lsf": {"walltime": workers.walltime.rpartition(":")[0], "queue": workers.queue, "project": workers.account},
         "htcondor": {"disk": "2GB"},
-    }[workers.kind]
+    }
     cluster = getattr(dask("dask_jobqueue"), _JOBS[workers.kind])(
         cores=threads,
         processes=1,
@@ -182,7 +182,7 @@ def _jobs(workers: Workers) -> Any:
         ],
         worker_extra_args=["--nthreads", "1", *_lifetime(workers.walltime)],
         scheduler_options={"dashboard_address": f"127.0.0.1:{workers.dashboard}"},
-        **{name: value for name, value in kind.items() if value is not None},
+        **{name: value for name, value in kinds[workers.kind].items() if value is not None},
     )
     cluster.scale(jobs=workers.number)
     return cluster

@@ -19,7 +19,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 
 from bundlekit.cases.case import Case
-from bundlekit.cohort.records import Records, describe, inputs_of
+from bundlekit.cohort.records import DONE, Records, describe, inputs_of
 from bundlekit.errors import BundleError, bundle_error_in, ends_run
 from bundlekit.files import sha256_of
 from bundlekit.images.writing import WriteSegmentations
@@ -98,7 +98,8 @@ def made_from(bundle: Path, parser: ConfigParser, settings: Mapping[str, Any]) -
     for file in weights:
         if not Path(file).is_file():
             raise BundleError(f"{file}: no such file; expected the weights of {bundle.name}. Give --checkpoint FILE.")
-    config: dict[str, Any] = {key: value for key, value in parser.config.items() if key not in _NO_MATTER}
+    whole: Any = parser.config
+    config: dict[str, Any] = {key: value for key, value in whole.items() if key not in _NO_MATTER}
     config["settings"] = parser.get_parsed_content("settings") if "settings" in parser else {}
     text = json.dumps(config, sort_keys=True, default=str)
     return {
@@ -141,7 +142,7 @@ class Pipeline:
         """Compute a case and write its results and its record.
 
         Returns:
-            The record's `volumes`, `seconds` and `computed_by`.
+            The record's `volumes`.
 
         Raises:
             BundleError: if the case is refused, as a plain run refuses it, or a result cannot be written.
@@ -169,7 +170,7 @@ class Pipeline:
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
         self.records.write(case, outputs, inputs, told)
-        return {key: told[key] for key in ("volumes", "seconds", "computed_by")}
+        return {"volumes": told["volumes"]}
 
     def _load(self, case: Case) -> ConfigParser:
         """The configs with everything made but the case, and the weights loaded."""
@@ -259,20 +260,23 @@ def segment_case(plan: Plan, case: Case) -> dict[str, Any]:
         case: as `find_cases` gives it.
 
     Returns:
-        `case`, and what `Pipeline.segment` returns; or `refused`, why the case cannot be computed; with `ends_run` if
-        no other case can be computed either.
+        What `Pipeline.segment` returns; or `refused`, why the case cannot be computed, with `ends_run` if no other case
+        can be computed either.
     """
     with _one_at_a_time:
-        name = str(case["case"])
+        records = Records(plan.output_dir)
+        if records.why(case, plan.made_from) == DONE:  # by a worker that died before it could say so
+            record = records.read(str(case["case"])) or {}
+            return {"volumes": record["volumes"]}
         pipeline = _loaded.get(plan.key)
         try:
             if pipeline is None:
                 _loaded.clear()  # of another run on the same workers: its memory is let go
                 pipeline = _loaded[plan.key] = Pipeline(plan)
-            return {"case": name, **pipeline.segment(case)}
+            return pipeline.segment(case)
         except (RuntimeError, ValueError) as error:
             message = bundle_error_in(error)
             if message is None:
                 raise
             made = pipeline is not None and pipeline.ready
-            return {"case": name, "refused": message, "ends_run": not made or ends_run(error)}
+            return {"refused": message, "ends_run": not made or ends_run(error)}

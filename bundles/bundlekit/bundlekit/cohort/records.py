@@ -81,9 +81,7 @@ class Records:
         changed = [name for name, value in made_from.items() if record.get(name) != value]
         recorded = {entry["file"]: entry for entry in record["inputs"]}
         files = inputs_of(case)
-        changed += [
-            Path(file).name for file in files if file not in recorded or not _same(Path(file), recorded[file])
-        ]
+        changed += [Path(file).name for file in files if file not in recorded or not _same(Path(file), recorded[file])]
         if len(recorded) > len(files):
             changed.append(f"{len(files)} files, {len(recorded)} before")
         if changed:

@@ -6,7 +6,8 @@ import contextlib
 import csv
 import io
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from bundlekit.report.table import VolumeTable
 _log = logging.getLogger(__name__)
 FAILURES = "failures.csv"
 _COLUMNS = ("case", "reason")
+_PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")
 
 
 @dataclass
@@ -92,6 +94,7 @@ def run_cohort(cases: Sequence[Case], findings: Sequence[Finding], plan: Plan, w
                         write_failures(out, outcome.failures)
     finally:
         write_volumes(out)
+    _remove_parts(out, {str(case["case"]) for case in left})
     return outcome
 
 
@@ -123,6 +126,14 @@ def _results(client: Any, cases: Sequence[Case], plan: Plan, retries: int) -> It
 def _keys(client: Any, names: Sequence[str]) -> list[Any]:
     """Names of the tasks, of one group that no earlier run on these workers has had."""
     return [(f"segment-{client.id[-12:]}", number) for number in range(len(names))]
+
+
+def _remove_parts(output_dir: Path, cases: Collection[str]) -> None:
+    """Remove what killed workers had begun to write of these cases, see `write_whole`."""
+    for path in output_dir.rglob(".*.part"):
+        match = _PART.fullmatch(path.name)
+        if match and (match[1].removesuffix(".json") in cases or match[1].rpartition("_")[0] in cases):
+            path.unlink(missing_ok=True)
 
 
 def _reason(error: BaseException | None, retries: int) -> str:

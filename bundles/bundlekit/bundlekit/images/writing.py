@@ -250,6 +250,6 @@ def written_by(path: Path) -> tuple[str, bool]:
 
 
 def to_gzip(image: nib.Nifti1Image, file: Any) -> None:
-    """Write an image to an open file as .nii.gz, packed by ISA-L."""
-    with igzip.open(file, "wb", compresslevel=2) as packed:
+    """Write an image to an open file as .nii.gz, packed by ISA-L; without a time: equal images are equal files."""
+    with igzip.IGzipFile("", "wb", compresslevel=2, fileobj=file, mtime=0) as packed:
         packed.write(image.to_bytes())

@@ -1,0 +1,192 @@
+"""Cohorts on workers: masks as of a plain run, nothing twice, failures told, workers that die."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bundlekit.cohort import pipeline, running
+from bundlekit.cohort.cluster import Workers
+from bundlekit.cohort.running import run_cohort, to_do
+from bundlekit.errors import BundleError
+from tests.bundlekit.cohort.conftest import Planned
+from tests.conftest import Run, bundle_run
+
+distributed = pytest.importorskip("distributed", reason="the extra `cohort` is not installed")
+ONE = Workers(jobs=1, dashboard=0)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One worker that is a thread: no process has to start."""
+
+    @contextlib.contextmanager
+    def connected(_: Workers) -> Iterator[Any]:
+        with (
+            distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as one,
+            distributed.Client(one) as client,
+        ):
+            yield client
+
+    monkeypatch.setattr(running, "connected", connected)
+
+
+@pytest.fixture
+def plain(run: Run, cases: Path, tiny_model: Path, tmp_path: Path) -> Path:
+    """Masks of a plain run."""
+    command = bundle_run("inferring", "inference.yaml")
+    where = ["--dataset_dir", cases, "--ckpt_dir", tiny_model, "--output_dir", tmp_path / "plain"]
+    run(*command, *where, "--num_workers", "0", "--runtime", "torch")
+    return tmp_path / "plain"
+
+
+def failures(out: Path) -> dict[str, str]:
+    with (out / "failures.csv").open(newline="") as file:
+        return {row["case"]: row["reason"] for row in csv.DictReader(file)}
+
+
+def names(out: Path, pattern: str = "*_seg.nii.gz") -> list[str]:
+    return sorted(path.name for path in out.rglob(pattern))
+
+
+def test_masks_and_volumes_are_those_of_a_plain_run_and_a_second_run_does_nothing(
+    planned: Planned, plain: Path, tmp_path: Path
+) -> None:
+    """With two processes, one of which is killed while it computes."""
+    plan, found, findings = planned()
+    begun = tmp_path / "out" / "records"
+    assert set(to_do(found, plan).values()) == {"missing"}
+    assert not (tmp_path / "out").exists()
+    workers = Workers(jobs=2, threads=1, dashboard=0)
+    killed: list[int] = []
+
+    original = running._results
+
+    def killing(client: Any, *arguments: Any) -> Iterator[Any]:
+        for result in original(client, *arguments):
+            if not killed:  # the first case is done, the others are computed
+                (pid, *_) = client.run(os.getpid).values()
+                killed.append(pid)
+                os.kill(pid, signal.SIGKILL)
+            yield result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "_results", killing)
+        outcome = run_cohort(found, findings, plan, workers)
+    assert len(killed) == 1
+    assert sorted(outcome.computed) == [case["case"] for case in found]
+    assert outcome.failures == failures(tmp_path / "out") == {}
+    assert names(tmp_path / "out") == names(plain)
+    for name in [*names(plain), "volumes.csv"]:
+        assert (tmp_path / "out" / name).read_bytes() == (plain / name).read_bytes(), name
+    before = {path: path.read_bytes() for path in begun.iterdir()}
+    again = run_cohort(found, findings, plan, Workers(scheduler="tcp://127.0.0.1:9"))  # nothing to do: none is asked
+    assert (again.computed, len(again.done)) == ([], 3)
+    assert {path: path.read_bytes() for path in begun.iterdir()} == before
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_what_changed_is_computed_again_and_what_fails_is_told(planned: Planned, cases: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first, second, third = sorted(folder.name for folder in cases.iterdir())
+    truncated = cases / second / f"{second}_t2.nii.gz"
+    whole = truncated.read_bytes()
+    truncated.write_bytes(whole[: len(whole) // 2])
+    outcome = run_cohort(*planned()[1:], planned()[0], ONE)
+    assert outcome.computed == [first, third]
+    assert failures(out).keys() == {second}
+    assert "cannot be decoded to its end" in failures(out)[second]
+    assert names(out) == [f"{first}_seg.nii.gz", f"{third}_seg.nii.gz"]
+    truncated.write_bytes(whole)
+    (out / f"{third}_seg.nii.gz").unlink()
+    (out / f".{third}_seg.nii.gz.0123abcd.part").write_bytes(b"of a worker that was killed")
+    plan, found, findings = planned()
+    assert to_do(found, plan) == {first: "", second: "missing", third: "missing"}
+    outcome = run_cohort(found, findings, plan, ONE)
+    assert (outcome.computed, outcome.done, failures(out)) == ([second, third], [first], {})
+    assert not names(out, ".*")
+    rows = list(csv.DictReader((out / "volumes.csv").open(newline="")))
+    assert [row["case"] for row in rows] == [name for name in (first, second, third) for _ in range(6)]
+    (cases / third / f"{third}_flair.nii.gz").unlink()  # a case that the search refuses
+    plan, found, findings = planned(save_probabilities=True)
+    assert to_do(found, plan) == dict.fromkeys((first, second), "changed: settings, config_sha256")
+    outcome = run_cohort(found, findings, plan, ONE)
+    assert outcome.computed == [first, second]
+    assert [key.rpartition("/")[2] for key in failures(out)] == [third]
+    assert names(out, "*_probabilities.nii.gz") == [f"{name}_probabilities.nii.gz" for name in (first, second)]
+    record = json.loads((out / "records" / f"{first}.json").read_text())
+    assert [entry["file"] for entry in record["outputs"]] == [
+        f"{first}_{kind}.nii.gz" for kind in ("seg", "probabilities")
+    ]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_weights_that_cannot_be_used_end_the_run(planned: Planned, tiny_model: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "model.pt").write_bytes(b"no checkpoint")
+    (bad / "settings.json").write_bytes((tiny_model / "settings.json").read_bytes())
+    plan, found, findings = planned(ckpt_dir=str(bad))
+    with pytest.raises(BundleError, match="a whole PyTorch checkpoint"):
+        run_cohort(found, findings, plan, ONE)
+    assert not names(tmp_path / "out")
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_what_is_no_fault_of_a_case_is_tried_again(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, found, findings = planned()
+    tried: list[str] = []
+
+    def segment(self: Any, case: Any) -> dict[str, Any]:
+        tried.append(case["case"])
+        if case is not found[0] and case["case"] == found[0]["case"]:
+            raise OSError("the file server does not answer")
+        return {"volumes": []}
+
+    monkeypatch.setattr(pipeline.Pipeline, "segment", segment)
+    outcome = run_cohort(found, findings, plan, Workers(jobs=1, retries=2))
+    assert tried.count(found[0]["case"]) == 3
+    assert outcome.failures == {found[0]["case"]: "OSError: the file server does not answer"}
+    assert len(outcome.computed) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"overlapp": 0.5}, "Did you mean --overlap"),
+        ({"overlap": 2}, "--overlap is 2; expected"),
+        ({"shard": "1/2"}, "--shard is not for a cohort"),
+        ({"checkpoint": "nowhere.pt"}, "nowhere.pt: no such file; expected the weights"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(planned: Planned, settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(BundleError, match=told):
+        planned(**settings)
+
+
+def test_results_among_the_scans_are_refused(planned: Planned, cases: Path) -> None:
+    with pytest.raises(BundleError, match="lies in the data set"):
+        planned(out=cases / "out")
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"kind": "sge"}, "--cluster is 'sge'; expected local, slurm, pbs, lsf, htcondor"),
+        ({"jobs": 0}, "--jobs is 0"),
+        ({"retries": 1.5}, "--retries is 1.5"),
+        ({"walltime": "4h"}, "--walltime is '4h'; expected HH:MM:SS"),
+    ],
+)
+def test_workers_that_cannot_be_are_refused(given: dict[str, Any], told: str) -> None:
+    with pytest.raises(BundleError) as error:
+        Workers(**given)
+    assert told in str(error.value)
