@@ -31,6 +31,8 @@ def cohort(
     retries: int = 3,
     dashboard: int = 8787,
     configs: str | Sequence[str] = "inference.yaml",
+    participant_label: str | Sequence[str] = (),
+    bids_filter_file: str | None = None,
     **settings: Any,
 ) -> None:
     """Segment a data set on many workers: what is missing or changed, and nothing twice.
@@ -60,8 +62,9 @@ def cohort(
         retries: how often a case is computed again when its worker died.
         dashboard: port of Dask's dashboard on this machine.
         configs: config files of the bundle, one over the other.
-        settings: those of the bundle's inference.yaml, e.g. --flips True; of a BIDS data set also --participant_label
-            and --bids_filter_file.
+        participant_label: of a BIDS data set, those that are computed; None: all.
+        bids_filter_file: of a BIDS data set, JSON with entities by channel: {"T1": {"acq": "mprage"}}.
+        settings: those of the bundle's inference.yaml, e.g. --flips True.
 
     Raises:
         ValueError: for what keeps every case from being computed.
@@ -72,8 +75,9 @@ def cohort(
         _lines(directives), _lines(prologue), interface, retries, dashboard,
     )  # fmt: skip
     plan, cases, findings = plan_cohort(
-        folder_of(bundle), str(dataset), str(out), _lines(configs), settings, workers.threads_of_each
-    )
+        folder_of(bundle), str(dataset), str(out), _lines(configs), settings, workers.threads_of_each,
+        _lines(participant_label), bids_filter_file,
+    )  # fmt: skip
     if dry_run:
         _tell({case: why for case, why in to_do(cases, plan).items() if why}, len(cases))
         for finding in findings:
@@ -86,7 +90,7 @@ def cohort(
 
 
 def _lines(given: str | Sequence[str]) -> list[str]:
-    return [given] if isinstance(given, str) else [str(line) for line in given]
+    return [str(line) for line in given] if isinstance(given, (list, tuple)) else [str(given)]
 
 
 def _tell(reasons: dict[str, str], cases: int) -> None:

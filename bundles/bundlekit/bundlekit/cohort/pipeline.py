@@ -19,6 +19,7 @@ from ignite.engine import Events
 from monai.bundle import ConfigParser
 
 from bundlekit.cases.case import Case
+from bundlekit.cohort.bids import folder_of, write_sidecars
 from bundlekit.cohort.records import DONE, Records, describe, inputs_of
 from bundlekit.errors import BundleError, bundle_error_in, ends_run
 from bundlekit.files import sha256_of
@@ -44,7 +45,7 @@ class Plan:
         configs: files in its `configs`, one over the other.
         settings: values for entries of the configs, by name.
         output_dir: folder of the results.
-        bids: results are named and placed as BIDS has them, see `bundlekit.cohort.bids`.
+        bids: the BIDS data set, whose results are named and placed as BIDS has them; None: of any other one.
         threads: of a worker, for PyTorch and OpenVINO; None: as it comes.
         made_from: what a record must hold for a case to be done, see `made_from`.
     """
@@ -53,7 +54,7 @@ class Plan:
     configs: tuple[str, ...]
     settings: dict[str, Any]
     output_dir: str
-    bids: bool = False
+    bids: str | None = None
     threads: int | None = None
     made_from: dict[str, Any] = field(default_factory=dict)
 
@@ -132,6 +133,7 @@ class Pipeline:
         self._cases: list[Case] = []
         self._writers: list[Any] = []
         self._rows: list[dict[str, Any]] = []
+        self._names: tuple[list[str], list[str]] = ([], [])  # of classes and regions
 
     @property
     def ready(self) -> bool:
@@ -161,6 +163,9 @@ class Pipeline:
         outputs = [path for writer in self._writers for path in writer.files_of(name) if path.is_file()]
         if not outputs or not self._rows:
             raise RuntimeError(f"{name}: {self.plan.bundle} wrote no mask")
+        if self.plan.bids is not None:
+            classes, regions = self._names
+            outputs += write_sidecars(outputs[0], case, classes, regions, Path(self.plan.bids), self.plan.made_from)
         told = {
             **self.plan.made_from,
             "volumes": list(self._rows),
@@ -195,6 +200,7 @@ class Pipeline:
                 evaluator.remove_event_handler(handler, Events.STARTED)
             elif isinstance(handler, WriteVolumes):
                 handler.table = _Rows(self._rows)  # type: ignore[assignment]
+                self._names = handler.classes, list(handler.regions)
         if (found := self._weights(parser)) != self.plan.made_from["weights_sha256"]:
             where_ = ", ".join(found)
             raise BundleError(f"the weights of {self.plan.bundle} are others here ({where_}) than where the run began.")
@@ -216,10 +222,8 @@ class Pipeline:
 
     def _place(self, writer: Any, case: Case) -> None:
         """Have a handler write where the results of a case belong."""
-        if not self.plan.bids:
+        if self.plan.bids is None:
             return
-        from bundlekit.cohort.bids import folder_of
-
         writer.output_dir = Path(self.plan.output_dir) / folder_of(str(case["case"]))
         if isinstance(writer, WriteSegmentations):
             writer.suffix, writer.probabilities = "dseg", "probseg"

@@ -7,7 +7,7 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bundlekit.cases.case import Case
+from bundlekit.cohort.bids import begin_derivative, write_volumes_tsv
 from bundlekit.cohort.cluster import Workers, connected, dask
 from bundlekit.cohort.pipeline import Plan, segment_case
 from bundlekit.cohort.records import DONE, MISSING, Records
@@ -54,17 +55,21 @@ def to_do(cases: Sequence[Case], plan: Plan) -> dict[str, str]:
     return {str(case["case"]): records.why(case, plan.made_from) for case in bar}
 
 
-def run_cohort(cases: Sequence[Case], findings: Sequence[Finding], plan: Plan, workers: Workers) -> Outcome:
+def run_cohort(
+    cases: Sequence[Case], findings: Sequence[Finding], plan: Plan, workers: Workers, collect: bool = True
+) -> Outcome:
     """Compute the cases that are not done, each once.
 
     A case whose worker dies goes to another one. What fails is told in `failures.csv`, which is there with its head
-    alone where nothing does, and the others go on. `volumes.csv` has the rows of all cases with a record, by name.
+    alone where nothing does, and the others go on. `volumes.csv` has the rows of all cases with a record, by name; of a
+    BIDS derivative it is `volumes.tsv`.
 
     Args:
         cases: of the data set.
         findings: what is wrong with others of it.
         plan: what is done with each.
         workers: that do it.
+        collect: write the tables of volumes and of failures; False where several commands share the folder.
 
     Raises:
         BundleError: for what lets no case be computed.
@@ -78,22 +83,30 @@ def run_cohort(cases: Sequence[Case], findings: Sequence[Finding], plan: Plan, w
     for case in left:
         if why[str(case["case"])] != MISSING:
             records.forget(case)
-    write_failures(out, outcome.failures)
+    if collect:
+        write_failures(out, outcome.failures)
     table = VolumeTable(out)
-    table.begin()
+    if plan.bids is None:
+        table.begin()
+    else:
+        made = plan.made_from
+        begin_derivative(out, made["bundle"], made["version"], Path(plan.bids))
     try:
         if left:
             with connected(workers) as client:
                 for name, result in _results(client, left, plan, workers.retries):
                     if "volumes" in result:
                         outcome.computed.append(name)
-                        table.add(result["volumes"])
+                        if plan.bids is None:
+                            table.add(result["volumes"])
                     else:
                         outcome.failures[name] = result["refused"]
                         _log.warning("%s: failed: %s", name, result["refused"])
-                        write_failures(out, outcome.failures)
+                        if collect:
+                            write_failures(out, outcome.failures)
     finally:
-        write_volumes(out)
+        if collect:
+            collect_volumes(out, plan.bids is not None)
     _remove_parts(out, {str(case["case"]) for case in left})
     return outcome
 
@@ -168,21 +181,23 @@ def write_failures(output_dir: Path, failures: Mapping[str, str]) -> None:
     write_result(output_dir / FAILURES, lambda file: file.write(text.getvalue().encode()), "output_dir")
 
 
-def write_volumes(output_dir: Path, keep: Callable[[str], bool] = lambda case: True) -> list[dict[str, Any]]:
-    """Write `volumes.csv` of all cases with a record, and of those that were in it without one; its rows, by case.
+def collect_volumes(output_dir: Path, bids: bool = False) -> None:
+    """Write `volumes.csv` of all cases with a record, and of those that were in it without one, by case.
 
     Args:
         output_dir: folder of the results.
-        keep: whether a case belongs into it.
+        bids: it is a BIDS derivative, and has `volumes.tsv`, of the cases with a record.
 
     Raises:
         BundleError: if it cannot be written.
     """
+    found = {record["case"]: record["volumes"] for record in Records(output_dir).all()}
+    if bids:
+        write_volumes_tsv(output_dir, [row for case in sorted(found) for row in found[case]])
+        return
     table = VolumeTable(output_dir)
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in table.rows() if table.path.is_file() else []:
         rows.setdefault(row["case"], []).append(row)
-    rows.update({record["case"]: record["volumes"] for record in Records(output_dir).all()})
-    found = [row for case in sorted(rows) if keep(case) for row in rows[case]]
-    table.replace(found)
-    return found
+    rows.update(found)
+    table.replace([row for case in sorted(rows) for row in rows[case]])

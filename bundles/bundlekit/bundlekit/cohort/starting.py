@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
@@ -12,6 +14,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from bundlekit.cases.case import Case
+from bundlekit.cohort.bids import DESCRIPTION, channels_of, find_entries, is_bids, read_filters
 from bundlekit.cohort.pipeline import Plan, made_from, read_configs
 from bundlekit.errors import BundleError, Finding, bundle_error_in
 from bundlekit.values import wrong_value
@@ -20,17 +23,28 @@ _OWN = ("dataset_dir", "datalist", "output_dir", "shard", "num_workers", "report
 
 
 def plan_cohort(
-    bundle: Path, dataset: str, out: str, configs: Sequence[str], settings: Mapping[str, Any], threads: int | None
+    bundle: Path,
+    dataset: str,
+    out: str,
+    configs: Sequence[str],
+    settings: Mapping[str, Any],
+    threads: int | None,
+    participants: Sequence[str] = (),
+    filter_file: str | None = None,
 ) -> tuple[Plan, list[Case], list[Finding]]:
     """The plan of a cohort, its sound cases, and what is wrong with the others.
 
+    A folder with a `dataset_description.json` is a BIDS data set, and the results become a BIDS derivative.
+
     Args:
         bundle: its folder.
-        dataset: folder of cases, or a MONAI datalist.
+        dataset: folder of cases, a BIDS data set, or a MONAI datalist.
         out: folder for the results.
         configs: names of files in the bundle's `configs`, one over the other.
         settings: values for entries of the configs.
         threads: of a worker.
+        participants: of a BIDS data set, those that are taken; none: all.
+        filter_file: of a BIDS data set, see `bundlekit.cohort.bids.read_filters`.
 
     Raises:
         BundleError: for a setting that there is not or that cannot be, missing weights, no case at all, or results
@@ -39,10 +53,15 @@ def plan_cohort(
     root, output_dir = Path(dataset).expanduser().absolute(), Path(out).expanduser().absolute()
     if not root.exists():
         raise BundleError(f"{root}: no such file or folder; expected the data set.")
-    if output_dir == root or root in output_dir.parents:
+    bids = is_bids(root)
+    if not bids and (participants or filter_file):
+        raise BundleError(
+            f"{root} has no {DESCRIPTION}, so that it is no BIDS data set, whose participants can be chosen."
+        )
+    if output_dir == root or (root in output_dir.parents and not (bids and root / "derivatives" in output_dir.parents)):
         raise BundleError(
             f"{output_dir} lies in the data set {root}, where results are taken for scans the next time; give another "
-            "folder."
+            "folder, or in a BIDS data set one in derivatives/."
         )
     for name in configs:
         if not (bundle / "configs" / name).is_file():
@@ -51,22 +70,49 @@ def plan_cohort(
     known = read_configs(bundle, configs, {})
     _refuse_unknown(known, settings, bundle.name)
     settings = {name: _absolute(name, value) for name, value in settings.items()}
-    where = {"datalist" if root.is_file() and root.suffix == ".json" else "dataset_dir": str(root)}
-    parser = read_configs(bundle, configs, {**settings, **where, "output_dir": str(output_dir)})
+    if bids and "write_brain" in known:
+        settings = {"write_brain": False, **settings}  # BIDS has no name for the file
+    parser = read_configs(bundle, configs, {**settings, "output_dir": str(output_dir)})
     try:
         made = made_from(bundle, parser, settings)
-        cases, findings = _scan(parser)
+        cases, findings = _scan_bids(parser, bundle, root, participants, filter_file) if bids else _scan(parser, root)
     except RuntimeError as error:  # MONAI's, of an expression
         message = bundle_error_in(error)
         if message is None:
             raise
         raise BundleError(message) from error
-    plan = Plan(str(bundle), tuple(configs), dict(settings), str(output_dir), False, threads, made)
+    source = str(root) if bids else None
+    plan = Plan(str(bundle), tuple(configs), dict(settings), str(output_dir), source, threads, made)
     return plan, cases, findings
 
 
-def _scan(parser: ConfigParser) -> tuple[list[Case], list[Finding]]:
-    """Cases and findings of the config's search, by the function `scan_cases` of its module."""
+def _scan_bids(
+    parser: ConfigParser, bundle: Path, root: Path, participants: Sequence[str], filter_file: str | None
+) -> tuple[list[Case], list[Finding]]:
+    """Cases and findings of a BIDS data set."""
+    fill = bool(parser.get_parsed_content("fill_missing")) if "fill_missing" in parser else False
+    filters = read_filters(filter_file) if filter_file else None
+    entries, findings = find_entries(root, channels_of(bundle), fill, participants, filters)
+    if not entries:
+        if findings:
+            return [], findings
+        wanted = ", ".join(channels_of(bundle))
+        raise BundleError(f"{root}: no scan that {bundle.name} takes ({wanted}); expected them in sub-*/[ses-*/]anat.")
+    with tempfile.TemporaryDirectory() as folder:
+        datalist = Path(folder, "datalist.json")
+        datalist.write_text(json.dumps({"testing": entries}))
+        cases, more = _scan(parser, datalist)
+    return cases, findings + more
+
+
+def _scan(parser: ConfigParser, root: Path) -> tuple[list[Case], list[Finding]]:
+    """Cases and findings of the config's search, by the function `scan_cases` of its module.
+
+    Args:
+        parser: of the configs.
+        root: folder of the data set, or a datalist.
+    """
+    parser["datalist" if root.is_file() and root.suffix == ".json" else "dataset_dir"] = str(root)
     find_cases: Any = locate(parser["cases"]["_target_"])
     module = find_cases.__module__
     parser["cases"] = {**parser["cases"], "_target_": f"{module}.scan_cases"}

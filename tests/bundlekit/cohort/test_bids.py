@@ -1,0 +1,146 @@
+"""BIDS data sets in, BIDS derivatives out."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bundlekit.cohort import app, running
+from bundlekit.cohort.bids import begin_derivative, find_entries, folder_of
+from bundlekit.errors import BundleError
+from tests.bundlekit.cohort.test_running import in_this_process
+from tests.conftest import ROOT
+
+pytest.importorskip("ancpbids", reason="the extra `cohort` is not installed")
+FOUR = ["T1", "T1ce", "T2", "FLAIR"]
+SUFFIXES = {"t1": "T1w", "t1ce": "ce-gd_T1w", "t2": "T2w", "flair": "FLAIR"}
+
+__all__ = ["in_this_process"]
+
+
+def dataset(root: Path, *files: str) -> Path:
+    """An empty BIDS data set."""
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "dataset_description.json").write_text(json.dumps({"Name": "test", "BIDSVersion": "1.10.0"}))
+    for file in files:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_bytes(b"")
+    return root
+
+
+def anat(session: str, *ends: str) -> list[str]:
+    folder = session.replace("_", "/")
+    return [f"{folder}/anat/{session}_{end}.nii.gz" for end in ends]
+
+
+def test_a_session_is_a_case_of_four_scans(tmp_path: Path) -> None:
+    whole = anat("sub-01_ses-1", "T1w", "ce-gd_T1w", "T2w", "FLAIR")
+    root = dataset(tmp_path, *whole, *anat("sub-02", "T1w", "T2w", "FLAIR"), "derivatives/x/sub-03/anat/sub-03_T1w.nii")
+    entries, findings = find_entries(root, FOUR)
+    assert entries == [{"case": "sub-01_ses-1", "patient": "sub-01", "image": [str(root / file) for file in whole]}]
+    (finding,) = findings
+    assert "no T1ce (_ce-*_T1w) beside T1, T2, FLAIR" in finding.found
+    entries, findings = find_entries(root, FOUR, fill_missing=True)
+    assert not findings
+    assert entries[1]["image"] == [str(root / f"sub-02/anat/sub-02_{end}.nii.gz") if end else ""
+                                   for end in ("T1w", "", "T2w", "FLAIR")]  # fmt: skip
+
+
+def test_several_scans_of_a_kind_are_told_and_chosen(tmp_path: Path) -> None:
+    root = dataset(tmp_path, *anat("sub-01", "run-01_T1w", "run-02_T1w", "ce-gd_T1w", "T2w", "FLAIR"))
+    entries, findings = find_entries(root, FOUR)
+    assert not entries
+    assert "more than one T1: sub-01_run-01_T1w.nii.gz, sub-01_run-02_T1w.nii.gz" in findings[0].found
+    for run in ("02", "2", 2):
+        entries, findings = find_entries(root, FOUR, filters={"T1": {"run": run}})
+        assert not findings
+        assert entries[0]["image"][0].endswith("sub-01_run-02_T1w.nii.gz")
+    with pytest.raises(BundleError, match="names T1w; expected some of T1, T1ce"):
+        find_entries(root, FOUR, filters={"T1w": {}})
+
+
+def test_every_scan_is_a_case_of_a_bundle_of_one_channel(tmp_path: Path) -> None:
+    root = dataset(tmp_path, *anat("sub-01", "run-1_T1w", "run-2_T1w", "T2w"), *anat("sub-02_ses-a", "ce-gd_T1w"))
+    assert [entry["case"] for entry in find_entries(root, ["T1"])[0]] == ["sub-01_run-1", "sub-01_run-2"]
+    names = [entry["case"] for entry in find_entries(root, ["MRI"])[0]]
+    assert names == ["sub-01_run-1", "sub-01_run-2", "sub-01_space-T2w", "sub-02_ses-a_ce-gd"]
+    assert [entry["case"] for entry in find_entries(root, ["MRI"], participants=["sub-02"])[0]] == names[-1:]
+    with pytest.raises(BundleError, match=r"no scan of 03; there are 01, 02\."):
+        find_entries(root, ["MRI"], participants=["03"])
+    assert folder_of("sub-02_ses-a_ce-gd") == Path("sub-02/ses-a/anat")
+
+
+def test_another_bundles_derivative_is_left_alone(tmp_path: Path) -> None:
+    begin_derivative(tmp_path, "one", "1", tmp_path / "raw")
+    begin_derivative(tmp_path, "one", "2", tmp_path / "raw")
+    with pytest.raises(BundleError, match="a data set of one"):
+        begin_derivative(tmp_path, "other", "1", tmp_path / "raw")
+
+
+@pytest.fixture
+def prepared(cohort: Path, tmp_path: Path) -> Path:
+    """Three of the virtual gliomas in BIDS, one of them without T2."""
+    root = dataset(tmp_path / "bids")
+    for number, folder in enumerate(sorted(cohort.iterdir())[:3], 1):
+        to = root / f"sub-{number:02}" / "anat"
+        to.mkdir(parents=True)
+        for end, suffix in SUFFIXES.items():
+            shutil.copy(folder / f"{folder.name}_{end}.nii.gz", to / f"sub-{number:02}_{suffix}.nii.gz")
+    (root / "sub-03" / "anat" / "sub-03_T2w.nii.gz").unlink()
+    return root
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_the_app_makes_a_derivative(
+    prepared: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = prepared / "derivatives" / "tumour"
+    settings = ["--set", f"ckpt_dir={tiny_model}", "runtime=torch", "save_probabilities=true"]
+    bundle = ["--bundle", str(ROOT / "bundles" / "brats_resunet"), *settings]
+    level = [str(prepared), str(out), "participant"]
+    assert app.main([*level, "--participant-label", "01", "--jobs", "1", *bundle]) == 0
+    assert app.main([*level, "--jobs", "1", *bundle]) == 3  # sub-03 lacks a scan
+    assert "1 computed, 1 were done already, 1 failed" in capsys.readouterr().out
+    stems = [f"sub-0{number}/anat/sub-0{number}" for number in (1, 2)]
+    ends = ("dseg.nii.gz", "dseg.json", "dseg.tsv", "probseg.nii.gz", "probseg.json")
+    made = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert made == {f"{stem}_{end}" for stem in stems for end in ends} | {
+        *(f"records/sub-0{number}.json" for number in (1, 2)),
+        *("dataset_description.json", ".bidsignore", "volumes.json"),
+    }
+    mask = nib.load(out / f"{stems[0]}_dseg.nii.gz")
+    np.testing.assert_array_equal(mask.affine, nib.load(prepared / "sub-01/anat/sub-01_T1w.nii.gz").affine)
+    assert (out / f"{stems[0]}_dseg.tsv").read_text() == "index\tname\n0\tbackground\n1\tNCR\n2\tED\n4\tET\n"
+    sidecar = json.loads((out / f"{stems[0]}_dseg.json").read_text())
+    assert sidecar["Sources"][1] == "bids:raw:sub-01/anat/sub-01_ce-gd_T1w.nii.gz"
+    assert json.loads((out / f"{stems[0]}_probseg.json").read_text())["LabelMap"] == ["WT", "TC", "ET"]
+    description = json.loads((out / "dataset_description.json").read_text())
+    assert description["GeneratedBy"][0]["Name"] == "brats_resunet"
+    assert description["DatasetLinks"]["raw"] == prepared.as_uri()
+    assert app.main([str(prepared), str(out), "group"]) == 0
+    with (out / "volumes.tsv").open() as file:
+        rows: list[dict[str, Any]] = list(csv.DictReader(file, delimiter="\t"))
+    assert [row["participant_id"] for row in rows] == ["sub-01"] * 6 + ["sub-02"] * 6
+    assert {row["session_id"] for row in rows} == {"n/a"}
+
+
+def test_the_app_refuses_with_one_line(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    level = [str(prepared), str(tmp_path / "out"), "participant"]
+    for arguments, told in (
+        (level, "--bundle is missing"),
+        ([*level, "--bundle", "nothing_here"], "no bundle of that name is installed"),
+        ([*level, "--bundle", "brats_resunet", "--set", "flips"], "expected name=value"),
+        ([str(tmp_path), *level[1:], "--bundle", "brats_resunet"], "expected a BIDS data set"),
+        ([*level[:2], "group"], "run the level `participant` first"),
+    ):
+        assert app.main(arguments) == 1
+        assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert running.FAILURES not in [path.name for path in prepared.iterdir()]
