@@ -44,7 +44,9 @@ def make_cases(folder: Path, count: int, different: int = 8) -> None:
     """Virtual gliomas of 48x48x40 voxels; from the ninth on, copies of the first eight under other names."""
     from bundlekit.virtual import brats
 
-    first = [Path(made) for made in brats(str(folder), cases=min(different, count), seed=5, shape=(48, 48, 40))]
+    first = sorted(folder.iterdir())[:different] if folder.is_dir() else []
+    if len(first) < min(different, count):
+        first = [Path(made) for made in brats(str(folder), cases=min(different, count), seed=5, shape=(48, 48, 40))]
     for number in range(len(first), count):
         source = first[number % len(first)]
         name = f"{source.name[:-5]}{number:05}"
@@ -53,6 +55,26 @@ def make_cases(folder: Path, count: int, different: int = 8) -> None:
             copy = folder / name / file.name.replace(source.name, name)
             if not copy.exists():
                 os.link(file, copy)
+
+
+def settings_of(model: Path) -> list[str]:
+    """Arguments that have the network of `write_model` compute."""
+    return ["--ckpt_dir", str(model), "--runtime", "torch"]
+
+
+def plain_run(data: Path, model: Path, plain: Path) -> None:
+    """The masks of a plain run, unless they are there."""
+    count = len(list(data.iterdir()))
+    if len(list(plain.glob("*_seg.nii.gz"))) == count:
+        return
+    run = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--config_file"]
+    run += [str(ROOT / "bundles" / BUNDLE / "configs" / "inference.yaml"), *settings_of(model), "--num_workers", "0"]
+    begun = time.monotonic()
+    log = plain.with_suffix(".log")
+    with log.open("w") as text:
+        subprocess.run([*run, "--dataset_dir", str(data), "--output_dir", str(plain)], check=True, cwd=ROOT,
+                       stdout=text, stderr=text)  # fmt: skip
+    print(f"plain run: {time.monotonic() - begun:.0f} s for {count} cases", flush=True)
 
 
 def worker_processes(command: subprocess.Popen) -> list[Any]:
@@ -130,17 +152,10 @@ def main() -> None:
     make_cases(data, given.cases)
     write_model(model)
     names = sorted(folder.name for folder in data.iterdir())
-    settings = ["--ckpt_dir", str(model), "--runtime", "torch"]
-    if len(list(plain.glob("*_seg.nii.gz"))) < len(names):
-        run = [sys.executable, "-m", "monai.bundle", "run", "inferring", "--config_file"]
-        run += [str(ROOT / "bundles" / BUNDLE / "configs" / "inference.yaml"), *settings, "--num_workers", "0"]
-        begun = time.monotonic()
-        subprocess.run([*run, "--dataset_dir", str(data), "--output_dir", str(plain)], check=True, cwd=ROOT,
-                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
-        print(f"plain run: {time.monotonic() - begun:.0f} s for {len(names)} cases", flush=True)
+    plain_run(data, model, plain)
     results = out / "out"
     shutil.rmtree(results, ignore_errors=True)
-    command = [sys.executable, "-m", "tools", "cohort", BUNDLE, str(data), str(results), *settings]
+    command = [sys.executable, "-m", "tools", "cohort", BUNDLE, str(data), str(results), *settings_of(model)]
     command += given.cluster or ["--jobs", "2", "--threads", "1"]
     half = len(names) // 2 if given.every else 0
     if half:

@@ -29,7 +29,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """One worker that is a thread: no process has to start."""
 
     @contextlib.contextmanager
-    def connected(_: Workers) -> Iterator[Any]:
+    def connected(*_: Any) -> Iterator[Any]:
         with (
             distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as one,
             distributed.Client(one) as client,

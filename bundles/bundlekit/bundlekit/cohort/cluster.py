@@ -105,11 +105,15 @@ def dask(package: str = "distributed") -> Any:
 
 
 @contextlib.contextmanager
-def connected(workers: Workers) -> Iterator[Any]:
+def connected(workers: Workers, folder: Path) -> Iterator[Any]:
     """A `distributed.Client` of these workers; those that were started end with it.
 
     What goes over the network is encrypted, by keys that are made for this run. Dask's dashboard is bound to the
     loopback address. Jobs that end or are cancelled are submitted again as long as the run goes on.
+
+    Args:
+        workers: that compute.
+        folder: that all machines share, for logs of jobs and the keys.
 
     Raises:
         BundleError: if Dask is not installed, or the cluster cannot be reached.
@@ -133,7 +137,7 @@ def connected(workers: Workers) -> Iterator[Any]:
                     "one, such as tcp://10.0.0.5:8786."
                 ) from error
         else:
-            cluster = stack.enter_context(_local(workers) if workers.kind == "local" else _jobs(workers))
+            cluster = stack.enter_context(_local(workers) if workers.kind == "local" else _jobs(workers, folder))
             client = stack.enter_context(distributed.Client(cluster))
         _log.info("dashboard: %s", client.dashboard_link)
         stack.enter_context(_kept_up(client, cluster if workers.kind != "local" else None, workers))
@@ -155,8 +159,9 @@ def _local(workers: Workers) -> Any:
     )
 
 
-def _jobs(workers: Workers) -> Any:
+def _jobs(workers: Workers, folder: Path) -> Any:
     threads = workers.threads_of_each
+    folder.mkdir(parents=True, exist_ok=True)
     memory = ",".join(f"DASK_{name.upper().replace('.', '__')}=False" for name in _MEMORY)
     own = Path(__file__).resolve().parents[2]  # the folder that this package lies in, where it is not installed
     kinds: dict[str, dict[str, str | None]] = {
@@ -173,6 +178,8 @@ def _jobs(workers: Workers) -> Any:
         interface=workers.interface,
         security=_security(),
         protocol="tls://",
+        shared_temp_directory=str(folder),
+        log_directory=str(folder),
         job_extra_directives=list(workers.directives),
         job_script_prologue=[
             f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} OPENBLAS_NUM_THREADS={threads}",

@@ -24,7 +24,7 @@ from bundlekit.files import write_result
 from bundlekit.report.table import VolumeTable
 
 _log = logging.getLogger(__name__)
-FAILURES = "failures.csv"
+FAILURES, JOBS = "failures.csv", "jobs"
 _COLUMNS = ("case", "reason")
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")
 
@@ -93,7 +93,7 @@ def run_cohort(
         begin_derivative(out, made["bundle"], made["version"], Path(plan.bids))
     try:
         if left:
-            with connected(workers) as client:
+            with connected(workers, out / JOBS) as client:
                 for name, result in _results(client, left, plan, workers.retries):
                     if "volumes" in result:
                         outcome.computed.append(name)
