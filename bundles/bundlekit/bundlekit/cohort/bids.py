@@ -21,7 +21,13 @@ from bundlekit.version import __version__
 
 DESCRIPTION = "dataset_description.json"
 VERSION = "1.10.0"
-_IGNORED = ("records/", "jobs/", "failures.csv", "volumes.*", "*_overlay.png")  # of a derivative, what BIDS has no name for
+_IGNORED = (
+    "records/",
+    "jobs/",
+    "failures.csv",
+    "volumes.*",
+    "*_overlay.png",
+)  # of a derivative, what BIDS has no name for
 _NOT_SCANS = ("derivatives", "sourcedata", "code", "stimuli", "models")
 _SCAN = re.compile(r"\.nii(\.gz)?$")
 _SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "PDT2", "inplaneT1", "inplaneT2", "angio")

@@ -139,7 +139,8 @@ def connected(workers: Workers, folder: Path) -> Iterator[Any]:
         else:
             cluster = stack.enter_context(_local(workers) if workers.kind == "local" else _jobs(workers, folder))
             client = stack.enter_context(distributed.Client(cluster))
-        _log.info("dashboard: %s", client.dashboard_link)
+            if port := client.scheduler_info().get("services", {}).get("dashboard"):
+                _log.info("dashboard: http://127.0.0.1:%s/status", port)
         stack.enter_context(_kept_up(client, cluster if workers.kind != "local" else None, workers))
         yield client
 
