@@ -1,4 +1,4 @@
-"""Many cases while workers are killed: `python -m tests.bundlekit.cohort.killing OUT --cases 300 --every 30`.
+"""Many cases while workers are killed: `python -m tests.bundlekit.cohort.killing OUT --cases 300 --every 60`.
 
 Makes OUT/data (copies of a few virtual gliomas under as many names), OUT/plain (the masks of a plain run) and OUT/out
 (those of a cohort of two workers, one of which is ended by SIGKILL again and again, and once the command itself).
@@ -120,6 +120,7 @@ def run_and_kill(command: list[str], every: float, end_at: int, records: Path) -
         "status": process.wait(),
         "seconds": round(time.monotonic() - begun, 1),
         "killed": killed,
+        "computed": len(list(records.glob("*.json"))),
         "largest_worker_mib": {"first half": round(max(peak[: len(peak) // 2], default=0)),
                                "second half": round(max(peak[len(peak) // 2 :], default=0))},
     }  # fmt: skip
@@ -144,7 +145,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--cases", type=int, default=40)
-    parser.add_argument("--every", type=float, default=30.0, help="seconds between two kills; 0: none")
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between two kills; 0: none")
     parser.add_argument("--cluster", nargs=argparse.REMAINDER, default=[], help="further arguments of the cohort")
     given = parser.parse_args()
     out = given.out.absolute()

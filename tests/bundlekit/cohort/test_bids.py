@@ -113,7 +113,7 @@ def test_the_app_makes_a_derivative(
     made = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert made == {f"{stem}_{end}" for stem in stems for end in ends} | {
         *(f"records/sub-0{number}.json" for number in (1, 2)),
-        *("dataset_description.json", ".bidsignore", "volumes.json"),
+        *("dataset_description.json", ".bidsignore", "README.md", "volumes.json"),
     }
     mask = nib.load(out / f"{stems[0]}_dseg.nii.gz")
     np.testing.assert_array_equal(mask.affine, nib.load(prepared / "sub-01/anat/sub-01_T1w.nii.gz").affine)

@@ -28,6 +28,11 @@ _IGNORED = (
     "volumes.*",
     "*_overlay.png",
 )  # of a derivative, what BIDS has no name for
+_README = """# Segmentations by {bundle}
+
+Made by {bundle} {version} from the data set {source}. Each `_dseg.nii.gz` has a table of its labels (`_dseg.tsv`) and a
+sidecar (`_dseg.json`) that names the scans and the weights it comes from. `volumes.tsv` has the volumes of all.
+"""
 _NOT_SCANS = ("derivatives", "sourcedata", "code", "stimuli", "models")
 _SCAN = re.compile(r"\.nii(\.gz)?$")
 _SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "PDT2", "inplaneT1", "inplaneT2", "angio")
@@ -146,7 +151,7 @@ def folder_of(case: str) -> Path:
 
 
 def begin_derivative(out: Path, bundle: str, version: str, source: Path) -> None:
-    """Write what makes a folder a derivative: `dataset_description.json`, and what a validator passes over.
+    """Write what makes a folder a derivative: `dataset_description.json`, a README, and what a validator passes over.
 
     Args:
         out: the folder.
@@ -173,6 +178,7 @@ def begin_derivative(out: Path, bundle: str, version: str, source: Path) -> None
         "DatasetLinks": {"raw": source.as_uri()},
     }
     _write(path, json.dumps(description, indent=2) + "\n")
+    _write(out / "README.md", _README.format(bundle=bundle, version=version, source=source))
     _write(out / ".bidsignore", "\n".join(_IGNORED) + "\n")
     columns = {
         "participant_id": {"Description": "Participant"},
