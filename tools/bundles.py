@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
+from bundlekit.configs import read_configs
 from bundlekit.values import wrong_value
 
 ROOT = Path(__file__).resolve().parents[1] / "bundles"
@@ -94,14 +95,7 @@ def module_of(part: Any) -> ModuleType:
 
 def parse(bundle: str, *configs: str, **overrides: Any) -> ConfigParser:
     """Config files of a bundle, one over the other, with values for some of their entries."""
-    folder = folder_of(bundle)
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    parser = ConfigParser()
-    parser.read_config([str(folder / "configs" / name) for name in configs])
-    for key, value in overrides.items():
-        parser[key] = value
-    return parser
+    return read_configs(folder_of(bundle), configs, overrides)
 
 
 def refuse_wrong_settings(bundle: str, config: str, settings: Mapping[str, Any]) -> None:

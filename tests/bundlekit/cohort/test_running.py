@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -175,6 +176,13 @@ def test_settings_that_cannot_be_are_refused(planned: Planned, settings: dict[st
 def test_results_among_the_scans_are_refused(planned: Planned, cases: Path) -> None:
     with pytest.raises(BundleError, match="lies in the data set"):
         planned(out=cases / "out")
+
+
+def test_a_package_that_is_missing_is_told(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, found, findings = planned()
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(BundleError, match=r"distributed is not installed, .*\[cohort\]"):
+        run_cohort(found, findings, plan, ONE)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from monai.bundle import ConfigParser
 from bundlekit.cases.case import Case
 from bundlekit.cohort.bids import folder_of, write_sidecars
 from bundlekit.cohort.records import DONE, Records, describe, inputs_of
+from bundlekit.configs import read_configs
 from bundlekit.errors import BundleError, bundle_error_in, ends_run
 from bundlekit.files import sha256_of
 from bundlekit.images.writing import WriteSegmentations
@@ -62,24 +63,6 @@ class Plan:
     def key(self) -> str:
         """What tells it from another one."""
         return json.dumps(asdict(self), sort_keys=True, default=str)
-
-
-def read_configs(bundle: str | Path, configs: Sequence[str], settings: Mapping[str, Any]) -> ConfigParser:
-    """Config files of a bundle, one over the other, with values for some of their entries.
-
-    Args:
-        bundle: its folder, which goes on `sys.path`.
-        configs: names of files in its `configs`.
-        settings: values by the entry's id.
-    """
-    folder = Path(bundle)
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    parser = ConfigParser()
-    parser.read_config([str(folder / "configs" / name) for name in configs])
-    for key, value in settings.items():
-        parser[key] = value
-    return parser
 
 
 def made_from(bundle: Path, parser: ConfigParser, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from monai.bundle import ConfigParser
 
 from bundlekit.cases.case import Case
 from bundlekit.cohort.bids import DESCRIPTION, channels_of, find_entries, is_bids, read_filters
-from bundlekit.cohort.pipeline import Plan, made_from, read_configs
+from bundlekit.cohort.pipeline import Plan, made_from
+from bundlekit.configs import read_configs
 from bundlekit.errors import BundleError, Finding, bundle_error_in
 from bundlekit.values import wrong_value
 
