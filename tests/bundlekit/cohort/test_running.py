@@ -32,7 +32,9 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextlib.contextmanager
     def connected(*_: Any) -> Iterator[Any]:
         with (
-            distributed.LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None) as one,
+            distributed.LocalCluster(
+                n_workers=1, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
+            ) as one,
             distributed.Client(one) as client,
         ):
             yield client
