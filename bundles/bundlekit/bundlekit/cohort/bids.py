@@ -275,7 +275,8 @@ def _scans(root: Path, suffixes: list[str]) -> list[_Scan]:
             "install ancpbids."
         ) from None
     found = []
-    for file in BIDSLayout(str(root)).get(suffix=suffixes, extension=[".nii", ".nii.gz"]):
+    files: list[Any] = list(BIDSLayout(str(root)).get(suffix=suffixes, extension=[".nii", ".nii.gz"]))
+    for file in files:
         path = Path(file.get_absolute_path())
         if path.relative_to(root).parts[0] not in _NOT_SCANS and path.name.startswith("sub-"):
             found.append(_Scan(path, {key: str(value) for key, value in file.entities.items()}, str(file.suffix)))
