@@ -8,7 +8,7 @@ demo: .venv/tools  ## a real T1 and virtual gliomas, segmented, scored and drawn
 	$(BIN)/python -m tools demo
 
 test: .venv/dev lint  ## everything CI checks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
 label: .venv/tools  ## MONAI Label's server: make label STUDIES=DIR
 	@test -n "$(STUDIES)" || { echo "make label STUDIES=DIR: the folder with your scans"; exit 1; }

@@ -75,8 +75,8 @@ BUNDLES = {
             "finetune",
         ),
         inference_overlays=("whole_head", "whole_head+evaluate"),
-        shipped={"init_filters": 8, "norm": "instance", "whole_head": False, "white_matter_weight": 0.3},
-        golden={"dice_CSF": 0.511, "dice_GM": 0.748, "dice_WM": 0.875},
+        shipped={"init_filters": 8, "norm": "instance", "whole_head": False},
+        golden={"dice_CSF": 0.558, "dice_GM": 0.730, "dice_WM": 0.881},
     ),
     "brain_metastasis_attention_unet": Row(
         data="metastases",

@@ -171,7 +171,7 @@ def test_fine_tuning_goes_on_from_weights_and_leaves_them(
     first, tuned = Path(shutil.copytree(trained(bundle), tmp_path / "first")), tmp_path / "tuned"
     handed_on = config(bundle, "finetune").get("handed_on", [])
     settings = json.loads((first / "settings.json").read_text())
-    chosen = {name: True if name == "fill_core" else 0.01 for name in (*handed_on, "white_matter_weight")}
+    chosen = {name: True if name == "fill_core" else 0.01 for name in handed_on}
     for name, value in chosen.items():
         record_setting(first / "model.pt", name, value)
     more: dict[str, Any] = {"norm": "instance", "dropout": 0} if bundle == "brain_tissue_vnet" else {}

@@ -87,7 +87,7 @@ def test_fine_tuning_takes_every_setting_of_the_weights(bundle: str) -> None:
 @pytest.mark.parametrize("bundle", FINE_TUNED)
 def test_fine_tuning_hands_on_what_inference_reads(bundle: str) -> None:
     handed_on = config(bundle, "finetune").get("handed_on", [])
-    assert bool(handed_on) == (bundle != "brain_tissue_vnet"), "labels of one's own draw the border of white matter"
+    assert bool(handed_on) == (bundle != "brain_tissue_vnet"), "nothing is chosen after its training"
     infer = config(bundle, "inference")
     for name in handed_on:
         assert infer[name].startswith(f"$@settings.get('{name}', ")
@@ -96,7 +96,7 @@ def test_fine_tuning_hands_on_what_inference_reads(bundle: str) -> None:
 @pytest.mark.parametrize("bundle", FINE_TUNED)
 def test_what_is_handed_on_is_recorded_again(bundle: str, tmp_path: Path) -> None:
     handed_on = config(bundle, "finetune").get("handed_on", [])
-    chosen = {name: True if name == "fill_core" else 0.25 for name in (*handed_on, "white_matter_weight")}
+    chosen = {name: True if name == "fill_core" else 0.25 for name in handed_on}
     for name, value in chosen.items():
         record_setting(tmp_path / "model.pt", name, value)
     parser = parse(bundle, "train.yaml", "finetune.yaml", pretrained=str(tmp_path / "model.pt"))
@@ -131,7 +131,7 @@ def test_inference_does_as_training_did(bundle: str, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_what_was_chosen_after_training_is_used(bundle: str, name: str, tmp_path: Path) -> None:
     default = value_in(bundle, name, tmp_path)
-    assert default == (1 if name == "white_matter_weight" else 0)
+    assert default == 0
     value, other = (True, False) if name == "fill_core" else (0.5, 0.75)
     record_setting(tmp_path / "model.pt", name, value)
     assert value_in(bundle, name, tmp_path) == value

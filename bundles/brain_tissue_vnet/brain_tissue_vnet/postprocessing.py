@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +9,7 @@ import torch
 from monai.transforms import Transform
 
 from bundlekit.images.intensities import ZERO_AIR
-from bundlekit.inference.windows import argmax_labels
-from bundlekit.label_maps.numberings import IGNORE, WM
+from bundlekit.label_maps.numberings import IGNORE
 
 from .scores import TISSUES
 
@@ -46,33 +44,6 @@ class AirIsBackgroundd(Transform):
         certain = torch.full((logits.shape[0], 1, 1, 1), -_CERTAIN, dtype=logits.dtype, device=logits.device)
         certain[0] = _CERTAIN
         return {**data, self.key: torch.where(air[None], certain, logits)}
-
-
-class DecideTissuesd(Transform):
-    """Class indices (1HWD) in place of probabilities (NHWD): the most probable one.
-
-    Args:
-        white_matter_weight: what the probability of white matter is multiplied by first, above 0: a network of label
-            maps may draw the border to grey matter elsewhere than the labels it is compared with.
-        key: probabilities.
-
-    Raises:
-        ValueError: if the weight is not a number above 0.
-    """
-
-    def __init__(self, white_matter_weight: float = 1.0, key: str = "pred") -> None:
-        if not (math.isfinite(white_matter_weight) and white_matter_weight > 0):
-            raise ValueError(f"white_matter_weight must be a number above 0, got {white_matter_weight}.")
-        self.white_matter_weight = float(white_matter_weight)
-        self.key = key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Decide."""
-        probabilities = data[self.key]
-        if self.white_matter_weight != 1:
-            probabilities = probabilities.clone()  # a copy of them may be written too
-            probabilities[WM] *= self.white_matter_weight
-        return {**data, self.key: argmax_labels(probabilities)}
 
 
 class TissueMasksd(Transform):
