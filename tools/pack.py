@@ -17,7 +17,7 @@ from bundlekit.weights.settings import SETTINGS
 from bundlekit.weights.shipped import RECORD, check_shipped
 from tools.bundles import KIT, folder_of, names
 
-_KIT = (".py", ".html", ".css", ".js", ".txt")  # of bundlekit: modules, templates and viewer of reports
+_KIT = (".py", ".json", ".html", ".css", ".js", ".txt")  # of bundlekit: modules, templates and viewer of reports
 _PARTS = {"configs": (".yaml", ".json", ".conf"), "docs": (".md", ".png", ".txt", ".json")}
 _CORE = {"numpy": "numpy", "torch": "pytorch", "monai": "monai"}  # package -> its <key>_version in metadata.json
 _TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold

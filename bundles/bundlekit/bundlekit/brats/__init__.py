@@ -6,6 +6,7 @@ from bundlekit.brats.cases import find_cases, scan_cases
 from bundlekit.brats.cleaning import FillCored, RelabelUnenhancedd, RemoveCorelessd, RemoveSmallPartsd
 from bundlekit.brats.missing import RandDropModalitiesd, tell_filled
 from bundlekit.brats.naming import MODALITIES
+from bundlekit.brats.order import CheckOrderd
 from bundlekit.brats.reading import LoadCased
 from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
 from bundlekit.brats.sampling import TumourCentredCropd, TumourVoxelsd

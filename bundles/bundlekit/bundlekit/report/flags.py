@@ -30,6 +30,7 @@ class Result:
     brain_ml: float | None  # None: unknown
     removed_ml: float = 0.0  # by the cleaning of the mask
     grid_known: bool = True  # whether its file tells voxel size and orientation
+    order_doubt: str = ""  # which modalities look like others
 
 
 Check = Callable[[Result, Any], "Flag | None"]
@@ -163,7 +164,15 @@ def _grid_unknown(result: Result, limit: bool) -> Flag | None:
     return Flag("grid_unknown", 1.0, told)
 
 
+def _modalities(result: Result, limit: bool) -> Flag | None:
+    if not result.order_doubt:
+        return None
+    told = f"By their intensities {result.order_doubt}: were files exchanged? The mask is wrong then."
+    return Flag("modalities", 1.0, told)
+
+
 CHECKS: dict[str, Check] = {
+    "modalities": _modalities,
     "grid_unknown": _grid_unknown,
     "nothing_found": _nothing_found,
     "at_the_border": _at_the_border,
@@ -176,6 +185,7 @@ CHECKS: dict[str, Check] = {
 
 # what a limit has to be, in words and by a function of it and the names of classes and regions
 _LIMITS: dict[str, tuple[str, Callable[[Any, Collection[str]], bool]]] = {
+    "modalities": ("true", lambda limit, _: limit is True),
     "grid_unknown": ("true", lambda limit, _: limit is True),
     "nothing_found": ("true", lambda limit, _: limit is True),
     "at_the_border": ("a share, e.g. 0.002", lambda limit, _: _number(limit)),
