@@ -77,6 +77,15 @@ def test_a_file_of_an_earlier_version_is_read(root: Path, tmp_path: Path) -> Non
     assert settings_of(tmp_path / "model.pt", root)["minimum_ml"] == 0.3
 
 
+@pytest.mark.parametrize(("value", "told"), [(0.3, True), (1.0, False)])
+def test_a_setting_that_is_gone_is_told(
+    value: float, told: bool, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    record_setting(tmp_path / "model.pt", "white_matter_weight", value)
+    recorded_settings(tmp_path / "model.pt", root)
+    assert ("white_matter_weight 0.3, which this version does not apply" in caplog.text) == told
+
+
 def test_fine_tuning_needs_the_preprocessing_of_the_weights(tmp_path: Path) -> None:
     model = tmp_path / "model.pt"
     require_as_recorded(model, {"fit": "resize"}, ["fit"])

@@ -266,7 +266,7 @@ def _prefer(choice: Choice, modality: str) -> None:
 def _later(one: Stack, other: Stack) -> bool | None:
     """Whether it was begun after another series of its study; None where that is not told."""
     (day, time), (other_day, other_time) = one.begun, other.begun
-    if not (time and other_time):
+    if not (time and other_time) or one.begun == other.begun:  # anonymisers give all series one time
         return None
     if day and other_day and day != other_day:
         return day > other_day

@@ -8,6 +8,7 @@ a stranger: expressions in it are refused.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from bundlekit.values import is_expression, wrong_values
 
 SETTINGS = "settings.json"
 AFTER_TRAINING = "after_training"
+_GONE = {"white_matter_weight": 1}  # settings of earlier versions, and the value that says the same as none
+_log = logging.getLogger(__name__)
 
 
 def write_settings(settings: Mapping[str, Any], ckpt_dir: str, rank: int = 0) -> None:
@@ -109,6 +112,11 @@ def recorded_settings(checkpoint: str | os.PathLike, bundle_root: str | os.PathL
     train = next((ConfigParser.load_config_file(file) for file in files if file.is_file()), {})
     defaults = {**train, **{k: v for k, v in train.get("settings", {}).items() if not is_expression(v)}}
     recorded = read_settings(checkpoint)
+    chosen = {**recorded, **recorded.get(AFTER_TRAINING, {})}
+    for name, nothing in _GONE.items():
+        if chosen.get(name, nothing) != nothing:
+            told = "%s records %s %s, which this version does not apply: masks differ from those of the version before"
+            _log.warning(told, Path(checkpoint).parent / SETTINGS, name, chosen[name])
     # earlier versions recorded everything in one level
     known = {
         **{k: v for k, v in defaults.items() if not is_expression(v)},
