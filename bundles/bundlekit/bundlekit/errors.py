@@ -21,12 +21,14 @@ class Finding:
         found: what is there.
         expected: what has to be there.
         fix: what to do about it.
+        case: name of the case that it keeps from being computed, where it is the name that is wrong.
     """
 
     file: str
     found: str
     expected: str
     fix: str
+    case: str = ""
 
     def __str__(self) -> str:
         return f"{self.file}\n    found:    {self.found}\n    expected: {self.expected}\n    fix:      {self.fix}"

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 
 from bundlekit.cohort.records import Records, describe, inputs_of
+from bundlekit.cohort.running import collect_volumes
+from bundlekit.errors import BundleError
+from bundlekit.report.table import COLUMNS, VolumeTable
 
 FROM = {"bundle": "a", "version": "1", "weights_sha256": ["0"], "settings": {}}
 
@@ -79,3 +82,40 @@ def test_a_corrected_mask_stays_and_a_damaged_one_goes(records: Records, case: d
     records.forget(case)
     assert not mask.exists()
     assert json.loads(records.path("a").read_text())["case"] == "a"
+
+
+def test_rows_of_a_corrected_mask_are_flagged(records: Records) -> None:
+    mask = records.output_dir / "a_seg.nii.gz"
+    row = {**dict.fromkeys(COLUMNS, ""), "case": "a", "name": "WT", "flags": "removed", "reasons": "Much."}
+    records.write({"case": "a"}, [mask], [], {"volumes": [row]})
+    os.utime(mask, (1, 1))
+    for flags in ("removed", "removed;mask_corrected", "removed;mask_corrected"):
+        collect_volumes(records.output_dir)
+        assert [row["flags"] for row in VolumeTable(records.output_dir).rows()] == [flags]
+        nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4)), mask)
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", "..", ""])
+def test_a_name_that_is_no_files_has_no_record(records: Records, case: dict[str, Any], name: str) -> None:
+    with pytest.raises(BundleError, match="expected the name of a file"):
+        records.why({**case, "case": name}, FROM)
+
+
+def test_other_files_are_damaged_if_they_are_shorter(records: Records, case: dict[str, Any]) -> None:
+    files = [records.output_dir / "a_seg.nii.gz", records.output_dir / "a.tsv"]
+    files[1].write_text("index\tname\n")
+    records.write(case, files, [describe(Path(file)) for file in inputs_of(case)], FROM)
+    files[1].write_text("index\tname\n0\tair\n")
+    assert records.why(case, FROM) == ""
+    files[1].write_text("index")
+    assert records.why(case, FROM) == "damaged: a.tsv"
+
+
+def test_files_of_an_earlier_run_go_with_its_record(records: Records, case: dict[str, Any]) -> None:
+    mask, *others = [records.output_dir / name for name in ("a_seg.nii.gz", "a.tsv", "changed.tsv", "not_ours.tsv")]
+    for file in others:
+        file.write_text("text")
+    records.write(case, [mask, *others[:2]], [], FROM)
+    others[1].write_text("other text")
+    records.remove_others(case, [mask])
+    assert [file.is_file() for file in (mask, *others)] == [True, False, True, True]

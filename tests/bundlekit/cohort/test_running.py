@@ -161,6 +161,38 @@ def test_what_is_no_fault_of_a_case_is_tried_again(planned: Planned, monkeypatch
     assert len(outcome.computed) == 2
 
 
+def test_names_that_are_no_files_or_doubled_are_not_computed(planned: Planned, cases: Path, tmp_path: Path) -> None:
+    folders = sorted(cases.iterdir())
+    images = [[str(f / f"{f.name}_{end}.nii.gz") for end in ("t1", "t1ce", "t2", "flair")] for f in folders]
+    Path(images[2][0]).write_bytes(b"damaged")  # the other one of its name is not computed either
+    entries = [{"image": files, "case": name} for files, name in zip(images, ("same", "good", "same"), strict=True)]
+    entries.append({"image": images[0], "case": "../evil"})
+    datalist = tmp_path / "list.json"
+    datalist.write_text(json.dumps({"testing": entries}))
+    _, found, findings = planned(dataset=datalist)
+    assert [case["case"] for case in found] == ["good"]
+    reasons = running._findings(findings)
+    assert "case same more than once" in reasons["same"]
+    assert "leads to another folder" in reasons["../evil"]
+
+
+def test_a_case_after_one_that_failed_half_way_is_computed(planned: Planned, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plan, (first, second, third), _ = planned()
+    out.mkdir()
+    (out / f"{second['case']}_seg.nii.gz").write_bytes(b"of somebody else: refused when the evaluator starts")
+    earlier = out / f"{third['case']}_probabilities.nii.gz"
+    earlier.write_bytes(b"of no record")
+    assert "volumes" in pipeline.segment_case(plan, first)
+    told = pipeline.segment_case(plan, second)
+    assert "a file that no bundle has put its name to" in told["refused"]
+    assert not told["ends_run"]
+    assert "volumes" in pipeline.segment_case(plan, third)
+    record = json.loads((out / "records" / f"{third['case']}.json").read_text())
+    assert [entry["file"] for entry in record["outputs"]] == [f"{third['case']}_seg.nii.gz"]
+    assert earlier.is_file()
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [

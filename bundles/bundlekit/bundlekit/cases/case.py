@@ -51,24 +51,25 @@ def check_names(cases: Sequence[Case], where: str) -> list[Finding]:
     for case in cases:
         name = case["case"]
         first_files.setdefault(name, []).append(([file for file in case["image"] if file] or [case["label"]])[0])
-        reason = _unsafe(name)
+        reason = unsafe_name(name)
         if reason:
             fix = 'rename the file, or give the entry of the datalist another "case"'
             found = f"the case name {name[:_LONGEST]!r} of {first_files[name][0]}, which {reason}"
-            findings.append(Finding(where, found, "the name of a file, without folders", fix))
+            findings.append(Finding(where, found, "the name of a file, without folders", fix, name))
     return findings + [
         Finding(
             where,
             f"case {name} more than once: {', '.join(files)}",
             "unique case names",
             'rename the files, or give a datalist whose entries have a "case" key',
+            name,
         )
         for name, files in first_files.items()
         if len(files) > 1
     ]
 
 
-def _unsafe(name: str) -> str:
+def unsafe_name(name: str) -> str:
     """Why a name cannot be that of a result; "" if it can."""
     if not name.strip():
         return "is empty"

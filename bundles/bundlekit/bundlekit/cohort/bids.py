@@ -189,12 +189,17 @@ def begin_derivative(out: Path, bundle: str, version: str, source: Path) -> None
 
 
 def write_sidecars(
-    mask: Path, case: Case, classes: Sequence[str], regions: Sequence[str], source: Path, made_from: Mapping[str, Any]
+    written: Sequence[Path],
+    case: Case,
+    classes: Sequence[str],
+    regions: Sequence[str],
+    source: Path,
+    made_from: Mapping[str, Any],
 ) -> list[Path]:
     """Beside a mask: its JSON sidecar and the table of its labels; beside probabilities, their sidecar.
 
     Args:
-        mask: `..._dseg.nii.gz`.
+        written: files of the case, its mask (`..._dseg.nii.gz`) first.
         case: as `find_cases` gives it.
         classes: names of the classes but the background.
         regions: names of what the probabilities are of, where that is no class.
@@ -204,7 +209,7 @@ def write_sidecars(
     Raises:
         BundleError: if a file cannot be written.
     """
-    stem = str(mask).removesuffix(".nii.gz")
+    stem = str(written[0]).removesuffix(".nii.gz")
     sources = [_uri(Path(file), source) for file in case["image"] if file]
     about = {
         "Sources": sources,
@@ -221,7 +226,7 @@ def write_sidecars(
         Path(f"{stem}.tsv"): "\n".join(["index\tname", *table]) + "\n",
     }
     probabilities = Path(f"{stem.removesuffix('_dseg')}_probseg.nii.gz")
-    if probabilities.is_file():
+    if probabilities in written:
         import nibabel as nib
 
         shape: Any = nib.load(probabilities).shape  # type: ignore[attr-defined]

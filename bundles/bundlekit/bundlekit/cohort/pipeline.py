@@ -117,6 +117,7 @@ class Pipeline:
         self._writers: list[Any] = []
         self._rows: list[dict[str, Any]] = []
         self._names: tuple[list[str], list[str]] = ([], [])  # of classes and regions
+        self.completed = False  # whether the evaluator has come to its end with the last case
 
     @property
     def ready(self) -> bool:
@@ -137,18 +138,21 @@ class Pipeline:
         parser = self._parser or self._load(case)
         self._cases[:] = [case]
         self._rows.clear()
+        self.completed = False
         for writer in self._writers:
             self._place(writer, case)
+        name = str(case["case"])
+        files = [path for writer in self._writers for path in writer.files_of(name)]
+        before = {path: _state(path) for path in files}
         for step in range(len(parser[_RUN])):  # MONAI keeps what a step gave, and does not run it again
             parser.ref_resolver.remove_resolved_content(f"{_RUN}::{step}")
             parser.get_parsed_content(f"{_RUN}::{step}")
-        name = str(case["case"])
-        outputs = [path for writer in self._writers for path in writer.files_of(name) if path.is_file()]
-        if not outputs or not self._rows:
+        outputs = [path for path in files if _state(path) not in (None, before[path])]  # not those of an earlier run
+        if files[0] not in outputs or not self._rows:
             raise RuntimeError(f"{name}: {self.plan.bundle} wrote no mask")
         if self.plan.bids is not None:
             classes, regions = self._names
-            outputs += write_sidecars(outputs[0], case, classes, regions, Path(self.plan.bids), self.plan.made_from)
+            outputs += write_sidecars(outputs, case, classes, regions, Path(self.plan.bids), self.plan.made_from)
         told = {
             **self.plan.made_from,
             "volumes": list(self._rows),
@@ -157,6 +161,7 @@ class Pipeline:
             "host": socket.gethostname(),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+        self.records.remove_others(case, outputs)
         self.records.write(case, outputs, inputs, told)
         return {"volumes": told["volumes"]}
 
@@ -176,6 +181,7 @@ class Pipeline:
         self._cases = parser.get_parsed_content("dataset").data  # the handlers have the same list
         self._cases[:] = [case]  # MONAI's evaluators do nothing for a data set that was empty when they were made
         evaluator = parser.get_parsed_content("evaluator")
+        evaluator.add_event_handler(Events.COMPLETED, self._complete)
         handlers = parser.get_parsed_content("handlers")
         for handler in handlers:
             if isinstance(handler, LoadWeights):
@@ -190,6 +196,9 @@ class Pipeline:
         self._writers = [handler for handler in handlers if hasattr(handler, "files_of")]
         self._parser = parser
         return parser
+
+    def _complete(self) -> None:
+        self.completed = True
 
     @staticmethod
     def _weights(parser: ConfigParser) -> list[str]:
@@ -210,6 +219,15 @@ class Pipeline:
         writer.output_dir = Path(self.plan.output_dir) / folder_of(str(case["case"]))
         if isinstance(writer, WriteSegmentations):
             writer.suffix, writer.probabilities = "dseg", "probseg"
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """What tells a file from one that is written in its place; None if there is none."""
+    try:
+        seen = path.stat()
+    except FileNotFoundError:
+        return None
+    return seen.st_ino, seen.st_mtime_ns
 
 
 class _Rows:
@@ -261,9 +279,11 @@ def segment_case(plan: Plan, case: Case) -> dict[str, Any]:
                 _loaded.clear()  # of another run on the same workers: its memory is let go
                 pipeline = _loaded[plan.key] = Pipeline(plan)
             return pipeline.segment(case)
-        except (RuntimeError, ValueError) as error:
-            message = bundle_error_in(error)
+        except BaseException as error:
+            made = pipeline is not None and pipeline.ready
+            if pipeline is None or not pipeline.completed:
+                _loaded.clear()  # an evaluator that an error has left half-way would compute nothing of the next case
+            message = bundle_error_in(error) if isinstance(error, (RuntimeError, ValueError)) else None
             if message is None:
                 raise
-            made = pipeline is not None and pipeline.ready
             return {"refused": message, "ends_run": not made or ends_run(error)}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bundlekit.cases.case import Case
+from bundlekit.cases.case import Case, unsafe_name
 from bundlekit.errors import BundleError
 from bundlekit.files import sha256_of, write_result
 from bundlekit.images.nifti import read_array
@@ -31,7 +31,13 @@ class Records:
         self.output_dir = Path(output_dir)
 
     def path(self, case: str) -> Path:
-        """The file of a case."""
+        """The file of a case.
+
+        Raises:
+            BundleError: for a name that is no file's.
+        """
+        if reason := unsafe_name(case):
+            raise BundleError(f"the case name {case[:80]!r} {reason}; expected the name of a file, without folders.")
         return self.output_dir / FOLDER / f"{case}.json"
 
     def read(self, case: str) -> dict[str, Any] | None:
@@ -89,7 +95,7 @@ class Records:
         damaged = [
             path.name
             for path, entry in zip(paths, record["outputs"], strict=True)
-            if not _same(path, entry) and not _readable(path)
+            if not _same(path, entry) and not _readable(path, entry)
         ]
         return f"damaged: {', '.join(damaged)}" if damaged else DONE
 
@@ -98,8 +104,24 @@ class Records:
         record = self.read(case["case"]) or {"outputs": []}
         for entry in record["outputs"]:
             path = self.output_dir / entry["file"]
-            if path.is_file() and not _same(path, entry) and not _readable(path):
+            if path.is_file() and not _same(path, entry) and not _readable(path, entry):
                 path.unlink()
+
+    def remove_others(self, case: Case, kept: Collection[Path]) -> None:
+        """Remove what the record of a case lists beside `kept`: an earlier run wrote it, with other settings.
+
+        A file that was changed since then stays.
+        """
+        for entry in (self.read(case["case"]) or {"outputs": []})["outputs"]:
+            path = self.output_dir / entry["file"]
+            if path not in kept and ".." not in path.parts and _same(path, entry):
+                path.unlink()
+
+    def corrected(self, record: Mapping[str, Any]) -> bool:
+        """Whether somebody has changed the mask of a record since it was written."""
+        entry = record["outputs"][0] if record["outputs"] else None
+        path = self.output_dir / entry["file"] if entry else None
+        return path is not None and path.is_file() and not _same(path, entry)
 
 
 def inputs_of(case: Case) -> list[str]:
@@ -141,10 +163,13 @@ def _same(path: Path, entry: Mapping[str, Any]) -> bool:
         return False
 
 
-def _readable(path: Path) -> bool:
-    """Whether a file that is no longer as it was written can be decoded: somebody may have corrected it."""
+def _readable(path: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether a file that is no longer as it was written is whole: somebody may have corrected it.
+
+    A NIfTI file is decoded; any other must have at least the bytes that it had.
+    """
     if not path.name.endswith((".nii.gz", ".nii")):
-        return True
+        return path.stat().st_size >= entry["bytes"]
     try:
         read_array(str(path))
         return True

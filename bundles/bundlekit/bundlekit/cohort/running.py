@@ -25,6 +25,7 @@ from bundlekit.report.table import VolumeTable
 
 _log = logging.getLogger(__name__)
 FAILURES, JOBS = "failures.csv", "jobs"
+CORRECTED = "mask_corrected"  # flag
 _COLUMNS = ("case", "reason")
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")
 
@@ -160,11 +161,11 @@ def _reason(error: BaseException | None, retries: int) -> str:
 
 
 def _findings(findings: Iterable[Finding]) -> dict[str, str]:
-    """Reasons by file: what the search found wrong."""
+    """Reasons by file, or by case where its name is wrong: what the search found."""
     reasons: dict[str, list[str]] = {}
     for finding in findings:
         text = f"found {finding.found}; expected {finding.expected}; {finding.fix}"
-        reasons.setdefault(finding.file, []).append(text)
+        reasons.setdefault(finding.case or finding.file, []).append(text)
     return {file: " | ".join(texts) for file, texts in reasons.items()}
 
 
@@ -181,8 +182,17 @@ def write_failures(output_dir: Path, failures: Mapping[str, str]) -> None:
     write_result(output_dir / FAILURES, lambda file: file.write(text.getvalue().encode()), "output_dir")
 
 
+def _flagged(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a mask that is no longer as it was measured."""
+    flags = ";".join(filter(None, (row.get("flags"), CORRECTED)))
+    reasons = " | ".join(filter(None, (row.get("reasons"), "The mask was corrected after this row was written")))
+    return {**row, "flags": flags, "reasons": reasons}
+
+
 def collect_volumes(output_dir: Path, bids: bool = False) -> None:
     """Write `volumes.csv` of all cases with a record, and of those that were in it without one, by case.
+
+    The rows of a mask that was corrected are those of before, and have the flag `mask_corrected`.
 
     Args:
         output_dir: folder of the results.
@@ -191,7 +201,11 @@ def collect_volumes(output_dir: Path, bids: bool = False) -> None:
     Raises:
         BundleError: if it cannot be written.
     """
-    found = {record["case"]: record["volumes"] for record in Records(output_dir).all()}
+    records = Records(output_dir)
+    found = {
+        record["case"]: [_flagged(row) for row in record["volumes"]] if records.corrected(record) else record["volumes"]
+        for record in records.all()
+    }
     if bids:
         write_volumes_tsv(output_dir, [row for case in sorted(found) for row in found[case]])
         return

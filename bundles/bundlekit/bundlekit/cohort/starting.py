@@ -117,7 +117,9 @@ def _scan(parser: ConfigParser, root: Path) -> tuple[list[Case], list[Finding]]:
     find_cases: Any = locate(parser["cases"]["_target_"])
     module = find_cases.__module__
     parser["cases"] = {**parser["cases"], "_target_": f"{module}.scan_cases"}
-    return parser.get_parsed_content("cases")
+    cases, findings = parser.get_parsed_content("cases")
+    refused = {finding.case for finding in findings if finding.case}  # none of the cases of such a name
+    return [case for case in cases if case["case"] not in refused], findings
 
 
 def _refuse_unknown(known: ConfigParser, settings: Mapping[str, Any], bundle: str) -> None:
