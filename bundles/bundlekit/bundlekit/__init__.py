@@ -5,7 +5,7 @@ from __future__ import annotations
 from bundlekit.bfloat16 import BFloat16Inferer, channels_last_norms, computes_bfloat16
 from bundlekit.cases.case import Case, require_cases
 from bundlekit.cases.datalist import recorded_split
-from bundlekit.cases.shard import shard_cases
+from bundlekit.cases.shard import refuse_shard, shard_cases
 from bundlekit.cases.split import fold_cases, select_cases, split_cases
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import default_cache_dir

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundlekit.cases.shard import shard_cases
+from bundlekit.cases.shard import refuse_shard, shard_cases
 from bundlekit.errors import BundleError
 
 CASES = [{"case": name} for name in "abcdefg"]
@@ -29,3 +29,9 @@ def test_a_part_without_a_case_is_told() -> None:
     with pytest.raises(BundleError, match="8/9, and there are 7 cases"):
         shard_cases(CASES, "8/9")
     assert shard_cases([], "2/3") == []  # a pipeline without data
+
+
+def test_a_part_is_not_scored() -> None:
+    refuse_shard(None)
+    with pytest.raises(BundleError, match="--shard is '1/2', which is for inference"):
+        refuse_shard("1/2")

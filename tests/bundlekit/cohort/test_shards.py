@@ -33,3 +33,5 @@ def test_every_bundle_takes_a_part() -> None:
         assert inference["dataset"]["data"] == "$bundlekit.shard_cases(@cases, @shard)"
         tables = [handler["shard"] for handler in inference["handlers"] if "WriteVolumes" in handler["_target_"]]
         assert tables == ["@shard"]
+        refusals = "$bundlekit.refuse_shard(@shard)"
+        assert refusals in config(bundle, "evaluate")["+initialize"]

@@ -27,3 +27,16 @@ def shard_cases(cases: Sequence[Case], shard: str | None) -> list[Case]:
     if cases and part > len(cases):
         raise BundleError(f"shard is {shard}, and there are {len(cases)} cases: this part has none. Take fewer parts.")
     return list(cases[part - 1 :: parts])
+
+
+def refuse_shard(shard: str | None) -> None:
+    """Refuse to score a part: `scores.csv` and `summary.json` of the parts would be the same files.
+
+    Raises:
+        BundleError: for any value but None.
+    """
+    if shard is not None:
+        raise BundleError(
+            f"--shard is {shard!r}, which is for inference: scores of one part would take the place of another's. "
+            "Leave it out; or segment by parts, and score the masks of all."
+        )
