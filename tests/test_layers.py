@@ -52,7 +52,7 @@ ALLOWED = {
     "virtual": (*GROUND, "images", "cases", "patches", "label_maps", "brats"),
     "report": (*GROUND, "images", "cases"),
     "preparation": (*GROUND, "images", "cases", "brats"),
-    "cohort": (*GROUND, "images", "cases", "weights", "report"),
+    "cohort": (*GROUND, "images", "cases", "weights", "inference", "report"),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bundlekit.cohort.cluster import Workers
-from bundlekit.cohort.running import run_cohort, to_do
+from bundlekit.cohort.running import FAILURES, run_cohort, to_do
 from bundlekit.cohort.starting import plan_cohort
 from tools.bundles import folder_of
 
@@ -30,6 +30,7 @@ def cohort(
     interface: str | None = None,
     retries: int = 3,
     dashboard: int = 8787,
+    wait: int = 30,
     configs: str | Sequence[str] = "inference.yaml",
     participant_label: str | Sequence[str] = (),
     bids_filter_file: str | None = None,
@@ -52,7 +53,7 @@ def cohort(
         scheduler: address of a Dask scheduler that runs already, in place of a cluster: tcp://10.0.0.5:8786.
         jobs: workers; None: on this machine one for each GPU, else for every four cores; of a batch system 4.
         threads: cores of each worker; None: this machine's, shared equally; of a job 4.
-        walltime: of a job, HH:MM:SS.
+        walltime: of a job, HH:MM:SS or D-HH:MM:SS.
         memory: of a job.
         queue: partition or queue of the jobs.
         account: that the jobs are charged to.
@@ -61,6 +62,7 @@ def cohort(
         interface: network interface that jobs and this process share.
         retries: how often a case is computed again when its worker died.
         dashboard: port of Dask's dashboard on this machine.
+        wait: minutes that the first worker may take to come.
         configs: config files of the bundle, one over the other.
         participant_label: of a BIDS data set, those that are computed; None: all.
         bids_filter_file: of a BIDS data set, JSON with entities by channel: {"T1": {"acq": "mprage"}}.
@@ -72,7 +74,7 @@ def cohort(
     """
     workers = Workers(
         cluster, scheduler, jobs, threads, str(walltime), memory, queue, account,
-        _lines(directives), _lines(prologue), interface, retries, dashboard,
+        _lines(directives), _lines(prologue), interface, retries, dashboard, wait,
     )  # fmt: skip
     plan, cases, findings = plan_cohort(
         folder_of(bundle), str(dataset), str(out), _lines(configs), settings, workers.threads_of_each,
@@ -86,6 +88,7 @@ def cohort(
     outcome = run_cohort(cases, findings, plan, workers)
     print(f"{outcome}\n{Path(plan.output_dir)}")
     if outcome.failures:
+        print(f"see {FAILURES}")
         raise SystemExit(3)
 
 

@@ -84,6 +84,39 @@ def test_another_bundles_derivative_is_left_alone(tmp_path: Path) -> None:
         begin_derivative(tmp_path, "other", "1", tmp_path / "raw")
 
 
+def test_scans_of_a_session_with_the_same_entities_have_names_of_their_own(tmp_path: Path) -> None:
+    root = dataset(tmp_path, *anat("sub-01", "space-MNI_T2w", "space-MNI_FLAIR", "PDw"))
+    names = [entry["case"] for entry in find_entries(root, ["MRI"])[0]]
+    assert names == ["sub-01_space-MNI_desc-FLAIR", "sub-01_space-MNI_desc-T2w", "sub-01_space-PDw"]
+
+
+def test_a_data_set_by_a_path_with_dots_or_a_link(tmp_path: Path) -> None:
+    root = dataset(tmp_path / "data", *anat("sub-01", "T1w"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "link").symlink_to(root)
+    for way in (tmp_path / "other" / ".." / "data", tmp_path / "link"):
+        (entry,), _ = find_entries(way, ["T1"])
+        assert entry["image"] == [str(root / "sub-01/anat/sub-01_T1w.nii.gz")]
+
+
+def test_a_damaged_description_is_told(tmp_path: Path) -> None:
+    root = dataset(tmp_path, *anat("sub-01", "T1w"))
+    (root / "dataset_description.json").write_text('{"Name": ')
+    for use in (lambda: find_entries(root, ["T1"]), lambda: begin_derivative(root, "one", "1", root)):
+        with pytest.raises(BundleError, match=r"dataset_description.json\n.*cannot be read"):
+            use()
+
+
+def test_files_of_the_user_stay_in_a_derivative(tmp_path: Path) -> None:
+    begin_derivative(tmp_path, "one", "1", tmp_path / "raw")
+    begin_derivative(tmp_path, "one", "2", tmp_path / "raw")
+    assert "Made by one 2" in (tmp_path / "README.md").read_text()
+    for name in ("README.md", ".bidsignore"):
+        (tmp_path / name).write_text("mine")
+    begin_derivative(tmp_path, "one", "3", tmp_path / "raw")
+    assert [(tmp_path / name).read_text() for name in ("README.md", ".bidsignore")] == ["mine", "mine"]
+
+
 @pytest.fixture
 def prepared(cohort: Path, tmp_path: Path) -> Path:
     """Three of the virtual gliomas in BIDS, one of them without T2."""
@@ -104,10 +137,12 @@ def test_the_app_makes_a_derivative(
     out = prepared / "derivatives" / "tumour"
     settings = ["--set", f"ckpt_dir={tiny_model}", "runtime=torch", "save_probabilities=true"]
     bundle = ["--bundle", str(ROOT / "bundles" / "brats_resunet"), *settings]
-    level = [str(prepared), str(out), "participant"]
+    level = [str(prepared / "sub-01" / ".."), str(out), "participant"]
     assert app.main([*level, "--participant-label", "01", "--jobs", "1", *bundle]) == 0
     assert app.main([*level, "--jobs", "1", *bundle]) == 3  # sub-03 lacks a scan
-    assert "1 computed, 1 were done already, 1 failed" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "1 computed, 1 were done already, 1 failed" in told.out
+    assert "sub-03/anat: found no T2 (_T2w) beside T1, T1ce, FLAIR" in told.err
     stems = [f"sub-0{number}/anat/sub-0{number}" for number in (1, 2)]
     ends = ("dseg.nii.gz", "dseg.json", "dseg.tsv", "probseg.nii.gz", "probseg.json")
     made = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,9 +19,10 @@ import pytest
 from bundlekit.cohort import pipeline, running
 from bundlekit.cohort.cluster import Workers
 from bundlekit.cohort.running import run_cohort, to_do
+from bundlekit.configs import read_configs
 from bundlekit.errors import BundleError
 from tests.bundlekit.cohort.conftest import Planned
-from tests.conftest import Run, bundle_run
+from tests.conftest import ROOT, Run, bundle_run
 
 distributed = pytest.importorskip("distributed", reason="the extra `cohort` is not installed")
 ONE = Workers(jobs=1, dashboard=0)
@@ -193,6 +196,22 @@ def test_a_case_after_one_that_failed_half_way_is_computed(planned: Planned, tmp
     assert earlier.is_file()
 
 
+def test_the_weights_of_the_brain_masks_count_where_they_are_used(tiny_model: Path, tmp_path: Path) -> None:
+    masks = tmp_path / "brain_mask_unet"
+    shutil.copytree(ROOT / "bundles" / "brain_mask_unet" / "configs", masks / "configs")
+    (masks / "models").mkdir()
+    tissue, files = ROOT / "bundles" / "brain_tissue_vnet", ["inference.yaml", "whole_head.yaml"]
+    settings = {"checkpoint": str(tiny_model / "model.pt"), "mask_bundle": str(masks), "settings": {}}
+    hashes = []
+    for weights in (b"one", b"other"):
+        (masks / "models" / "model.pt").write_bytes(weights)
+        hashes.append(pipeline.made_from(tissue, read_configs(tissue, files, settings), {})["mask_weights_sha256"])
+    assert hashes == [hashlib.sha256(weights).hexdigest() for weights in (b"one", b"other")]
+    del settings["mask_bundle"]
+    alone = pipeline.made_from(tissue, read_configs(tissue, files[:1], settings), {})
+    assert "mask_weights_sha256" not in alone
+
+
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
@@ -207,9 +226,12 @@ def test_settings_that_cannot_be_are_refused(planned: Planned, settings: dict[st
         planned(**settings)
 
 
-def test_results_among_the_scans_are_refused(planned: Planned, cases: Path) -> None:
+def test_results_among_the_scans_are_refused(planned: Planned, cases: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="lies in the data set"):
         planned(out=cases / "out")
+    (tmp_path / "link").symlink_to(cases)
+    with pytest.raises(BundleError, match="lies in the data set"):
+        planned(out=tmp_path / "link" / "out")
 
 
 def test_a_package_that_is_missing_is_told(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +248,8 @@ def test_a_package_that_is_missing_is_told(planned: Planned, monkeypatch: pytest
         ({"jobs": 0}, "--jobs is 0"),
         ({"retries": 1.5}, "--retries is 1.5"),
         ({"walltime": "4h"}, "--walltime is '4h'; expected HH:MM:SS"),
+        ({"walltime": "04:00"}, "--walltime is '04:00'; expected HH:MM:SS"),
+        ({"wait": 0}, "--wait is 0; expected"),
     ],
 )
 def test_workers_that_cannot_be_are_refused(given: dict[str, Any], told: str) -> None:

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--memory", default="8GB", help="of a job")
     parser.add_argument("--queue", help="of the jobs")
     parser.add_argument("--dashboard", type=int, default=8787, help="port of Dask's dashboard on this machine")
+    parser.add_argument("--wait", type=int, default=30, help="minutes that the first worker may take to come")
     parser.add_argument("--skip-bids-validation", action="store_true",
                         help="accepted, since other BIDS Apps have it: nothing is validated here")  # fmt: skip
     parser.add_argument("--version", action="version", version=f"bundles-app {__version__}")
@@ -70,6 +71,7 @@ def _participant(given: argparse.Namespace) -> int:
         memory=given.memory,
         queue=given.queue,
         dashboard=given.dashboard,
+        wait=given.wait,
     )
     plan, cases, findings = plan_cohort(
         _bundle(given.bundle),
@@ -82,6 +84,8 @@ def _participant(given: argparse.Namespace) -> int:
         given.bids_filter_file,
     )
     outcome = run_cohort(cases, findings, plan, workers, collect=False)  # other participants may be under way
+    for name, reason in sorted(outcome.failures.items()):
+        print(f"failed: {name}: {reason}", file=sys.stderr)
     print(outcome)
     return 3 if outcome.failures else 0
 

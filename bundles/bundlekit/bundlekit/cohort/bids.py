@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from bundlekit.version import __version__
 DESCRIPTION = "dataset_description.json"
 VERSION = "1.10.0"
 _IGNORED = (
+    "# Made by bundlekit",
     "records/",
     "jobs/",
     "failures.csv",
@@ -112,8 +114,11 @@ def find_entries(
             for an entity that must not be there.
 
     Raises:
-        BundleError: for a participant or a channel that there is not, or if ancpbids is not installed.
+        BundleError: for a participant or a channel that there is not, a damaged `dataset_description.json`, or if
+            ancpbids is not installed.
     """
+    root = root.resolve()
+    _description(root)
     filters = dict(filters or {})
     if unknown := set(filters) - set(channels):
         expected = ", ".join(channels)
@@ -131,7 +136,8 @@ def find_entries(
             if _fits(scan, _WANTED[channel], filters.get(channel, {})):
                 own = (str(scan.path),) if len(channels) == 1 else (scan.named["sub"], scan.named.get("ses", ""))
                 groups.setdefault(own, {}).setdefault(channel, []).append(scan)
-    entries, findings = [], []
+    entries: list[dict[str, Any]] = []
+    findings = []
     for group in groups.values():
         wrong = _wrong(group, channels, fill_missing)
         if wrong:
@@ -140,7 +146,12 @@ def find_entries(
         chosen = [group[channel][0] if channel in group else None for channel in channels]
         name = _name([scan for scan in chosen if scan is not None])
         images = [str(scan.path) if scan is not None else "" for scan in chosen]
-        entries.append({"image": images, "case": name, "patient": name.split("_")[0]})
+        entries.append({"image": images, "case": name, "patient": name.split("_")[0], "suffix": _suffix(chosen)})
+    count = Counter(entry["case"] for entry in entries)
+    for entry in entries:
+        suffix = entry.pop("suffix")
+        if count[entry["case"]] > 1:
+            entry["case"] = _described(entry["case"], suffix)
     return sorted(entries, key=lambda entry: str(entry["case"])), findings
 
 
@@ -148,6 +159,22 @@ def folder_of(case: str) -> Path:
     """Folder of a case's results in a derivative."""
     parts = [part for part in case.split("_") if part.startswith(("sub-", "ses-"))]
     return Path(*parts, "anat")
+
+
+def require_derivative(out: Path, bundle: str) -> None:
+    """Refuse a folder that is another data set.
+
+    Raises:
+        BundleError: if it is, or its `dataset_description.json` is damaged.
+    """
+    if not is_bids(out):
+        return
+    made_by = _description(out).get("GeneratedBy")
+    first = made_by[0] if isinstance(made_by, list) and made_by else {}
+    name = first.get("Name") if isinstance(first, dict) else None
+    if name != bundle:
+        found, fix = f"a data set of {name or 'another kind'}", "give a folder for this bundle alone"
+        raise BundleError(Finding(str(out / DESCRIPTION), found, f"none, or one of {bundle}", fix))
 
 
 def begin_derivative(out: Path, bundle: str, version: str, source: Path) -> None:
@@ -162,13 +189,7 @@ def begin_derivative(out: Path, bundle: str, version: str, source: Path) -> None
     Raises:
         BundleError: if the folder is another data set, or a file cannot be written.
     """
-    path = out / DESCRIPTION
-    if path.is_file():
-        made_by = json.loads(path.read_text()).get("GeneratedBy") or [{}]
-        if made_by[0].get("Name") != bundle:
-            found = f"a data set of {made_by[0].get('Name', 'another kind')}"
-            fix = "give a folder for this bundle alone"
-            raise BundleError(Finding(str(path), found, f"none, or one of {bundle}", fix))
+    require_derivative(out, bundle)
     description = {
         "Name": f"Segmentations by {bundle}",
         "BIDSVersion": VERSION,
@@ -177,9 +198,9 @@ def begin_derivative(out: Path, bundle: str, version: str, source: Path) -> None
         "SourceDatasets": [{"URL": source.as_uri()}],
         "DatasetLinks": {"raw": source.as_uri()},
     }
-    _write(path, json.dumps(description, indent=2) + "\n")
-    _write(out / "README.md", _README.format(bundle=bundle, version=version, source=source))
-    _write(out / ".bidsignore", "\n".join(_IGNORED) + "\n")
+    _write(out / DESCRIPTION, json.dumps(description, indent=2) + "\n")
+    _write_ours(out / "README.md", _README.format(bundle=bundle, version=version, source=source))
+    _write_ours(out / ".bidsignore", "\n".join(_IGNORED) + "\n")
     columns = {
         "participant_id": {"Description": "Participant"},
         "session_id": {"Description": "Session; n/a where the data set has none"},
@@ -331,6 +352,16 @@ def _name(scans: Sequence[_Scan]) -> str:
     return "_".join(part for part in shared if not part.startswith(("ce-", "desc-")))
 
 
+def _suffix(scans: Sequence[_Scan | None]) -> str:
+    return next(scan.suffix for scan in scans if scan is not None)
+
+
+def _described(name: str, suffix: str) -> str:
+    """A name with the suffix of its scan in `desc`, the last entity, which only derivatives have."""
+    before, _, value = name.partition("_desc-")
+    return f"{before}_desc-{value}{suffix}"
+
+
 def _uri(file: Path, source: Path) -> str:
     """BIDS URI of a file of the data set."""
     try:
@@ -341,6 +372,30 @@ def _uri(file: Path, source: Path) -> str:
 
 def _write(path: Path, text: str) -> None:
     write_result(path, lambda file: file.write(text.encode()), "output_dir")
+
+
+def _write_ours(path: Path, text: str) -> None:
+    """Write a file if there is none, or one with the same first line."""
+    first = text.split("\n")[0]
+    if not path.exists() or path.read_text(errors="replace").split("\n")[0] == first:
+        _write(path, text)
+
+
+def _description(root: Path) -> dict[str, Any]:
+    """What a data set says of itself.
+
+    Raises:
+        BundleError: if it cannot be read.
+    """
+    path = root / DESCRIPTION
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+    except (OSError, ValueError) as error:
+        expected = 'a JSON object, such as {"Name": "...", "BIDSVersion": "1.10.0"}'
+        raise BundleError(Finding(str(path), f"cannot be read ({error})", expected, "mend the file")) from error
+    return content
 
 
 def _some(names: Collection[str]) -> str:

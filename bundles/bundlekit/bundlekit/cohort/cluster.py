@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -23,8 +24,9 @@ _log = logging.getLogger(__name__)
 _JOBS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "htcondor": "HTCondorCluster"}
 KINDS = ("local", *_JOBS)
 _LOOK = 20.0  # seconds between looks at the workers
+_FIRST_LOOK = 1.0  # the same, until the first one is there
 _NOTICE = 120.0  # seconds in which the last of a job's time is left unused, so that no case is cut off
-_WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):(\d\d)(?::(\d\d))?")
+_WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
 # a process that keeps the memory it has freed is not paused for it; one that takes too much is ended and its case told
 _MEMORY = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
 
@@ -38,7 +40,7 @@ class Workers:
         scheduler: address of a Dask scheduler that runs already, e.g. tcp://10.0.0.5:8786; `kind` is not looked at.
         jobs: number of workers; None: on this machine one for each GPU, else one for every four cores.
         threads: cores of each; None: this machine's, shared equally, or 4 of a job.
-        walltime: of a job, HH:MM:SS.
+        walltime: of a job, HH:MM:SS or D-HH:MM:SS.
         memory: of a job, e.g. 8GB.
         queue: partition or queue of the jobs.
         account: that the jobs are charged to.
@@ -47,6 +49,7 @@ class Workers:
         interface: network interface that jobs and this process share, e.g. ib0.
         retries: how often a case is computed again when its worker died, or failed for no fault of the case.
         dashboard: port of Dask's dashboard on this machine, on its loopback address; 0: any.
+        wait: minutes that the first worker may take to come.
     """
 
     kind: str = "local"
@@ -62,17 +65,18 @@ class Workers:
     interface: str | None = None
     retries: int = 3
     dashboard: int = 8787
+    wait: int = 30
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise BundleError(f"--cluster is {self.kind!r}; expected {', '.join(KINDS)}.")
-        for name, least in (("jobs", 1), ("threads", 1), ("retries", 0), ("dashboard", 0)):
+        for name, least in (("jobs", 1), ("threads", 1), ("retries", 0), ("dashboard", 0), ("wait", 1)):
             value = getattr(self, name)
             optional = value is None and name in ("jobs", "threads")
             if not optional and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise BundleError(f"--{name} is {value!r}; expected a whole number, {least} or more.")
         if not _WALLTIME.fullmatch(str(self.walltime)):
-            raise BundleError(f"--walltime is {self.walltime!r}; expected HH:MM:SS, such as 04:00:00.")
+            raise BundleError(f"--walltime is {self.walltime!r}; expected HH:MM:SS, such as 04:00:00, or D-HH:MM:SS.")
 
     @property
     def number(self) -> int:
@@ -108,15 +112,17 @@ def dask(package: str = "distributed") -> Any:
 def connected(workers: Workers, folder: Path) -> Iterator[Any]:
     """A `distributed.Client` of these workers; those that were started end with it.
 
-    What goes over the network is encrypted, by keys that are made for this run. Dask's dashboard is bound to the
-    loopback address. Jobs that end or are cancelled are submitted again as long as the run goes on.
+    What goes over the network of a cluster that is started here is encrypted, by keys made for this run. Dask's
+    dashboard is bound to the loopback address. Jobs that end or are cancelled are submitted again as long as the run
+    goes on.
 
     Args:
         workers: that compute.
         folder: that all machines share, for logs of jobs and the keys.
 
     Raises:
-        BundleError: if Dask is not installed, or the cluster cannot be reached.
+        BundleError: if Dask is not installed, the cluster cannot be reached, its jobs cannot be submitted, or no worker
+            comes in time.
     """
     distributed = dask()
     logging.getLogger("distributed").setLevel(logging.ERROR)  # workers that come and go are told below
@@ -142,6 +148,7 @@ def connected(workers: Workers, folder: Path) -> Iterator[Any]:
             if port := client.scheduler_info().get("services", {}).get("dashboard"):
                 _log.info("dashboard: http://127.0.0.1:%s/status", port)
         stack.enter_context(_kept_up(client, cluster if workers.kind != "local" else None, workers))
+        _first_worker(client, cluster, workers)
         yield client
 
 
@@ -165,10 +172,12 @@ def _jobs(workers: Workers, folder: Path) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     memory = ",".join(f"DASK_{name.upper().replace('.', '__')}=False" for name in _MEMORY)
     own = Path(__file__).resolve().parents[2]  # the folder that this package lies in, where it is not installed
+    hours, minutes, seconds = _hours(workers.walltime)
+    walltime = f"{hours:02}:{minutes:02}:{seconds:02}"
     kinds: dict[str, dict[str, str | None]] = {
-        "slurm": {"walltime": workers.walltime, "queue": workers.queue, "account": workers.account},
-        "pbs": {"walltime": workers.walltime, "queue": workers.queue, "account": workers.account},
-        "lsf": {"walltime": workers.walltime.rpartition(":")[0], "queue": workers.queue, "project": workers.account},
+        "slurm": {"walltime": walltime, "queue": workers.queue, "account": workers.account},
+        "pbs": {"walltime": walltime, "queue": workers.queue, "account": workers.account},
+        "lsf": {"walltime": f"{hours:02}:{minutes:02}", "queue": workers.queue, "project": workers.account},
         "htcondor": {"disk": "2GB"},
     }
     cluster = getattr(dask("dask_jobqueue"), _JOBS[workers.kind])(
@@ -188,7 +197,7 @@ def _jobs(workers: Workers, folder: Path) -> Any:
             f"export PYTHONPATH={own}${{PYTHONPATH:+:$PYTHONPATH}}",
             *workers.prologue,
         ],
-        worker_extra_args=["--nthreads", "1", *_lifetime(workers.walltime)],
+        worker_extra_args=["--nthreads", "1", "--no-dashboard", *_lifetime(workers.walltime)],
         scheduler_options={"dashboard_address": f"127.0.0.1:{workers.dashboard}"},
         **{name: value for name, value in kinds[workers.kind].items() if value is not None},
     )
@@ -206,11 +215,60 @@ def _security() -> Any:
         ) from error
 
 
+def _hours(walltime: str) -> tuple[int, int, int]:
+    """Hours, minutes and seconds of a walltime that may have days."""
+    days, hours, minutes, seconds = (int(part or 0) for part in _WALLTIME.fullmatch(walltime).groups())  # type: ignore[union-attr]
+    return days * 24 + hours, minutes, seconds
+
+
 def _lifetime(walltime: str) -> list[str]:
     """Arguments of a worker that ends by itself, between two cases, before its job is ended."""
-    days, hours, minutes, seconds = (int(part or 0) for part in _WALLTIME.fullmatch(walltime).groups())  # type: ignore[union-attr]
-    total = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    hours, minutes, seconds = _hours(walltime)
+    total = (hours * 60 + minutes) * 60 + seconds
     return ["--lifetime", f"{total - _NOTICE:.0f}s", "--lifetime-stagger", "30s"] if total > 5 * _NOTICE else []
+
+
+def _first_worker(client: Any, cluster: Any, workers: Workers) -> None:
+    """Wait for a worker.
+
+    Raises:
+        BundleError: if a job cannot be submitted, or none comes in time.
+    """
+    end = time.monotonic() + 60 * workers.wait
+    while not client.scheduler_info(n_workers=-1)["workers"]:
+        if workers.scheduler is None and workers.kind != "local":
+            _submit_again(cluster, workers.kind)
+        if time.monotonic() > end:
+            where = "jobs/ has the logs of jobs that began" if cluster is not None else "start some for this scheduler"
+            raise BundleError(
+                f"no worker came within {workers.wait} minutes; expected one. Look whether jobs wait in the queue or "
+                f"end at once ({where}), or wait longer: --wait MINUTES."
+            )
+        time.sleep(_FIRST_LOOK)
+
+
+def _submit_again(cluster: Any, kind: str) -> None:
+    """Submit those jobs once more that the batch system did not take.
+
+    Raises:
+        BundleError: with the batch system's message, if it does not take one.
+    """
+    status = dask().Status
+    left = [job for job in cluster.workers.values() if job.status == status.created]  # until it is submitted
+    for job in left:
+        try:
+            cluster.sync(_awaited, job)
+        except (RuntimeError, OSError, ValueError) as error:
+            for other in left:
+                other.status = status.failed  # or Dask takes it for one that it has to end
+            raise BundleError(
+                f"--cluster {kind}: a job cannot be submitted: {error}\nExpected a batch system that takes it; look at "
+                "--queue, --account, --walltime, --memory and --directives."
+            ) from error
+
+
+async def _awaited(job: Any) -> None:
+    await job
 
 
 @contextlib.contextmanager

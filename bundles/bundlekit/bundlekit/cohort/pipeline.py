@@ -25,6 +25,7 @@ from bundlekit.configs import read_configs
 from bundlekit.errors import BundleError, bundle_error_in, ends_run
 from bundlekit.files import sha256_of
 from bundlekit.images.writing import WriteSegmentations
+from bundlekit.inference.brain_masks import mask_weights
 from bundlekit.report.handler import WriteVolumes
 from bundlekit.version import __version__
 from bundlekit.weights.loading import LoadWeights
@@ -86,11 +87,15 @@ def made_from(bundle: Path, parser: ConfigParser, settings: Mapping[str, Any]) -
     config: dict[str, Any] = {key: value for key, value in whole.items() if key not in _NO_MATTER}
     config["settings"] = parser.get_parsed_content("settings") if "settings" in parser else {}
     text = json.dumps(config, sort_keys=True, default=str)
+    masks = {}
+    if "mask_bundle" in whole:  # the brain is found first, by another network
+        masks["mask_weights_sha256"] = sha256_of(mask_weights(parser.get_parsed_content("mask_bundle")))
     return {
         "bundle": bundle.name,
         "version": str(metadata["version"]),
         "bundlekit": __version__,
         "weights_sha256": [sha256_of(file) for file in weights],
+        **masks,
         "settings": {key: value for key, value in settings.items() if key not in _NO_MATTER},
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }

@@ -119,9 +119,8 @@ class Records:
 
     def corrected(self, record: Mapping[str, Any]) -> bool:
         """Whether somebody has changed the mask of a record since it was written."""
-        entry = record["outputs"][0] if record["outputs"] else None
-        path = self.output_dir / entry["file"] if entry else None
-        return path is not None and path.is_file() and not _same(path, entry)
+        masks = [(self.output_dir / entry["file"], entry) for entry in record["outputs"][:1]]
+        return any(path.is_file() and not _same(path, entry) for path, entry in masks)
 
 
 def inputs_of(case: Case) -> list[str]:

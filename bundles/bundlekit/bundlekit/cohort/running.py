@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bundlekit.cases.case import Case
-from bundlekit.cohort.bids import begin_derivative, write_volumes_tsv
+from bundlekit.cohort.bids import begin_derivative, require_derivative, write_volumes_tsv
 from bundlekit.cohort.cluster import Workers, connected, dask
 from bundlekit.cohort.pipeline import Plan, segment_case
 from bundlekit.cohort.records import DONE, MISSING, Records
@@ -45,8 +45,7 @@ class Outcome:
     failures: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        text = f"{len(self.computed)} computed, {len(self.done)} were done already, {len(self.failures)} failed"
-        return text + (f": see {FAILURES}" if self.failures else "")
+        return f"{len(self.computed)} computed, {len(self.done)} were done already, {len(self.failures)} failed"
 
 
 def to_do(cases: Sequence[Case], plan: Plan) -> dict[str, str]:
@@ -76,6 +75,8 @@ def run_cohort(
         BundleError: for what lets no case be computed.
     """
     out = Path(plan.output_dir)
+    if plan.bids is not None:
+        require_derivative(out, plan.made_from["bundle"])  # before anything is written there
     outcome = Outcome(failures=_findings(findings))
     why = to_do(cases, plan)
     outcome.done = [name for name, reason in why.items() if reason == DONE]

@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -55,11 +56,13 @@ def plan_cohort(
     if not root.exists():
         raise BundleError(f"{root}: no such file or folder; expected the data set.")
     bids = is_bids(root)
+    root = root.resolve() if bids else root  # of any other, a link may name the case
     if not bids and (participants or filter_file):
         raise BundleError(
             f"{root} has no {DESCRIPTION}, so that it is no BIDS data set, whose participants can be chosen."
         )
-    if output_dir == root or (root in output_dir.parents and not (bids and root / "derivatives" in output_dir.parents)):
+    real, real_out = root.resolve(), output_dir.resolve()
+    if real_out == real or (real in real_out.parents and not (bids and real / "derivatives" in real_out.parents)):
         raise BundleError(
             f"{output_dir} lies in the data set {root}, where results are taken for scans the next time; give another "
             "folder, or in a BIDS data set one in derivatives/."
@@ -103,7 +106,10 @@ def _scan_bids(
         datalist = Path(folder, "datalist.json")
         datalist.write_text(json.dumps({"testing": entries}))
         cases, more = _scan(parser, datalist)
-    return cases, findings + more
+    in_place = [
+        replace(one, file=one.file.replace(str(datalist), str(root))) for one in more
+    ]  # of the file that is gone
+    return cases, findings + in_place
 
 
 def _scan(parser: ConfigParser, root: Path) -> tuple[list[Case], list[Finding]]:

@@ -99,25 +99,9 @@ class StripSkulld(Transform):
         return finish(item)["pred"].as_tensor().cpu() > 0
 
     def _load(self) -> tuple[Compose, Any, Any, Compose, torch.device]:
-        file = next(
-            (self.bundle / "configs" / name for name in _CONFIGS if (self.bundle / "configs" / name).is_file()), None
-        )
-        if file is None:
-            expected = "the folder of the bundle brain_mask_unet"
-            fix = "unpack its zip there, or name its folder: --mask_bundle DIR"
-            raise BundleError(Finding(str(self.bundle), "no configs/inference.yaml", expected, fix))
-        if str(self.bundle) not in sys.path:
-            sys.path.append(str(self.bundle))  # its package, where it is not installed
-        parser = ConfigParser()
-        parser.read_config(str(file))
-        for name, value in {"bundle_root": str(self.bundle), **self.settings}.items():
-            parser[name] = value
+        parser, checkpoint = _configs_of(self.bundle, self.settings)
         parser["preprocessing::transforms::0"] = {"_target_": "Identityd", "keys": "image"}  # it is read already
         network = parser.get_parsed_content("network_def")
-        checkpoint = parser.get_parsed_content("checkpoint")
-        if not Path(checkpoint).is_file():
-            fix = "take the bundle's zip, or name a folder that has them: --mask_bundle DIR"
-            raise BundleError(Finding(checkpoint, "no such file", "the weights of the brain masks", fix))
         saved = read_checkpoint(checkpoint)
         load_network(network, saved.get("model", saved), checkpoint)
         device = torch.device(self.settings["device"])
@@ -128,3 +112,32 @@ class StripSkulld(Transform):
             parser.get_parsed_content("postprocessing"),
             device,
         )
+
+
+def mask_weights(bundle: str | os.PathLike[str]) -> str:
+    """The weights that `StripSkulld` takes from the folder of `brain_mask_unet`.
+
+    Raises:
+        BundleError: if it is another folder, or has none.
+    """
+    return _configs_of(Path(bundle), {})[1]
+
+
+def _configs_of(bundle: Path, settings: Mapping[str, Any]) -> tuple[ConfigParser, str]:
+    """Configs of the bundle that makes the masks, and its weights."""
+    file = next((bundle / "configs" / name for name in _CONFIGS if (bundle / "configs" / name).is_file()), None)
+    if file is None:
+        expected = "the folder of the bundle brain_mask_unet"
+        fix = "unpack its zip there, or name its folder: --mask_bundle DIR"
+        raise BundleError(Finding(str(bundle), "no configs/inference.yaml", expected, fix))
+    if str(bundle) not in sys.path:
+        sys.path.append(str(bundle))  # its package, where it is not installed
+    parser = ConfigParser()
+    parser.read_config(str(file))
+    for name, value in {"bundle_root": str(bundle), **settings}.items():
+        parser[name] = value
+    checkpoint = parser.get_parsed_content("checkpoint")
+    if not Path(checkpoint).is_file():
+        fix = "take the bundle's zip, or name a folder that has them: --mask_bundle DIR"
+        raise BundleError(Finding(checkpoint, "no such file", "the weights of the brain masks", fix))
+    return parser, checkpoint
