@@ -36,7 +36,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that no process waits for another at the end."""
-    longest = ["test_cv.py", "test_pack.py", "test_shipped.py", "test_commands.py", "test_bundles.py"]
+    longest = [
+        *("test_cv.py", "test_pack.py", "test_shipped.py", "test_running.py", "test_prepare.py", "test_commands.py"),
+        *("test_bundles.py", "test_registration.py", "test_runtimes.py", "test_pages.py"),
+    ]
     items.sort(key=lambda item: [*longest, item.path.name].index(item.path.name))
 
 
