@@ -36,7 +36,7 @@ ALLOWED = {
     "class_weights": ("errors", "cases"),
     "values": (),
     "command_line": ("errors", "values"),
-    "configs": (),
+    "configs": ("errors", "values"),
     "expressions": ("errors",),
     "version": ("errors",),
     "run": ("errors", "memory", "command_line"),

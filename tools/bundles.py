@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from pydoc import locate
 from types import ModuleType
@@ -14,7 +14,6 @@ import yaml
 from monai.bundle import ConfigParser
 
 from bundlekit.configs import read_configs
-from bundlekit.values import wrong_value
 
 ROOT = Path(__file__).resolve().parents[1] / "bundles"
 KIT = ROOT / "bundlekit" / "bundlekit"  # the package that the bundles share
@@ -96,23 +95,3 @@ def module_of(part: Any) -> ModuleType:
 def parse(bundle: str, *configs: str, **overrides: Any) -> ConfigParser:
     """Config files of a bundle, one over the other, with values for some of their entries."""
     return read_configs(folder_of(bundle), configs, overrides)
-
-
-def refuse_wrong_settings(bundle: str, config: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that a config does not have, or that cannot be theirs.
-
-    Args:
-        bundle: folder name under `bundles/`.
-        config: file name under `configs/`.
-        settings: as given on the command line, by name.
-
-    Raises:
-        ValueError: naming the first.
-    """
-    known = yaml.safe_load((folder_of(bundle) / "configs" / config).read_text())
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise ValueError(f"no setting --{', --'.join(unknown)} of {bundle}'s {config}.")
-    for name, value in settings.items():
-        if expected := wrong_value(name, value, known[name]):
-            raise ValueError(f"--{name} is {value!r}; expected {expected}.")

@@ -13,6 +13,7 @@ import torch
 
 from bundlekit import StripSkulld
 from bundlekit.brats.naming import MODALITIES
+from bundlekit.configs import refuse_settings
 from bundlekit.errors import bundle_error_in
 from bundlekit.files import sha256_of
 from bundlekit.images.nifti import read_volume
@@ -21,7 +22,7 @@ from bundlekit.preparation.preparing import prepare_case
 from bundlekit.preparation.record import read_record
 from bundlekit.preparation.restoring import path_on, refuse_corrected, restore_case
 from bundlekit.preparation.scans import find_scans, has_scans, holds_dicom
-from tools.bundles import ROOT, parse, refuse_wrong_settings
+from tools.bundles import ROOT, parse
 
 _BUNDLES = ("brats_resunet", "brain_metastasis_attention_unet")
 _OF_SEGMENT = ("dataset_dir", "datalist", "output_dir", "save_probabilities")  # what `segment` gives to inference.yaml
@@ -197,7 +198,8 @@ def segment(bundle: str, folder: str | None = None, out: str | None = None, **se
     for name in _OF_SEGMENT:
         if name in settings:
             raise ValueError(f"--{name} cannot be given: `segment` chooses it; results go to --out.")
-    refuse_wrong_settings(bundle, "inference.yaml", settings)
+    known: Any = parse(bundle, "inference.yaml").config
+    refuse_settings(known, settings, f"{bundle}'s inference.yaml")
     root = Path(str(out)).expanduser()
     device = of_prepare["device"] = of_prepare.get("device") or _device()
     prepare(folder, str(root / "prepared"), **of_prepare)

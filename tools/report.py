@@ -8,11 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bundlekit.configs import refuse_settings
 from bundlekit.report.handler import names_of
 from bundlekit.report.pages import write_report
 from bundlekit.report.scans import ScansOf
 from bundlekit.report.table import VolumeTable
-from tools.bundles import names, parse, refuse_wrong_settings
+from tools.bundles import names, parse
 
 
 def report(folder: str, dataset_dir: str | None = None, datalist: str | None = None, **settings: Any) -> None:
@@ -41,7 +42,8 @@ def report(folder: str, dataset_dir: str | None = None, datalist: str | None = N
     window: Sequence[float] | None = None
     classes: Sequence[str] = ()
     if bundle:
-        refuse_wrong_settings(bundle, "inference.yaml", settings)
+        known: Any = parse(bundle, "inference.yaml").config
+        refuse_settings(known, settings, f"{bundle}'s inference.yaml")
         parser = parse(bundle, "inference.yaml", dataset_dir=dataset_dir, datalist=datalist, **settings)
         classes = parser.get_parsed_content("class_names")
         if dataset_dir or datalist:

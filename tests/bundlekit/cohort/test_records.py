@@ -52,6 +52,21 @@ def test_a_case_is_done_by_its_mask_and_its_record(records: Records, case: dict[
     assert records.why(case, FROM) == "missing"
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_record_that_leads_elsewhere_removes_nothing(records: Records, case: dict[str, Any], absolute: bool) -> None:
+    """As one of a stranger may: what it names is gone neither as damaged nor as of an earlier run."""
+    outside = records.output_dir.parent / "precious.txt"
+    outside.write_text("mine")
+    record = json.loads(records.path("a").read_text())
+    name = str(outside) if absolute else "../precious.txt"
+    for entry in ({**describe(outside), "file": name}, {**describe(outside), "file": name, "bytes": 10**6}):
+        records.path("a").write_text(json.dumps({**record, "outputs": [*record["outputs"], entry]}))
+        assert records.why(case, FROM) == "missing"
+        records.forget(case)
+        records.remove_others(case, [])
+        assert outside.read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", sorted(FROM))
 def test_what_it_was_made_from_is_compared(records: Records, case: dict[str, Any], name: str) -> None:
     assert records.why(case, {**FROM, name: "other"}) == f"changed: {name}"

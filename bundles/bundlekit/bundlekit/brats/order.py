@@ -89,7 +89,9 @@ def measured(image: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def fit(cases: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, list]:
-    """What `order.json` holds.
+    """What `order.json` holds: `fit([measured(load(case)["image"].numpy()) for case in find_cases(DIR)])`.
+
+    `load` is `LoadCased(with_label=False)`. Cases of which `measured` gives None are left out.
 
     Args:
         cases: as `measured` gives them, of scans in their own order.

@@ -114,7 +114,7 @@ class Records:
         """
         for entry in (self.read(case["case"]) or {"outputs": []})["outputs"]:
             path = self.output_dir / entry["file"]
-            if path not in kept and ".." not in path.parts and _same(path, entry):
+            if path not in kept and _same(path, entry):
                 path.unlink()
 
     def corrected(self, record: Mapping[str, Any]) -> bool:
@@ -147,9 +147,15 @@ def _read(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
         whole = isinstance(content, dict) and all(isinstance(content[key], list) for key in ("inputs", "outputs"))
-        return content if whole else None
-    except (OSError, ValueError, KeyError):
+        # files of these names are removed: a record of a stranger may not lead out of its folder
+        return content if whole and all(_stays(Path(entry["file"])) for entry in content["outputs"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _stays(path: Path) -> bool:
+    """Whether a path is one within the folder that it starts from."""
+    return not path.is_absolute() and ".." not in path.parts
 
 
 def _same(path: Path, entry: Mapping[str, Any]) -> bool:

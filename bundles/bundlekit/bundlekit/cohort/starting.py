@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import tempfile
@@ -17,9 +16,8 @@ from monai.bundle import ConfigParser
 from bundlekit.cases.case import Case
 from bundlekit.cohort.bids import DESCRIPTION, channels_of, find_entries, is_bids, read_filters
 from bundlekit.cohort.pipeline import Plan, made_from
-from bundlekit.configs import read_configs
+from bundlekit.configs import read_configs, refuse_settings
 from bundlekit.errors import BundleError, Finding, bundle_error_in
-from bundlekit.values import wrong_value
 
 _OWN = ("dataset_dir", "datalist", "output_dir", "shard", "num_workers", "report")  # a cohort's, or of no use in one
 
@@ -71,8 +69,11 @@ def plan_cohort(
         if not (bundle / "configs" / name).is_file():
             there = ", ".join(sorted(file.name for file in (bundle / "configs").glob("inference*")))
             raise BundleError(f"{bundle.name} has no configs/{name}; there are {there}.")
-    known = read_configs(bundle, configs, {})
-    _refuse_unknown(known, settings, bundle.name)
+    known: Any = read_configs(bundle, configs, {}).config
+    for name in settings:
+        if name in _OWN:
+            raise BundleError(f"--{name} is not for a cohort; leave it out.")
+    refuse_settings(known, settings, f"{bundle.name}'s inference")
     settings = {name: _absolute(name, value) for name, value in settings.items()}
     if bids and "write_brain" in known:
         settings = {"write_brain": False, **settings}  # BIDS has no name for the file
@@ -126,19 +127,6 @@ def _scan(parser: ConfigParser, root: Path) -> tuple[list[Case], list[Finding]]:
     cases, findings = parser.get_parsed_content("cases")
     refused = {finding.case for finding in findings if finding.case}  # none of the cases of such a name
     return [case for case in cases if case["case"] not in refused], findings
-
-
-def _refuse_unknown(known: ConfigParser, settings: Mapping[str, Any], bundle: str) -> None:
-    config: Any = known.config
-    for name, value in settings.items():
-        if name in _OWN:
-            raise BundleError(f"--{name} is not for a cohort; leave it out.")
-        if name not in config:
-            close = difflib.get_close_matches(name, config, n=1)
-            meant = f" Did you mean --{close[0]}?" if close else ""
-            raise BundleError(f"no setting --{name} of {bundle}'s inference.{meant}")
-        if expected := wrong_value(name, value, config[name]):
-            raise BundleError(f"--{name} is {value!r}; expected {expected}.")
 
 
 def _absolute(name: str, value: Any) -> Any:
