@@ -186,9 +186,11 @@ def _nnunet(bundle: str, found: dict[str, Any], overlap: float, out: str) -> Non
             "transpose_backward": [0, 1, 2],
             "experiment_planner_used": "ExperimentPlanner",
             "label_manager": "LabelManager",
-            "foreground_intensity_properties_per_channel": {},
+            "foreground_intensity_properties_per_channel": {str(channel): {} for channel in range(4)},
             "configurations": {
                 "3d_fullres": {
+                    # the network is handed over below, but without this part plans are taken for version 1's
+                    "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
                     "patch_size": window,
                     "spacing": [1.0, 1.0, 1.0],
                     "batch_size": 2,
