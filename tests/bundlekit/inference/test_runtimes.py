@@ -245,7 +245,7 @@ def test_what_cannot_be_converted_stays_with_pytorch(
         raise RuntimeError("cannot be traced\nfor many reasons")
 
     tried = []
-    monkeypatch.setattr(Runtime, "_request", lambda *_: tried.append(1) or fail())
+    monkeypatch.setattr(Runtime, "_queue", lambda *_: tried.append(1) or fail())
     caplog.set_level(logging.INFO)
     network = network_of("brats_unet_h5")
     inputs = volume(network)

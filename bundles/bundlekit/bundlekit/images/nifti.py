@@ -145,7 +145,7 @@ def check_voxels(file: str, array: np.ndarray) -> list[Finding]:
         expected = f"numbers that 32 bits can hold, at most {_LARGEST:.0e} and at least {_SMALLEST:.0e} apart"
         fix = "rescale the image, e.g. to 0 to 1000; a wrong slope in the header (scl_slope) has this effect, too"
         return [Finding(file, f"intensities from {low:g} to {high:g}", expected, fix)]
-    sample = array.ravel()[:: max(array.size // _SAMPLE, 1)]
+    sample = array.ravel("K")[:: max(array.size // _SAMPLE, 1)]
     sample = np.abs(sample[sample != 0].astype(np.float64))
     usual = float(np.percentile(sample, _USUAL)) if sample.size else largest
     if largest > _SPIKE * usual > 0:

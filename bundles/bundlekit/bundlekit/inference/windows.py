@@ -77,6 +77,7 @@ class ForegroundInferer(SlidingWindowInferer):
             cache_roi_weight_map=True,
             **kwargs,  # type: ignore[arg-type]
         )
+        self.batch_size = sw_batch_size
         self.flips = flips
         self.whole_brain = whole_brain
         self.background = background
@@ -114,6 +115,7 @@ class ForegroundInferer(SlidingWindowInferer):
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs  # MetaTensor slows every slice
         if self.runtime is not None:
             compute = self.runtime.predictor(network, plain)
+            self.sw_batch_size = max(self.batch_size, self.runtime.at_once)
         else:
 
             def compute(x: torch.Tensor, *more: object, **named: object) -> torch.Tensor:
