@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bundlekit.cohort.records import Records, describe, inputs_of
+from bundlekit.cohort.records import Records, inputs_of
 from bundlekit.cohort.running import collect_volumes
 from bundlekit.errors import BundleError
+from bundlekit.images.writing import signed
 from bundlekit.report.table import COLUMNS, VolumeTable
 
 FROM = {"bundle": "a", "version": "1", "weights_sha256": ["0"], "settings": {}}
+ROW = {**dict.fromkeys(COLUMNS, ""), "case": "a", "name": "WT"}
+TOLD = {**FROM, "volumes": [ROW]}
+Change = Callable[[dict[str, Any]], Any]
 
 
 @pytest.fixture
@@ -26,7 +31,8 @@ def case(tmp_path: Path) -> dict[str, Any]:
     files[0].parent.mkdir()
     for file in files:
         file.write_bytes(file.name.encode())
-    return {"case": "a", "image": [str(files[0]), "", str(files[1])]}
+        os.utime(file, (1, 1))  # as unpacked: both have one size and one time
+    return {"case": "a", "image": [str(files[0]), "", str(files[1])], "label_values": (0, 1), "patient": "a"}
 
 
 @pytest.fixture
@@ -35,9 +41,17 @@ def records(case: dict[str, Any], tmp_path: Path) -> Records:
     out = Records(tmp_path / "out")
     mask = out.output_dir / "a_seg.nii.gz"
     out.output_dir.mkdir()
-    nib.save(nib.Nifti1Image(np.arange(8, dtype=np.uint8).reshape(2, 2, 2), np.eye(4)), mask)
-    out.write(case, [mask], [describe(Path(file)) for file in inputs_of(case)], FROM)
+    save(mask, np.arange(8))
+    out.write(case, [mask], inputs_of(case), TOLD)
     return out
+
+
+def save(mask: Path, values: Any, signature: str = "") -> None:
+    """A mask; with a signature, as inference writes it."""
+    array = np.asarray(values, np.uint8).reshape(2, 2, 2)
+    image = nib.Nifti1Image(array, np.eye(4))
+    image.header["descrip"] = signed(signature, array) if signature else b""
+    nib.save(image, mask)
 
 
 def test_a_case_is_done_by_its_mask_and_its_record(records: Records, case: dict[str, Any]) -> None:
@@ -52,19 +66,41 @@ def test_a_case_is_done_by_its_mask_and_its_record(records: Records, case: dict[
     assert records.why(case, FROM) == "missing"
 
 
-@pytest.mark.parametrize("absolute", [False, True])
-def test_a_record_that_leads_elsewhere_removes_nothing(records: Records, case: dict[str, Any], absolute: bool) -> None:
+@pytest.mark.parametrize("name", ["{root}/a_mine.txt", "../a_mine.txt", "b_seg.nii.gz", "link/a_mine.txt"])
+def test_a_record_that_leads_elsewhere_removes_nothing(records: Records, case: dict[str, Any], name: str) -> None:
     """As one of a stranger may: what it names is gone neither as damaged nor as of an earlier run."""
-    outside = records.output_dir.parent / "precious.txt"
-    outside.write_text("mine")
+    (records.output_dir / "link").symlink_to(records.output_dir.parent)
+    name = name.format(root=records.output_dir.parent)
+    other = records.output_dir / name
+    other.write_text("mine")
     record = json.loads(records.path("a").read_text())
-    name = str(outside) if absolute else "../precious.txt"
-    for entry in ({**describe(outside), "file": name}, {**describe(outside), "file": name, "bytes": 10**6}):
-        records.path("a").write_text(json.dumps({**record, "outputs": [*record["outputs"], entry]}))
-        assert records.why(case, FROM) == "missing"
+    same = {"file": name, "bytes": 4, "mtime_ns": other.stat().st_mtime_ns, "sha256": ""}
+    for outputs in ([*record["outputs"], same], [{**same, "bytes": 10**6}]):
+        records.path("a").write_text(json.dumps({**record, "outputs": outputs}))
         records.forget(case)
         records.remove_others(case, [])
-        assert outside.read_text() == "mine"
+        assert other.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda record: record.pop("volumes"),
+        lambda record: record.pop("case"),
+        lambda record: record["volumes"][0].pop("ml"),
+        lambda record: record["outputs"][0].pop("bytes"),
+        lambda record: record["outputs"].clear(),
+        lambda record: record["inputs"][0].pop("sha256"),
+        lambda record: record.update(inputs="none"),
+    ],
+)
+def test_a_record_that_lacks_something_is_none(records: Records, case: dict[str, Any], spoil: Change) -> None:
+    record = json.loads(records.path("a").read_text())
+    spoil(record)
+    records.path("a").write_text(json.dumps(record))
+    assert records.why(case, FROM) == "missing"
+    assert not list(records.all())
+    collect_volumes(records.output_dir)
 
 
 @pytest.mark.parametrize("name", sorted(FROM))
@@ -82,32 +118,66 @@ def test_a_file_that_was_touched_is_hashed(records: Records, case: dict[str, Any
 
 def test_files_that_come_and_go_are_noticed(records: Records, case: dict[str, Any]) -> None:
     more = shutil.copy(case["image"][0], Path(case["image"][0]).with_name("a_flair.nii.gz"))
-    assert records.why({**case, "image": [*case["image"], str(more)]}, FROM) == "changed: a_flair.nii.gz"
-    assert records.why({**case, "image": case["image"][:1]}, FROM) == "changed: 1 files, 2 before"
+    filled = [case["image"][0], str(more), case["image"][2]]
+    assert records.why({**case, "image": filled}, FROM) == "changed: a_flair.nii.gz"
+    assert records.why({**case, "image": ["", *case["image"][1:]]}, FROM) == "changed: a_t1.nii.gz"
+    assert records.why({**case, "image": case["image"][:1]}, FROM) == "changed: 1 files, 3 before"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda case: case.update(image=case["image"][::-1]), "changed: a_t2.nii.gz, a_t1.nii.gz"),
+        (lambda case: case.update(image=[case["image"][0], case["image"][2], ""]), "changed: a_t2.nii.gz, a_t2.nii.gz"),
+        (lambda case: case.update(label_values=(0, 2)), "changed: read_as"),
+        (lambda case: case.update(channels=[1, 0]), "changed: read_as"),
+        (lambda case: case.update(label="a_label.nii.gz", patient="p", subset="training"), ""),
+    ],
+)
+def test_how_a_case_is_read_is_compared(records: Records, case: dict[str, Any], change: Change, why: str) -> None:
+    change(case)
+    assert records.why(case, FROM) == why
+
+
+def test_data_that_moved_are_the_same(records: Records, case: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "data").rename(tmp_path / "moved")
+    case["image"] = [file.replace("/data/", "/moved/") for file in case["image"]]
+    assert records.why(case, FROM) == ""
 
 
 def test_a_corrected_mask_stays_and_a_damaged_one_goes(records: Records, case: dict[str, Any]) -> None:
     mask = records.output_dir / "a_seg.nii.gz"
-    nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4)), mask)
+    save(mask, np.ones(8))
     assert records.why(case, FROM) == ""
+    assert records.why(case, {**FROM, "version": "2"}).startswith("corrected: the mask stays, and version changed;")
     records.forget(case)
     assert mask.is_file()
     mask.write_bytes(mask.read_bytes()[:-9])
-    assert records.why(case, FROM) == "damaged: a_seg.nii.gz"
+    assert records.why(case, FROM) == "damaged"
     records.forget(case)
     assert not mask.exists()
     assert json.loads(records.path("a").read_text())["case"] == "a"
 
 
+def test_a_mask_of_another_run_is_computed_again(records: Records, case: dict[str, Any]) -> None:
+    """Of one that was killed before it wrote its record, or of one without records."""
+    save(records.output_dir / "a_seg.nii.gz", np.ones(8), "segmented by a")
+    assert records.why(case, FROM) == "changed: mask"
+    theirs = {**ROW, "ml": "1"}
+    VolumeTable(records.output_dir).replace([theirs])
+    collect_volumes(records.output_dir)
+    assert VolumeTable(records.output_dir).rows() == [theirs]
+
+
 def test_rows_of_a_corrected_mask_are_flagged(records: Records) -> None:
     mask = records.output_dir / "a_seg.nii.gz"
-    row = {**dict.fromkeys(COLUMNS, ""), "case": "a", "name": "WT", "flags": "removed", "reasons": "Much."}
+    row = {**ROW, "flags": "removed", "reasons": "Much."}
     records.write({"case": "a"}, [mask], [], {"volumes": [row]})
     os.utime(mask, (1, 1))
     for flags in ("removed", "removed;mask_corrected", "removed;mask_corrected"):
         collect_volumes(records.output_dir)
         assert [row["flags"] for row in VolumeTable(records.output_dir).rows()] == [flags]
-        nib.save(nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4)), mask)
+        save(mask, np.ones(8))
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", "..", ""])
@@ -116,21 +186,26 @@ def test_a_name_that_is_no_files_has_no_record(records: Records, case: dict[str,
         records.why({**case, "case": name}, FROM)
 
 
-def test_other_files_are_damaged_if_they_are_shorter(records: Records, case: dict[str, Any]) -> None:
-    files = [records.output_dir / "a_seg.nii.gz", records.output_dir / "a.tsv"]
-    files[1].write_text("index\tname\n")
-    records.write(case, files, [describe(Path(file)) for file in inputs_of(case)], FROM)
-    files[1].write_text("index\tname\n0\tair\n")
+@pytest.mark.parametrize("corrected", [False, True])
+def test_the_mask_alone_decides(records: Records, case: dict[str, Any], corrected: bool) -> None:
+    mask, sidecar, gone = [records.output_dir / f"a_{end}" for end in ("seg.nii.gz", "seg.json", "probabilities.nii.gz")]
+    sidecar.write_text('{"Manual": false}')
+    gone.write_text("")
+    records.write(case, [mask, sidecar, gone], inputs_of(case), TOLD)
+    gone.unlink()
+    sidecar.write_text('{"Manual": true}')  # shorter
+    if corrected:
+        save(mask, np.ones(8))
     assert records.why(case, FROM) == ""
-    files[1].write_text("index")
-    assert records.why(case, FROM) == "damaged: a.tsv"
+    records.forget(case)
+    assert json.loads(sidecar.read_text())["Manual"]
 
 
 def test_files_of_an_earlier_run_go_with_its_record(records: Records, case: dict[str, Any]) -> None:
-    mask, *others = [records.output_dir / name for name in ("a_seg.nii.gz", "a.tsv", "changed.tsv", "not_ours.tsv")]
+    mask, *others = [records.output_dir / name for name in ("a_seg.nii.gz", "a_1.tsv", "a_changed.tsv", "a_not_ours.tsv")]
     for file in others:
         file.write_text("text")
-    records.write(case, [mask, *others[:2]], [], FROM)
+    records.write(case, [mask, *others[:2]], [], TOLD)
     others[1].write_text("other text")
     records.remove_others(case, [mask])
     assert [file.is_file() for file in (mask, *others)] == [True, False, True, True]

@@ -256,3 +256,18 @@ def test_workers_that_cannot_be_are_refused(given: dict[str, Any], told: str) ->
     with pytest.raises(BundleError) as error:
         Workers(**given)
     assert told in str(error.value)
+
+
+def test_paths_and_settings_are_recorded_in_one_form(planned: Planned, cases: Path, tmp_path: Path) -> None:
+    link = tmp_path / "other" / "link"
+    link.parent.mkdir()
+    link.symlink_to(cases)
+    plan, found, _ = planned(channel_order=(1, 2, 3, 0))
+    assert json.loads(json.dumps(plan.made_from)) == plan.made_from
+    for way, first in ((cases / ".." / "cases", cases), (link, link), (link / ".." / "cases", cases)):
+        assert planned(dataset=way)[1][0]["image"][0] == found[0]["image"][0].replace(str(cases), str(first))
+
+
+def test_an_expression_is_no_path(planned: Planned, tiny_model: Path) -> None:
+    plan, *_ = planned(checkpoint="$@ckpt_dir + '/model.pt'")
+    assert plan.made_from["weights_sha256"] == planned()[0].made_from["weights_sha256"]

@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser
 
 from bundlekit.cases.case import Case
 from bundlekit.cohort.bids import folder_of, write_sidecars
-from bundlekit.cohort.records import DONE, Records, describe, inputs_of
+from bundlekit.cohort.records import DONE, Records, inputs_of
 from bundlekit.configs import read_configs
 from bundlekit.errors import BundleError, bundle_error_in, ends_run
 from bundlekit.files import sha256_of
@@ -90,13 +90,14 @@ def made_from(bundle: Path, parser: ConfigParser, settings: Mapping[str, Any]) -
     masks = {}
     if "mask_bundle" in whole:  # the brain is found first, by another network
         masks["mask_weights_sha256"] = sha256_of(mask_weights(parser.get_parsed_content("mask_bundle")))
+    given = {key: value for key, value in settings.items() if key not in _NO_MATTER}
     return {
         "bundle": bundle.name,
         "version": str(metadata["version"]),
         "bundlekit": __version__,
         "weights_sha256": [sha256_of(file) for file in weights],
         **masks,
-        "settings": {key: value for key, value in settings.items() if key not in _NO_MATTER},
+        "settings": json.loads(json.dumps(given, default=str)),  # as a record has them: Fire makes tuples
         "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
     }
 
@@ -139,7 +140,7 @@ class Pipeline:
             BundleError: if the case is refused, as a plain run refuses it, or a result cannot be written.
         """
         started = time.monotonic()
-        inputs = [describe(Path(file)) for file in inputs_of(case)]
+        inputs = inputs_of(case)
         parser = self._parser or self._load(case)
         self._cases[:] = [case]
         self._rows.clear()

@@ -11,17 +11,27 @@ from bundlekit.cases.case import Case, unsafe_name
 from bundlekit.errors import BundleError
 from bundlekit.files import sha256_of, write_result
 from bundlekit.images.nifti import read_array
+from bundlekit.images.writing import left_as_segmented
+from bundlekit.report.table import COLUMNS
 
 FOLDER = "records"
 MISSING, DONE = "missing", ""
+CORRECTED = "corrected"  # what `why` begins with where the mask is somebody's, who has to move it away
+# of a case, what its mask does not depend on; `image` is compared file by file
+_NO_MATTER = {
+    *("case", "image", "patient", "subset", "notice"),
+    *("label", "label_parts", "part_organs", "numbering"),  # `label_values` are what is written
+}
 
 
 class Records:
     """The folder `records` of an output folder: a JSON file for each case, written when its results are whole.
 
     A record holds `case`; `bundle`, `version` and `bundlekit`, the versions; `weights_sha256`; `settings` that were
-    given and `config_sha256` of all of them; `inputs` and `outputs`, each file with its SHA-256, bytes and time of
-    modification; `volumes`, the rows of `volumes.csv`; `computed_by`, `seconds`, `host` and `finished`.
+    given and `config_sha256` of all of them; `inputs`, in the order of the network's channels, null for one that is
+    not there, and `outputs`, the mask first, each file with its SHA-256, bytes and time of modification; `read_as`,
+    what else of the case decides, such as `label_values`; `volumes`, the rows of `volumes.csv`; `computed_by`,
+    `seconds`, `host` and `finished`.
 
     Args:
         output_dir: folder of the results.
@@ -51,61 +61,59 @@ class Records:
             if record is not None:
                 yield record
 
-    def write(self, case: Case, outputs: list[Path], inputs: list[dict[str, Any]], told: Mapping[str, Any]) -> None:
+    def write(
+        self, case: Case, outputs: list[Path], inputs: list[dict[str, Any] | None], told: Mapping[str, Any]
+    ) -> None:
         """Write the record of a case whose results are there.
 
         Args:
             case: as `find_cases` gives it.
             outputs: files of its results, the mask first.
-            inputs: as `describe` gives them, from before they were read.
+            inputs: as `inputs_of` gives them, from before they were read.
             told: everything else.
 
         Raises:
             BundleError: if it cannot be written.
         """
-        files = [describe(path, path.relative_to(self.output_dir).as_posix()) for path in outputs]
-        content = {"case": case["case"], **told, "inputs": inputs, "outputs": files}
+        files = [_describe(path, path.relative_to(self.output_dir).as_posix()) for path in outputs]
+        content = {"case": case["case"], **told, "read_as": _read_as(case), "inputs": inputs, "outputs": files}
         text = json.dumps(content, indent=1) + "\n"
         write_result(self.path(case["case"]), lambda file: file.write(text.encode()), "output_dir")
 
     def why(self, case: Case, made_from: Mapping[str, Any]) -> str:
-        """Why a case has to be computed: "missing", or "changed: " and what; "" if it is done.
+        """Why a case has to be computed: "missing", "damaged", or "changed: " and what; "" if it is done.
 
-        A mask that somebody corrected is done. A file whose size and time of modification are those in the record is
-        taken for the same; any other is hashed.
+        The mask decides: other results may be gone, or may have been changed. A mask that somebody corrected is done;
+        where what it was made from has changed, the answer begins with "corrected", and the case cannot be computed. A
+        file whose path, size and time of modification are those in the record is taken for the same; any other is
+        hashed.
 
         Args:
             case: as `find_cases` gives it.
             made_from: what the record must hold, see `bundlekit.cohort.pipeline.Plan.made_from`.
         """
         record = self.read(case["case"])
-        if record is None or not record["outputs"]:
-            return MISSING
-        paths = [self.output_dir / entry["file"] for entry in record["outputs"]]
-        if not all(path.is_file() for path in paths):
-            return MISSING
+        mask = MISSING if record is None else self.mask_of(record)
+        if record is None or mask in (MISSING, "damaged"):
+            return mask
         changed = [name for name, value in made_from.items() if record.get(name) != value]
-        recorded = {entry["file"]: entry for entry in record["inputs"]}
-        files = inputs_of(case)
-        changed += [Path(file).name for file in files if file not in recorded or not _same(Path(file), recorded[file])]
-        if len(recorded) > len(files):
+        changed += ["read_as"] if record.get("read_as") != _read_as(case) else []
+        files, recorded = case["image"], record["inputs"]
+        if len(files) != len(recorded):
             changed.append(f"{len(files)} files, {len(recorded)} before")
-        if changed:
-            return f"changed: {', '.join(changed)}"
-        damaged = [
-            path.name
-            for path, entry in zip(paths, record["outputs"], strict=True)
-            if not _same(path, entry) and not _readable(path, entry)
-        ]
-        return f"damaged: {', '.join(damaged)}" if damaged else DONE
+        for file, entry in zip(files, recorded, strict=False):
+            if not _same_input(file, entry):
+                changed.append(Path(file or entry["file"]).name)
+        if mask == CORRECTED and changed:
+            return f"{CORRECTED}: the mask stays, and {', '.join(changed)} changed; to compute it again, move it away"
+        changed += ["mask"] if mask == "changed" else []
+        return f"changed: {', '.join(changed)}" if changed else DONE
 
     def forget(self, case: Case) -> None:
-        """Remove what is damaged of the results of a case, so that it can be written again."""
-        record = self.read(case["case"]) or {"outputs": []}
-        for entry in record["outputs"]:
-            path = self.output_dir / entry["file"]
-            if path.is_file() and not _same(path, entry) and not _readable(path, entry):
-                path.unlink()
+        """Remove the mask of a case if it is damaged, so that it can be written again."""
+        record = self.read(case["case"])
+        if record is not None and self.mask_of(record) == "damaged":
+            self._remove(record["outputs"][0])
 
     def remove_others(self, case: Case, kept: Collection[Path]) -> None:
         """Remove what the record of a case lists beside `kept`: an earlier run wrote it, with other settings.
@@ -115,47 +123,83 @@ class Records:
         for entry in (self.read(case["case"]) or {"outputs": []})["outputs"]:
             path = self.output_dir / entry["file"]
             if path not in kept and _same(path, entry):
-                path.unlink()
+                self._remove(entry)
 
-    def corrected(self, record: Mapping[str, Any]) -> bool:
-        """Whether somebody has changed the mask of a record since it was written."""
-        masks = [(self.output_dir / entry["file"], entry) for entry in record["outputs"][:1]]
-        return any(path.is_file() and not _same(path, entry) for path, entry in masks)
+    def mask_of(self, record: Mapping[str, Any]) -> str:
+        """What became of the mask of a record: "", "missing", "damaged", "corrected" by somebody, or "changed".
+
+        A mask that is another one than the record's, and as inference has written it, is of another run: of one that
+        was killed before it wrote its record, or of one without records.
+        """
+        entry = record["outputs"][0]
+        path = self.output_dir / entry["file"]
+        if not path.is_file():
+            return MISSING
+        if _same(path, entry):
+            return ""
+        if left_as_segmented(path):
+            return "changed"
+        try:
+            read_array(str(path))
+            return CORRECTED
+        except BundleError:
+            return "damaged"
+
+    def _remove(self, entry: Mapping[str, Any]) -> None:
+        """Remove a result, unless a link leads to it."""
+        path = self.output_dir / entry["file"]
+        if path.parent.resolve().is_relative_to(self.output_dir.resolve()):
+            path.unlink()
 
 
-def inputs_of(case: Case) -> list[str]:
-    """Files that a case is computed from, absolute."""
-    return [str(Path(file).absolute()) for file in case["image"] if file]
-
-
-def describe(path: Path, name: str | None = None) -> dict[str, Any]:
-    """A file for a record.
+def inputs_of(case: Case) -> list[dict[str, Any] | None]:
+    """Files that a case is computed from, for its record; None for one that is not there.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if one cannot be read.
     """
+    return [_describe(Path(file), str(Path(file).absolute())) if file else None for file in case["image"]]
+
+
+def _describe(path: Path, name: str) -> dict[str, Any]:
     seen = path.stat()
-    return {
-        "file": str(path) if name is None else name,
-        "sha256": sha256_of(path),
-        "bytes": seen.st_size,
-        "mtime_ns": seen.st_mtime_ns,
-    }
+    return {"file": name, "sha256": sha256_of(path), "bytes": seen.st_size, "mtime_ns": seen.st_mtime_ns}
+
+
+def _read_as(case: Case) -> dict[str, Any]:
+    """What of a case decides beside its files, as JSON has it."""
+    return dict(json.loads(json.dumps({key: value for key, value in case.items() if key not in _NO_MATTER})))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
-        whole = isinstance(content, dict) and all(isinstance(content[key], list) for key in ("inputs", "outputs"))
-        # files of these names are removed: a record of a stranger may not lead out of its folder
-        return content if whole and all(_stays(Path(entry["file"])) for entry in content["outputs"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return content if _is_record(content, path.stem) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
-def _stays(path: Path) -> bool:
-    """Whether a path is one within the folder that it starts from."""
-    return not path.is_absolute() and ".." not in path.parts
+def _is_record(content: Any, case: str) -> bool:
+    """Whether all is there that is read from a record; what is wrong may also end in an error."""
+    files = [*content["outputs"], *filter(None, content["inputs"])]
+    described = all({"file", "sha256", "bytes", "mtime_ns"} <= entry.keys() for entry in files)
+    rows = all(row.keys() == COLUMNS.keys() for row in content["volumes"])
+    # files of these names are removed: a record of a stranger may not lead out of its folder, nor to another case
+    own = all(_stays(Path(entry["file"]), case) for entry in content["outputs"])
+    return content["case"] == case and bool(content["outputs"]) and described and rows and own
+
+
+def _stays(path: Path, case: str) -> bool:
+    """Whether a path is one within the folder that it starts from, of a file with the case's name."""
+    return not path.is_absolute() and ".." not in path.parts and path.name.startswith(f"{case}_")
+
+
+def _same_input(file: str, entry: Mapping[str, Any] | None) -> bool:
+    """Whether a file of a case is the recorded one, wherever it lies now."""
+    if not file or entry is None:
+        return not file and entry is None
+    moved = str(Path(file).absolute()) != entry["file"]
+    return _same(Path(file), {**entry, "mtime_ns": None} if moved else entry)
 
 
 def _same(path: Path, entry: Mapping[str, Any]) -> bool:
@@ -165,18 +209,4 @@ def _same(path: Path, entry: Mapping[str, Any]) -> bool:
             return True
         return seen.st_size == entry["bytes"] and sha256_of(path) == entry["sha256"]
     except OSError:
-        return False
-
-
-def _readable(path: Path, entry: Mapping[str, Any]) -> bool:
-    """Whether a file that is no longer as it was written is whole: somebody may have corrected it.
-
-    A NIfTI file is decoded; any other must have at least the bytes that it had.
-    """
-    if not path.name.endswith((".nii.gz", ".nii")):
-        return path.stat().st_size >= entry["bytes"]
-    try:
-        read_array(str(path))
-        return True
-    except BundleError:
         return False

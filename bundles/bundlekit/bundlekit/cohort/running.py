@@ -18,14 +18,14 @@ from bundlekit.cases.case import Case
 from bundlekit.cohort.bids import begin_derivative, require_derivative, write_volumes_tsv
 from bundlekit.cohort.cluster import Workers, connected, dask
 from bundlekit.cohort.pipeline import Plan, segment_case
-from bundlekit.cohort.records import DONE, MISSING, Records
+from bundlekit.cohort.records import CORRECTED, DONE, MISSING, Records
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 from bundlekit.report.table import VolumeTable
 
 _log = logging.getLogger(__name__)
 FAILURES, JOBS = "failures.csv", "jobs"
-CORRECTED = "mask_corrected"  # flag
+_FLAG = "mask_corrected"
 _COLUMNS = ("case", "reason")
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")
 
@@ -49,7 +49,7 @@ class Outcome:
 
 
 def to_do(cases: Sequence[Case], plan: Plan) -> dict[str, str]:
-    """Why each case must be computed, by name: "missing", "changed: ...", "damaged: ..."; "" if it is done."""
+    """Why each case must be computed, by name, see `Records.why`; "" if it is done."""
     records = Records(plan.output_dir)
     bar = tqdm(cases, desc="looking", disable=None, leave=False)
     return {str(case["case"]): records.why(case, plan.made_from) for case in bar}
@@ -80,7 +80,8 @@ def run_cohort(
     outcome = Outcome(failures=_findings(findings))
     why = to_do(cases, plan)
     outcome.done = [name for name, reason in why.items() if reason == DONE]
-    left = [case for case in cases if why[str(case["case"])] != DONE]
+    outcome.failures |= {name: reason for name, reason in why.items() if reason.startswith(CORRECTED)}
+    left = [case for case in cases if why[str(case["case"])] != DONE and str(case["case"]) not in outcome.failures]
     records = Records(out)
     for case in left:
         if why[str(case["case"])] != MISSING:
@@ -185,7 +186,7 @@ def write_failures(output_dir: Path, failures: Mapping[str, str]) -> None:
 
 def _flagged(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of a mask that is no longer as it was measured."""
-    flags = ";".join(filter(None, (row.get("flags"), CORRECTED)))
+    flags = ";".join(filter(None, (row.get("flags"), _FLAG)))
     reasons = " | ".join(filter(None, (row.get("reasons"), "The mask was corrected after this row was written")))
     return {**row, "flags": flags, "reasons": reasons}
 
@@ -193,7 +194,8 @@ def _flagged(row: Mapping[str, Any]) -> dict[str, Any]:
 def collect_volumes(output_dir: Path, bids: bool = False) -> None:
     """Write `volumes.csv` of all cases with a record, and of those that were in it without one, by case.
 
-    The rows of a mask that was corrected are those of before, and have the flag `mask_corrected`.
+    The rows of a mask that was corrected are those of before, and have the flag `mask_corrected`. The record of a mask
+    that another run has written since does not count.
 
     Args:
         output_dir: folder of the results.
@@ -203,10 +205,10 @@ def collect_volumes(output_dir: Path, bids: bool = False) -> None:
         BundleError: if it cannot be written.
     """
     records = Records(output_dir)
-    found = {
-        record["case"]: [_flagged(row) for row in record["volumes"]] if records.corrected(record) else record["volumes"]
-        for record in records.all()
-    }
+    found = {}
+    for record in records.all():
+        if (mask := records.mask_of(record)) != "changed":  # its rows are of another mask
+            found[record["case"]] = [_flagged(row) if mask == CORRECTED else row for row in record["volumes"]]
     if bids:
         write_volumes_tsv(output_dir, [row for case in sorted(found) for row in found[case]])
         return

@@ -18,6 +18,7 @@ from bundlekit.cohort.bids import DESCRIPTION, channels_of, find_entries, is_bid
 from bundlekit.cohort.pipeline import Plan, made_from
 from bundlekit.configs import read_configs, refuse_settings
 from bundlekit.errors import BundleError, Finding, bundle_error_in
+from bundlekit.values import is_expression
 
 _OWN = ("dataset_dir", "datalist", "output_dir", "shard", "num_workers", "report")  # a cohort's, or of no use in one
 
@@ -50,7 +51,7 @@ def plan_cohort(
         BundleError: for a setting that there is not or that cannot be, missing weights, no case at all, or results
             that would lie among the scans.
     """
-    root, output_dir = Path(dataset).expanduser().absolute(), Path(out).expanduser().absolute()
+    root, output_dir = _without_dots(Path(dataset).expanduser()), Path(out).expanduser().absolute()
     if not root.exists():
         raise BundleError(f"{root}: no such file or folder; expected the data set.")
     bids = is_bids(root)
@@ -129,7 +130,14 @@ def _scan(parser: ConfigParser, root: Path) -> tuple[list[Case], list[Finding]]:
     return [case for case in cases if case["case"] not in refused], findings
 
 
+def _without_dots(path: Path) -> Path:
+    """An absolute path without "..", so that records have one name of a file; links stay, where they can."""
+    plain = Path(os.path.abspath(path))
+    return plain if not path.exists() or plain.exists() and plain.samefile(path) else path.resolve()
+
+
 def _absolute(name: str, value: Any) -> Any:
     """Paths hold on every worker, whatever its working directory."""
     paths = ("checkpoint", "ckpt_dir", "mask_bundle", "cv_dir")
-    return os.path.abspath(os.path.expanduser(value)) if name in paths and isinstance(value, str) else value
+    is_path = name in paths and isinstance(value, str) and not is_expression(value)
+    return os.path.abspath(os.path.expanduser(value)) if is_path else value
