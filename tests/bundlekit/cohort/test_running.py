@@ -21,6 +21,7 @@ from bundlekit.cohort.cluster import Workers
 from bundlekit.cohort.running import run_cohort, to_do
 from bundlekit.configs import read_configs
 from bundlekit.errors import BundleError
+from bundlekit.report.table import COLUMNS, VolumeTable
 from tests.bundlekit.cohort.conftest import Planned
 from tests.conftest import ROOT, Run, bundle_run
 
@@ -113,7 +114,8 @@ def test_what_changed_is_computed_again_and_what_fails_is_told(planned: Planned,
     assert names(out) == [f"{first}_seg.nii.gz", f"{third}_seg.nii.gz"]
     truncated.write_bytes(whole)
     (out / f"{third}_seg.nii.gz").unlink()
-    (out / f".{third}_seg.nii.gz.0123abcd.part").write_bytes(b"of a worker that was killed")
+    for name in (f"{third}_seg.nii.gz", "volumes.csv"):
+        (out / f".{name}.0123abcd.part").write_bytes(b"of a worker or a command that was killed")
     plan, found, findings = planned()
     assert to_do(found, plan) == {first: "", second: "missing", third: "missing"}
     outcome = run_cohort(found, findings, plan, ONE)
@@ -149,19 +151,24 @@ def test_weights_that_cannot_be_used_end_the_run(planned: Planned, tiny_model: P
 @pytest.mark.usefixtures("in_this_process")
 def test_what_is_no_fault_of_a_case_is_tried_again(planned: Planned, monkeypatch: pytest.MonkeyPatch) -> None:
     plan, found, findings = planned()
-    tried: list[str] = []
+    tried, looks = [], []
+    rows = {case["case"]: [{**dict.fromkeys(COLUMNS, ""), "case": case["case"]}] for case in found}
+    VolumeTable(plan.output_dir).replace([row for of_case in rows.values() for row in of_case])  # of an earlier run
+    read = VolumeTable.rows
 
     def segment(self: Any, case: Any) -> dict[str, Any]:
         tried.append(case["case"])
         if case is not found[0] and case["case"] == found[0]["case"]:
             raise OSError("the file server does not answer")
-        return {"volumes": []}
+        return {"volumes": rows[case["case"]]}
 
+    monkeypatch.setattr(VolumeTable, "rows", lambda table: looks.append(table) or read(table))
     monkeypatch.setattr(pipeline.Pipeline, "segment", segment)
     outcome = run_cohort(found, findings, plan, Workers(jobs=1, retries=2))
     assert tried.count(found[0]["case"]) == 3
     assert outcome.failures == {found[0]["case"]: "OSError: the file server does not answer"}
     assert len(outcome.computed) == 2
+    assert len(looks) == 3, "the whole table is read when it is begun, before the first case is added, and at the end"
 
 
 def test_names_that_are_no_files_or_doubled_are_not_computed(planned: Planned, cases: Path, tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 
-from tests.conftest import Run, bundle_run, config, refusal
+from tests.conftest import ROOT, Run, bundle_run, config, refusal
 from tools.bundles import names
 
 
@@ -24,6 +25,13 @@ def test_every_case_is_in_one_part(run: Run, cases: Path, tiny_model: Path, tmp_
     assert not (tmp_path / "out" / "volumes.csv").exists()
     told = refusal(run(*command, "--shard", "3/2", status=1))
     assert "--shard is '3/2'; expected i/n" in told
+
+
+def test_the_array_of_the_manual_names_a_part_whichever_are_submitted_again() -> None:
+    script = (ROOT / "docs" / "cohorts.md").read_text()
+    (parts,) = re.findall(r"--array=1-(\d+)\n", script)
+    assert f"\nPARTS={parts} " in script
+    assert '--shard "$SLURM_ARRAY_TASK_ID/$PARTS"' in script
 
 
 def test_every_bundle_takes_a_part() -> None:

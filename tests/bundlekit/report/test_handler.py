@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,23 +14,28 @@ from monai.data import MetaTensor
 
 from bundlekit.errors import BundleError
 from bundlekit.report.handler import WriteVolumes
-from bundlekit.report.table import VolumeTable
+from bundlekit.report.table import COLUMNS, VolumeTable
 
 AFFINE = np.diag([-2.0, -2.0, 2.0, 1.0])
 
 
-def rows(out: Path, **item: Any) -> list[dict[str, str]]:
+class Loader(list):
+    """Of one case."""
+
+    dataset = SimpleNamespace(data=[{"case": "a"}])
+
+
+def rows(out: Path, shard: str | None = None, **item: Any) -> list[dict[str, str]]:
     """Of one case, whose lesion has 8 voxels on the right (the first voxels, by the affine)."""
     image = MetaTensor(torch.ones(4, 10, 10, 10), affine=AFFINE)
     pred = torch.zeros(1, 10, 10, 10)
     pred[0, 1:3, 4:6, 4:6] = 1
     output = {"pred": MetaTensor(pred, affine=AFFINE)}
     engine = Engine(lambda _, batch: [output])
-    WriteVolumes(str(out), ["NCR"], "mine", [], {"WT": [1]}, brain="image", checks={"grid_unknown": True}).attach(
-        engine
-    )
-    engine.run([[{"case": "a", "image": image, **item}]])
-    return VolumeTable(out).rows()
+    given: dict[str, Any] = {"brain": "image", "checks": {"grid_unknown": True}, "shard": shard}
+    WriteVolumes(str(out), ["NCR"], "mine", [], {"WT": [1]}, **given).attach(engine)
+    engine.run(Loader([[{"case": "a", "image": image, **item}]]))
+    return VolumeTable(out, shard).rows()
 
 
 def test_volume_place_and_side(tmp_path: Path) -> None:
@@ -44,6 +50,14 @@ def test_where_the_grid_is_unknown_no_side_and_no_place_is_told(tmp_path: Path) 
         assert (found["hemisphere"], found["x_mm"], found["y_mm"], found["z_mm"]) == ("", "", "", "")
         assert found["flags"] == "grid_unknown"
         assert found["ml"] == "0.064"
+
+
+@pytest.mark.parametrize(("shard", "cases"), [("1/2", "aa"), (None, "baa")])
+def test_a_case_that_moved_to_another_part_has_no_rows_in_this_one(
+    tmp_path: Path, shard: str | None, cases: str
+) -> None:
+    VolumeTable(tmp_path, shard).replace([{**dict.fromkeys(COLUMNS, ""), "case": case} for case in "ab"])
+    assert "".join(row["case"] for row in rows(tmp_path, shard)) == cases
 
 
 def test_limits_are_looked_at_before_anything_runs(tmp_path: Path) -> None:

@@ -242,7 +242,7 @@ class _Rows:
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self._rows = rows
 
-    def begin(self) -> None:
+    def begin(self, keeps: Any = None) -> None:
         """Nothing is to be made ready."""
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:

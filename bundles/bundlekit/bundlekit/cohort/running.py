@@ -21,12 +21,13 @@ from bundlekit.cohort.pipeline import Plan, segment_case
 from bundlekit.cohort.records import CORRECTED, DONE, MISSING, Records
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
-from bundlekit.report.table import VolumeTable
+from bundlekit.report.table import DICTIONARY, TABLE, VolumeTable
 
 _log = logging.getLogger(__name__)
 FAILURES, JOBS = "failures.csv", "jobs"
 _FLAG = "mask_corrected"
 _COLUMNS = ("case", "reason")
+_TABLES = (TABLE, DICTIONARY, FAILURES, "volumes.tsv")
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")
 
 
@@ -90,7 +91,8 @@ def run_cohort(
         write_failures(out, outcome.failures)
     table = VolumeTable(out)
     if plan.bids is None:
-        table.begin()
+        names = {str(case["case"]) for case in left}
+        table.begin(lambda case: case not in names)  # so that each is added without a look at all others
     else:
         made = plan.made_from
         begin_derivative(out, made["bundle"], made["version"], Path(plan.bids))
@@ -110,7 +112,7 @@ def run_cohort(
     finally:
         if collect:
             collect_volumes(out, plan.bids is not None)
-    _remove_parts(out, {str(case["case"]) for case in left})
+    _remove_parts(out, {str(case["case"]) for case in left}, collect)
     return outcome
 
 
@@ -144,11 +146,14 @@ def _keys(client: Any, names: Sequence[str]) -> list[Any]:
     return [(f"segment-{client.id[-12:]}", number) for number in range(len(names))]
 
 
-def _remove_parts(output_dir: Path, cases: Collection[str]) -> None:
-    """Remove what killed workers had begun to write of these cases, see `write_whole`."""
-    for path in output_dir.rglob(".*.part"):
+def _remove_parts(output_dir: Path, cases: Collection[str], tables: bool) -> None:
+    """Remove what killed workers had begun to write of these cases, and a killed command of tables."""
+    for path in output_dir.rglob(".*.part"):  # see `write_whole`
         match = _PART.fullmatch(path.name)
-        if match and (match[1].removesuffix(".json") in cases or match[1].rpartition("_")[0] in cases):
+        if not match:
+            continue
+        of_case = match[1].removesuffix(".json") in cases or match[1].rpartition("_")[0] in cases
+        if of_case or (tables and match[1] in _TABLES and path.parent == output_dir):
             path.unlink(missing_ok=True)
 
 

@@ -59,6 +59,7 @@ class WriteVolumes:
         shard: str | None = None,
     ) -> None:
         self.table = VolumeTable(output_dir, shard)
+        self.shard = shard
         self.classes = list(classes)
         self.bundle = bundle
         self.weights = [weights] if isinstance(weights, str) else list(weights)
@@ -74,7 +75,11 @@ class WriteVolumes:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def _begin(self, engine: Engine) -> None:
-        self.table.begin()
+        if self.shard is None:
+            self.table.begin()
+        else:  # where cases have come or gone, another part has some that were in this one
+            cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
+            self.table.begin({str(case["case"]) for case in cases}.__contains__)
         self._hashes = ";".join(sha256_of(file) for file in self.weights if Path(file).is_file())
 
     def __call__(self, engine: Engine) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,16 @@ class VolumeTable:
         self.path = Path(folder) / (TABLE if shard is None else f"volumes_{shard.replace('/', 'of')}.csv")
         self._cases: set[str] = set()
 
-    def begin(self) -> None:
+    def begin(self, keeps: Callable[[str], bool] = lambda case: True) -> None:
         """Make table and dictionary ready; whole rows of an earlier run stay.
+
+        Args:
+            keeps: whether the rows of a case stay.
 
         Raises:
             BundleError: if there is another table of that name, or it cannot be written.
         """
-        rows = self.rows() if self.path.is_file() else []
+        rows = [row for row in self.rows() if keeps(row["case"])] if self.path.is_file() else []
         text = _csv_text(rows)
         if not self.path.is_file() or self.path.read_bytes() != text:
             write_result(self.path, lambda file: file.write(text), "output_dir")
