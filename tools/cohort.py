@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from bundlekit.cohort.cluster import Workers
 from bundlekit.cohort.records import CORRECTED
 from bundlekit.cohort.running import FAILURES, run_cohort, to_do
 from bundlekit.cohort.starting import plan_cohort
+from bundlekit.errors import printable
 from tools.bundles import folder_of
 
 
@@ -84,10 +84,10 @@ def cohort(
     if dry_run:
         _tell({case: why for case, why in to_do(cases, plan).items() if why}, len(cases))
         for finding in findings:
-            print(f"refused: {finding}")
+            print(printable(f"refused: {finding}"))
         return
     outcome = run_cohort(cases, findings, plan, workers)
-    print(f"{outcome}\n{Path(plan.output_dir)}")
+    print(printable(f"{outcome}\n{plan.output_dir}"))
     if outcome.failures:
         print(f"see {FAILURES}")
         raise SystemExit(3)
@@ -100,7 +100,7 @@ def _lines(given: str | Sequence[str]) -> list[str]:
 def _tell(reasons: dict[str, str], cases: int) -> None:
     """Print what would be computed."""
     for case, why in reasons.items():
-        print(f"{case}: {why}")
+        print(printable(f"{case}: {why}"))
     kept = sum(why.startswith(CORRECTED) for why in reasons.values())
     failed = f", {kept} would fail" if kept else ""
     print(f"{len(reasons) - kept} of {cases} cases would be computed, {cases - len(reasons)} are done{failed}.")

@@ -73,6 +73,11 @@ def other_settings(
     return Finding(str(file), f"{what} with {found}", f"the same; now {expected}", fix)
 
 
+def printable(text: str) -> str:
+    """Text with what no file in UTF-8 can hold, of file names in another encoding, as escapes: "\\udce9"."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def bundle_error_in(error: BaseException | None) -> str | None:
     """Message of the bad input or setting that `error` is, was caused by, or carries from a loader's worker, if any.
 

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from bundlekit.cohort import app, running
-from bundlekit.cohort.bids import begin_derivative, find_entries, folder_of
+from bundlekit.cohort.bids import begin_derivative, find_entries, folder_of, write_volumes_tsv
 from bundlekit.errors import BundleError
+from bundlekit.report.table import COLUMNS
 from tests.bundlekit.cohort.test_running import in_this_process
 from tests.conftest import ROOT
 
@@ -62,15 +63,19 @@ def test_several_scans_of_a_kind_are_told_and_chosen(tmp_path: Path) -> None:
         entries, findings = find_entries(root, FOUR, filters={"T1": {"run": run}})
         assert not findings
         assert entries[0]["image"][0].endswith("sub-01_run-02_T1w.nii.gz")
-    with pytest.raises(BundleError, match="names T1w; expected some of T1, T1ce"):
-        find_entries(root, FOUR, filters={"T1w": {}})
+    for filters, told in (
+        ({"T1w": {}}, "names T1w; expected some of T1, T1ce"),
+        ({"T1": {"acquisition": None}}, "has acquisition for T1; expected entities .* acq, "),
+    ):
+        with pytest.raises(BundleError, match=told):
+            find_entries(root, FOUR, filters=filters)
 
 
 def test_every_scan_is_a_case_of_a_bundle_of_one_channel(tmp_path: Path) -> None:
     root = dataset(tmp_path, *anat("sub-01", "run-1_T1w", "run-2_T1w", "T2w"), *anat("sub-02_ses-a", "ce-gd_T1w"))
     assert [entry["case"] for entry in find_entries(root, ["T1"])[0]] == ["sub-01_run-1", "sub-01_run-2"]
     names = [entry["case"] for entry in find_entries(root, ["MRI"])[0]]
-    assert names == ["sub-01_run-1", "sub-01_run-2", "sub-01_space-T2w", "sub-02_ses-a_ce-gd"]
+    assert names == ["sub-01_desc-T2w", "sub-01_run-1", "sub-01_run-2", "sub-02_ses-a_ce-gd"]
     assert [entry["case"] for entry in find_entries(root, ["MRI"], participants=["sub-02"])[0]] == names[-1:]
     with pytest.raises(BundleError, match=r"no scan of 03; there are 01, 02\."):
         find_entries(root, ["MRI"], participants=["03"])
@@ -84,10 +89,26 @@ def test_another_bundles_derivative_is_left_alone(tmp_path: Path) -> None:
         begin_derivative(tmp_path, "other", "1", tmp_path / "raw")
 
 
-def test_scans_of_a_session_with_the_same_entities_have_names_of_their_own(tmp_path: Path) -> None:
-    root = dataset(tmp_path, *anat("sub-01", "space-MNI_T2w", "space-MNI_FLAIR", "PDw"))
-    names = [entry["case"] for entry in find_entries(root, ["MRI"])[0]]
-    assert names == ["sub-01_space-MNI_desc-FLAIR", "sub-01_space-MNI_desc-T2w", "sub-01_space-PDw"]
+def test_scans_with_the_same_entities_have_names_that_do_not_depend_on_each_other(tmp_path: Path) -> None:
+    root = dataset(tmp_path)
+    names = []
+    for scan in anat("sub-01", "T1w", "space-MNI_desc-preproc_FLAIR", "space-MNI_T2w", "PDw"):
+        dataset(root, scan)
+        before, names = names, [entry["case"] for entry in find_entries(root, ["MRI"])[0]]
+        assert set(before) < set(names)
+    described = [f"sub-01_{part}" for part in ("desc-PDw", "space-MNI_desc-T2w", "space-MNI_desc-preprocFLAIR")]
+    assert names == ["sub-01", *described]
+
+
+def test_scans_whose_names_bids_does_not_have_are_told(tmp_path: Path) -> None:
+    odd = [*anat("sub-02", "mprage_T1w", "acq-1.5mm_T1w", "t1w"), "sub-03/anat/sub-03_T1w.NII.GZ", "sub-04/T1w.nii"]
+    others = ["code/T1w.nii.gz", "sub-01/anat/sub-01_T1w.json", *anat("sub-01", "T1w_mask", "part-phase_T1w")]
+    root = dataset(tmp_path, *anat("sub-01", "part-mag_T1w"), *odd, *others)
+    entries, findings = find_entries(root, ["T1"])
+    assert [entry["case"] for entry in entries] == ["sub-01_part-mag"]
+    assert sorted(finding.file for finding in findings) == sorted(str(root / file) for file in odd)
+    entries, findings = find_entries(root, ["T1"], participants=["03"])
+    assert (entries, [finding.file for finding in findings]) == ([], [str(root / odd[3])])
 
 
 def test_a_data_set_by_a_path_with_dots_or_a_link(tmp_path: Path) -> None:
@@ -115,6 +136,18 @@ def test_files_of_the_user_stay_in_a_derivative(tmp_path: Path) -> None:
         (tmp_path / name).write_text("mine")
     begin_derivative(tmp_path, "one", "3", tmp_path / "raw")
     assert [(tmp_path / name).read_text() for name in ("README.md", ".bidsignore")] == ["mine", "mine"]
+    description = tmp_path / "dataset_description.json"
+    description.write_text(json.dumps({**json.loads(description.read_text()), "License": "CC0"}))
+    begin_derivative(tmp_path, "one", "4", tmp_path / "raw")
+    kept = json.loads(description.read_text())
+    assert (kept["License"], kept["GeneratedBy"][0]["Version"]) == ("CC0", "4")
+
+
+def test_other_results_in_the_folder_are_no_participants(tmp_path: Path) -> None:
+    rows = [{**dict.fromkeys(COLUMNS, ""), "case": case} for case in ("BraTS_1", "sub-01_ses-1")]
+    write_volumes_tsv(tmp_path, rows)
+    lines = [line.split("\t")[:3] for line in (tmp_path / "volumes.tsv").read_text().splitlines()]
+    assert lines == [["participant_id", "session_id", "case"], ["sub-01", "ses-1", "sub-01_ses-1"]]
 
 
 @pytest.fixture
@@ -172,6 +205,7 @@ def test_the_app_refuses_with_one_line(prepared: Path, tmp_path: Path, capsys: p
         (level, "--bundle is missing"),
         ([*level, "--bundle", "nothing_here"], "no bundle of that name is installed"),
         ([*level, "--bundle", "brats_resunet", "--set", "flips"], "expected name=value"),
+        ([*level, "--bundle", "brats_resunet", "--set", "flips=@x"], "--set flips=@x: no value in YAML"),
         ([str(tmp_path), *level[1:], "--bundle", "brats_resunet"], "expected a BIDS data set"),
         ([*level[:2], "group"], "run the level `participant` first"),
     ):

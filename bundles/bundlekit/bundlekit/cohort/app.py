@@ -16,7 +16,7 @@ from bundlekit.cohort.bids import DESCRIPTION, is_bids
 from bundlekit.cohort.cluster import KINDS, Workers
 from bundlekit.cohort.running import collect_volumes, run_cohort
 from bundlekit.cohort.starting import plan_cohort
-from bundlekit.errors import BundleError
+from bundlekit.errors import BundleError, printable
 from bundlekit.version import __version__
 
 
@@ -94,7 +94,7 @@ def _group(given: argparse.Namespace) -> int:
     if not is_bids(given.output_dir):
         raise BundleError(f"{given.output_dir} has no {DESCRIPTION}; run the level `participant` first.")
     collect_volumes(given.output_dir, bids=True)
-    print(given.output_dir / "volumes.tsv")
+    print(printable(str(given.output_dir / "volumes.tsv")))
     return 0
 
 
@@ -119,7 +119,17 @@ def _settings(given: Sequence[str]) -> dict[str, Any]:
     wrong = [one for one in given if "=" not in one]
     if wrong:
         raise BundleError(f"--set {' '.join(wrong)}; expected name=value, such as flips=true.")
-    return {name: yaml.safe_load(value) for name, _, value in (one.partition("=") for one in given)}
+    settings = {}
+    for one in given:
+        name, _, value = one.partition("=")
+        try:
+            settings[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            problem = " ".join(str(error).split())
+            raise BundleError(
+                f"--set {one}: no value in YAML ({problem}); put quotes into it: {name}='\"...\"'."
+            ) from None
+    return settings
 
 
 if __name__ == "__main__":

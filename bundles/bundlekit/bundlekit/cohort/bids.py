@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bundlekit.cases.case import Case
-from bundlekit.errors import BundleError, Finding
+from bundlekit.errors import BundleError, Finding, printable
 from bundlekit.files import write_result
 from bundlekit.report.table import COLUMNS
 from bundlekit.version import __version__
@@ -37,6 +36,7 @@ sidecar (`_dseg.json`) that names the scans and the weights it comes from. `volu
 """
 _NOT_SCANS = ("derivatives", "sourcedata", "code", "stimuli", "models")
 _SCAN = re.compile(r"\.nii(\.gz)?$")
+_NO_MAGNITUDE = ("phase", "real", "imag")  # of the entity `part`
 _SUFFIXES = ("T1w", "T2w", "FLAIR", "PDw", "T2starw", "PDT2", "inplaneT1", "inplaneT2", "angio")
 
 
@@ -102,8 +102,9 @@ def find_entries(
     """Entries of a datalist, a case each, and what is wrong.
 
     A bundle of one channel takes every scan of its kind; one of several takes a scan of each channel for every session
-    of a participant. Files in `derivatives` and `sourcedata` are no scans. A scan that is called `_T1w` and has the
-    entity `ce` is one with contrast medium.
+    of a participant. Files in `derivatives` and `sourcedata` are no scans, nor are phases, real and imaginary parts. A
+    scan that is called `_T1w` and has the entity `ce` is one with contrast medium. One whose name is not as BIDS has it
+    is a finding.
 
     Args:
         root: of the data set.
@@ -114,8 +115,8 @@ def find_entries(
             for an entity that must not be there.
 
     Raises:
-        BundleError: for a participant or a channel that there is not, a damaged `dataset_description.json`, or if
-            ancpbids is not installed.
+        BundleError: for a participant, a channel or an entity that there is not, a damaged
+            `dataset_description.json`, or if ancpbids is not installed.
     """
     root = root.resolve()
     _description(root)
@@ -123,8 +124,10 @@ def find_entries(
     if unknown := set(filters) - set(channels):
         expected = ", ".join(channels)
         raise BundleError(f"the filter file names {', '.join(sorted(unknown))}; expected some of {expected}.")
-    scans = _scans(root, sorted({suffix for channel in channels for suffix in _WANTED[channel].suffixes}))
-    there = {scan.named["sub"] for scan in scans}
+    layout = _layout(root)
+    _refuse_entities(filters, [entity.value["name"] for entity in layout.schema.EntityEnum])
+    scans, odd = _scans(layout, root, sorted({suffix for channel in channels for suffix in _WANTED[channel].suffixes}))
+    there = {scan.named["sub"] for scan in scans} | {_participant(root, file) for file in odd}
     labels = {label.removeprefix("sub-") for label in participants}
     if missing := labels - there:
         raise BundleError(f"{root} has no scan of {', '.join(sorted(missing))}; there are {_some(there)}.")
@@ -137,7 +140,7 @@ def find_entries(
                 own = (str(scan.path),) if len(channels) == 1 else (scan.named["sub"], scan.named.get("ses", ""))
                 groups.setdefault(own, {}).setdefault(channel, []).append(scan)
     entries: list[dict[str, Any]] = []
-    findings = []
+    findings = [_misnamed(file) for file in odd if not labels or _participant(root, file) in labels]
     for group in groups.values():
         wrong = _wrong(group, channels, fill_missing)
         if wrong:
@@ -146,12 +149,7 @@ def find_entries(
         chosen = [group[channel][0] if channel in group else None for channel in channels]
         name = _name([scan for scan in chosen if scan is not None])
         images = [str(scan.path) if scan is not None else "" for scan in chosen]
-        entries.append({"image": images, "case": name, "patient": name.split("_")[0], "suffix": _suffix(chosen)})
-    count = Counter(entry["case"] for entry in entries)
-    for entry in entries:
-        suffix = entry.pop("suffix")
-        if count[entry["case"]] > 1:
-            entry["case"] = _described(entry["case"], suffix)
+        entries.append({"image": images, "case": name, "patient": name.split("_")[0]})
     return sorted(entries, key=lambda entry: str(entry["case"])), findings
 
 
@@ -191,6 +189,7 @@ def begin_derivative(out: Path, bundle: str, version: str, source: Path) -> None
     """
     require_derivative(out, bundle)
     description = {
+        **(_description(out) if is_bids(out) else {}),  # with what its owner has added
         "Name": f"Segmentations by {bundle}",
         "BIDSVersion": VERSION,
         "DatasetType": "derivative",
@@ -265,11 +264,15 @@ def write_sidecars(
 def write_volumes_tsv(out: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write `volumes.tsv`: the rows of `volumes.csv`, with participant and session before them.
 
+    Rows of a case that is no participant's, of a folder that had other results before, are left out.
+
     Raises:
         BundleError: if it cannot be written.
     """
     lines = ["\t".join(("participant_id", "session_id", *COLUMNS))]
     for row in rows:
+        if not str(row["case"]).startswith("sub-"):
+            continue
         parts = {part[:4]: part for part in str(row["case"]).split("_")}
         values = [parts["sub-"], parts.get("ses-", ""), *(str(row[column]) for column in COLUMNS)]
         lines.append("\t".join(" ".join(value.split()) or "n/a" for value in values))
@@ -292,7 +295,12 @@ def read_filters(file: str | Path) -> dict[str, dict[str, Any]]:
     return content
 
 
-def _scans(root: Path, suffixes: list[str]) -> list[_Scan]:
+def _layout(root: Path) -> Any:
+    """ancpbids' view of a data set.
+
+    Raises:
+        BundleError: if it is not installed.
+    """
     try:
         from ancpbids import BIDSLayout
     except ImportError as error:
@@ -300,13 +308,28 @@ def _scans(root: Path, suffixes: list[str]) -> list[_Scan]:
             f"ancpbids is not installed, which reads BIDS data sets ({error}): pip install -e '.[cohort]', or pip "
             "install ancpbids."
         ) from None
-    found = []
-    files: list[Any] = list(BIDSLayout(str(root)).get(suffix=suffixes, extension=[".nii", ".nii.gz"]))
-    for file in files:
+    return BIDSLayout(str(root))
+
+
+def _scans(layout: Any, root: Path, suffixes: list[str]) -> tuple[list[_Scan], list[Path]]:
+    """The scans of these suffixes, and files that are called like one, with a name that BIDS does not have."""
+    found, odd = [], []
+    looks_like_one = re.compile(rf"(.*_)?({'|'.join(suffixes)})\.nii(\.gz)?", re.IGNORECASE)
+    for file in layout.dataset.to_generator():
+        if not isinstance(file, layout.schema.File) or not looks_like_one.fullmatch(file.name):
+            continue
         path = Path(file.get_absolute_path())
-        if path.relative_to(root).parts[0] not in _NOT_SCANS and path.name.startswith("sub-"):
-            found.append(_Scan(path, {key: str(value) for key, value in file.entities.items()}, str(file.suffix)))
-    return sorted(found, key=lambda scan: str(scan.path))
+        folder = path.relative_to(root).parts[0]
+        parsed = isinstance(file, layout.schema.Artifact) and file.name.startswith("sub-")
+        if folder in _NOT_SCANS:
+            continue
+        if parsed and file.suffix in suffixes and file.extension in (".nii", ".nii.gz"):
+            scan = _Scan(path, {key: str(value) for key, value in file.entities.items()}, str(file.suffix))
+            if scan.named.get("part") not in _NO_MAGNITUDE:
+                found.append(scan)
+        elif folder.startswith("sub-"):
+            odd.append(path)
+    return sorted(found, key=lambda scan: str(scan.path)), sorted(odd)
 
 
 def _fits(scan: _Scan, wanted: Wanted, filters: Mapping[str, Any]) -> bool:
@@ -320,6 +343,29 @@ def _fits(scan: _Scan, wanted: Wanted, filters: Mapping[str, Any]) -> bool:
         if scan.named.get(entity) not in allowed and scan.entities.get(entity) not in allowed:
             return False
     return True
+
+
+def _misnamed(file: Path) -> Finding:
+    expected = "entities such as sub-01_ses-1_acq-mprage before the suffix, of letters and digits, and .nii or .nii.gz"
+    return Finding(str(file), "a scan whose name is not as BIDS has it", expected, "rename the file")
+
+
+def _participant(root: Path, file: Path) -> str:
+    return file.relative_to(root).parts[0].removeprefix("sub-")
+
+
+def _refuse_entities(filters: Mapping[str, Mapping[str, Any]], known: Sequence[str]) -> None:
+    """Refuse filters by what is no entity, which would choose nothing or everything.
+
+    Raises:
+        BundleError: naming the first channel's.
+    """
+    for channel, entities in filters.items():
+        if unknown := set(entities) - set(known):
+            raise BundleError(
+                f"the filter file has {', '.join(sorted(unknown))} for {channel}; expected entities as they are "
+                f"written in names of files: {', '.join(known)}."
+            )
 
 
 def _wrong(group: Mapping[str, Sequence[_Scan]], channels: Sequence[str], fill_missing: bool) -> Finding | None:
@@ -343,23 +389,17 @@ def _pattern(wanted: Wanted) -> str:
 
 
 def _name(scans: Sequence[_Scan]) -> str:
-    """Name of a case: the entities that its scans share; of a scan that is no T1 of its kind, with its suffix."""
+    """Name of a case: the entities that its scans share.
+
+    Of one scan that is neither T1w nor CT, its suffix follows in `desc`, the last entity, which only derivatives have.
+    """
     first = scans[0]
     if len(scans) == 1:
-        space = [] if first.suffix in ("T1w", "ct", "CT") or "space" in first.named else [f"space-{first.suffix}"]
-        return "_".join([*first.stem.split("_")[:-1], *space])
+        name = first.stem.rpartition("_")[0]
+        before, _, value = name.partition("_desc-")
+        return name if first.suffix in ("T1w", "ct", "CT") else f"{before}_desc-{value}{first.suffix}"
     shared = [part for part in first.stem.split("_")[:-1] if all(part in scan.stem.split("_") for scan in scans)]
     return "_".join(part for part in shared if not part.startswith(("ce-", "desc-")))
-
-
-def _suffix(scans: Sequence[_Scan | None]) -> str:
-    return next(scan.suffix for scan in scans if scan is not None)
-
-
-def _described(name: str, suffix: str) -> str:
-    """A name with the suffix of its scan in `desc`, the last entity, which only derivatives have."""
-    before, _, value = name.partition("_desc-")
-    return f"{before}_desc-{value}{suffix}"
 
 
 def _uri(file: Path, source: Path) -> str:
@@ -371,7 +411,7 @@ def _uri(file: Path, source: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    write_result(path, lambda file: file.write(text.encode()), "output_dir")
+    write_result(path, lambda file: file.write(printable(text).encode()), "output_dir")
 
 
 def _write_ours(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from bundlekit.cohort.bids import begin_derivative, require_derivative, write_vo
 from bundlekit.cohort.cluster import Workers, connected, dask
 from bundlekit.cohort.pipeline import Plan, segment_case
 from bundlekit.cohort.records import CORRECTED, DONE, MISSING, Records
-from bundlekit.errors import BundleError, Finding
+from bundlekit.errors import BundleError, Finding, printable
 from bundlekit.files import write_result
 from bundlekit.report.table import DICTIONARY, TABLE, VolumeTable
 
@@ -161,7 +161,7 @@ def _reason(error: BaseException | None, retries: int) -> str:
     if type(error).__name__ == "KilledWorker":
         return (
             f"the worker died each time it was computed, {retries + 1} times: it was killed, or its memory ran out; "
-            "give the workers more memory, or fewer of them (--jobs, --memory)"
+            "take fewer workers on one machine (--jobs), or give jobs of a cluster more memory (--memory)"
         )
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"
@@ -186,7 +186,7 @@ def write_failures(output_dir: Path, failures: Mapping[str, str]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     writer.writerows(sorted((name, " ".join(reason.split())) for name, reason in failures.items()))
-    write_result(output_dir / FAILURES, lambda file: file.write(text.getvalue().encode()), "output_dir")
+    write_result(output_dir / FAILURES, lambda file: file.write(printable(text.getvalue()).encode()), "output_dir")
 
 
 def _flagged(row: Mapping[str, Any]) -> dict[str, Any]:
