@@ -141,7 +141,8 @@ def _settings_of(folder: Path, overlays: Sequence[str], options: dict[str, Any])
     inference = _ids(folder / "inference.yaml")
     known = {name for file in ("train.yaml", *overlays) for name in _ids(folder / file)}
     recorded = set(_ids(folder / "train.yaml")["settings"]) & known
-    scoring = (set(inference) | set(_ids(folder / "evaluate.yaml"))) - recorded
+    # `shard` is for inference: evaluation refuses it, after hours of training
+    scoring = (set(inference) | set(_ids(folder / "evaluate.yaml"))) - recorded - {"shard"}
     given = {name: name.split("::")[0] for name in options}
     fixed = sorted(_GIVEN & set(given.values()))
     if fixed:

@@ -132,6 +132,7 @@ def test_failure_of_several_at_a_time_tells_the_cause(cohort: Path, tmp_path: Pa
         ({"num_folds": 1}, "expected 2 or more"),
         ({"which": "first"}, "which is 'first'; expected last or best"),
         ({"checkpoint": "x.pt"}, "cross-validation sets this itself"),
+        ({"shard": "1/2"}, "no setting --shard"),
     ],
 )
 def test_bad_calls_are_refused(more: dict[str, Any], message: str, tmp_path: Path) -> None:
