@@ -52,11 +52,21 @@ def test_a_job_that_is_not_taken_ends_the_run_with_the_message() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "walltime", "given"),
-    [("slurm", "1-02:03:04", "26:03:04"), ("pbs", "04:00:00", "04:00:00"), ("lsf", "1-02:03:04", "26:03")],
+    ("kind", "walltime", "directives", "given"),
+    [
+        ("slurm", "1-02:03:04", ["--gres=gpu:1"], ("26:03:04", ["--gres=gpu:1"])),
+        ("pbs", "04:00:00", [], ("04:00:00", [])),
+        ("lsf", "1-02:03:04", [], ("26:03", [])),
+        ("htcondor", "04:00:00", ['+Want = "a=b"'], (None, {"+Want": '"a=b"'})),
+    ],
 )
-def test_jobs_get_the_walltime_in_their_form_and_no_dashboard(
-    kind: str, walltime: str, given: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_jobs_get_walltime_and_directives_in_their_form_and_no_dashboard(
+    kind: str,
+    walltime: str,
+    directives: list[str],
+    given: tuple[str | None, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: dict[str, Any] = {}
 
@@ -67,6 +77,6 @@ def test_jobs_get_the_walltime_in_their_form_and_no_dashboard(
     package = SimpleNamespace(**dict.fromkeys(cluster._JOBS.values(), made))
     monkeypatch.setattr(cluster, "dask", lambda name="distributed": package)
     monkeypatch.setattr(cluster, "_security", lambda: None)
-    cluster._jobs(Workers(kind, walltime=walltime), tmp_path)
-    assert asked["walltime"] == given
+    cluster._jobs(Workers(kind, walltime=walltime, directives=directives), tmp_path)
+    assert (asked.get("walltime"), asked["job_extra_directives"]) == given
     assert "--no-dashboard" in asked["worker_extra_args"]

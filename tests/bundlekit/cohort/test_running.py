@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
+import tools.cohort
 from bundlekit.cohort import pipeline, running
+from bundlekit.cohort.bids import write_volumes_tsv
 from bundlekit.cohort.cluster import Workers
 from bundlekit.cohort.running import run_cohort, to_do
 from bundlekit.configs import read_configs
@@ -203,7 +205,7 @@ def test_a_case_after_one_that_failed_half_way_is_computed(planned: Planned, tmp
     assert earlier.is_file()
 
 
-def test_the_weights_of_the_brain_masks_count_where_they_are_used(tiny_model: Path, tmp_path: Path) -> None:
+def test_the_brain_masks_count_where_they_are_used(tiny_model: Path, tmp_path: Path) -> None:
     masks = tmp_path / "brain_mask_unet"
     shutil.copytree(ROOT / "bundles" / "brain_mask_unet" / "configs", masks / "configs")
     (masks / "models").mkdir()
@@ -214,9 +216,15 @@ def test_the_weights_of_the_brain_masks_count_where_they_are_used(tiny_model: Pa
         (masks / "models" / "model.pt").write_bytes(weights)
         hashes.append(pipeline.made_from(tissue, read_configs(tissue, files, settings), {})["mask_weights_sha256"])
     assert hashes == [hashlib.sha256(weights).hexdigest() for weights in (b"one", b"other")]
+    before = pipeline.made_from(tissue, read_configs(tissue, files, settings), {})
+    for name, old, new in (("metadata.json", '"version": "', '"version": "9'), ("inference.yaml", "0.25", "0.5")):
+        file = masks / "configs" / name
+        file.write_text(file.read_text().replace(old, new, 1))
+    after = pipeline.made_from(tissue, read_configs(tissue, files, settings), {})
+    assert {name for name in after if after[name] != before[name]} == {"mask_version", "mask_config_sha256"}
     del settings["mask_bundle"]
     alone = pipeline.made_from(tissue, read_configs(tissue, files[:1], settings), {})
-    assert "mask_weights_sha256" not in alone
+    assert not [name for name in alone if name.startswith("mask")]
 
 
 @pytest.mark.parametrize(
@@ -257,12 +265,36 @@ def test_a_package_that_is_missing_is_told(planned: Planned, monkeypatch: pytest
         ({"walltime": "4h"}, "--walltime is '4h'; expected HH:MM:SS"),
         ({"walltime": "04:00"}, "--walltime is '04:00'; expected HH:MM:SS"),
         ({"wait": 0}, "--wait is 0; expected"),
+        ({"memory": "16GB", "queue": "gpu"}, "--memory, --queue: of no use with --cluster local"),
+        ({"scheduler": "tcp://a:1", "kind": "slurm", "jobs": 2}, "--cluster, --jobs: of no use with --scheduler"),
+        ({"kind": "htcondor", "account": "me"}, "--account: of no use with --cluster htcondor"),
+        ({"kind": "htcondor", "directives": ["--gres=gpu", "-x"]}, "--directives has -x; HTCondor expects"),
     ],
 )
 def test_workers_that_cannot_be_are_refused(given: dict[str, Any], told: str) -> None:
     with pytest.raises(BundleError) as error:
         Workers(**given)
     assert told in str(error.value)
+
+
+def test_a_corrected_mask_that_keeps_a_case_from_being_computed_is_told_without_a_worker(
+    planned: Planned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, (first, *others), _ = planned()
+    why = {first["case"]: "corrected: the mask stays", **{case["case"]: "" for case in others}}
+    monkeypatch.setattr(running, "to_do", lambda *_: why)
+    outcome = run_cohort([first, *others], [], plan, Workers(scheduler="tcp://127.0.0.1:9"))  # which is not asked
+    assert (len(outcome.done), outcome.failures) == (2, {first["case"]: "corrected: the mask stays"})
+    assert failures(Path(plan.output_dir)) == outcome.failures
+    tools.cohort._tell(outcome.failures, 3)
+    assert "0 of 3 cases would be computed, 2 are done, 1 would fail." in capsys.readouterr().out
+
+
+def test_names_in_another_encoding_are_told(tmp_path: Path) -> None:
+    running.write_failures(tmp_path, {"P\udce9re.nii": "damaged"})
+    assert failures(tmp_path) == {"P\\udce9re.nii": "damaged"}
+    write_volumes_tsv(tmp_path, [{**dict.fromkeys(COLUMNS, ""), "case": "sub-01", "reasons": "P\udce9re"}])
+    assert "P\\udce9re" in (tmp_path / "volumes.tsv").read_text()
 
 
 def test_paths_and_settings_are_recorded_in_one_form(planned: Planned, cases: Path, tmp_path: Path) -> None:

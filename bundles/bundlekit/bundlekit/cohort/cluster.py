@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,14 @@ _JOBS = {"slurm": "SLURMCluster", "pbs": "PBSCluster", "lsf": "LSFCluster", "htc
 KINDS = ("local", *_JOBS)
 _LOOK = 20.0  # seconds between looks at the workers
 _FIRST_LOOK = 1.0  # the same, until the first one is there
-_NOTICE = 120.0  # seconds in which the last of a job's time is left unused, so that no case is cut off
+_NOTICE = 120.0  # seconds of a job's time that are left unused, in which its worker ends by itself
+_OF_JOBS = ("walltime", "memory", "queue", "account", "directives", "prologue", "interface")
+# settings that cannot do anything, by what computes
+_NO_USE = {
+    "--scheduler": ("kind", "jobs", "dashboard", *_OF_JOBS),
+    "local": _OF_JOBS,
+    "htcondor": ("queue", "account"),
+}
 _WALLTIME = re.compile(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)")
 # a process that keeps the memory it has freed is not paused for it; one that takes too much is ended and its case told
 _MEMORY = {f"distributed.worker.memory.{name}": False for name in ("target", "spill", "pause")}
@@ -37,19 +44,22 @@ class Workers:
 
     Args:
         kind: "local", processes of this machine; "slurm", "pbs", "lsf", "htcondor": jobs, each with one worker.
-        scheduler: address of a Dask scheduler that runs already, e.g. tcp://10.0.0.5:8786; `kind` is not looked at.
+        scheduler: address of a Dask scheduler that runs already, e.g. tcp://10.0.0.5:8786, in place of `kind`.
         jobs: number of workers; None: on this machine one for each GPU, else one for every four cores.
         threads: cores of each; None: this machine's, shared equally, or 4 of a job.
         walltime: of a job, HH:MM:SS or D-HH:MM:SS.
         memory: of a job, e.g. 8GB.
         queue: partition or queue of the jobs.
         account: that the jobs are charged to.
-        directives: more lines of the job's head, e.g. "--gres=gpu:1".
+        directives: more lines of the job's head, e.g. "--gres=gpu:1"; of HTCondor e.g. "request_gpus = 1".
         prologue: lines of the job's script before the worker starts, e.g. "module load cuda".
         interface: network interface that jobs and this process share, e.g. ib0.
         retries: how often a case is computed again when its worker died, or failed for no fault of the case.
         dashboard: port of Dask's dashboard on this machine, on its loopback address; 0: any.
         wait: minutes that the first worker may take to come.
+
+    Raises:
+        BundleError: for a value that cannot be, or one that these workers have no use for.
     """
 
     kind: str = "local"
@@ -77,6 +87,20 @@ class Workers:
                 raise BundleError(f"--{name} is {value!r}; expected a whole number, {least} or more.")
         if not _WALLTIME.fullmatch(str(self.walltime)):
             raise BundleError(f"--walltime is {self.walltime!r}; expected HH:MM:SS, such as 04:00:00, or D-HH:MM:SS.")
+        self._refuse_idle()
+
+    def _refuse_idle(self) -> None:
+        """Refuse what was given, and would be passed over without a word."""
+        no_use = _NO_USE.get(self.kind if self.scheduler is None else "--scheduler", ())
+        given = [one.name for one in fields(self) if getattr(self, one.name) not in (one.default, [], ())]
+        idle = ["cluster" if name == "kind" else name for name in given if name in no_use]
+        if idle:
+            where = f"--cluster {self.kind}" if self.scheduler is None else "--scheduler"
+            raise BundleError(f"--{', --'.join(idle)}: of no use with {where}; leave it out.")
+        if self.kind == "htcondor" and (wrong := [line for line in self.directives if "=" not in line]):
+            raise BundleError(
+                f"--directives has {', '.join(wrong)}; HTCondor expects lines such as '+Project = \"x\"'."
+            )
 
     @property
     def number(self) -> int:
@@ -174,6 +198,9 @@ def _jobs(workers: Workers, folder: Path) -> Any:
     own = Path(__file__).resolve().parents[2]  # the folder that this package lies in, where it is not installed
     hours, minutes, seconds = _hours(workers.walltime)
     walltime = f"{hours:02}:{minutes:02}:{seconds:02}"
+    directives: Any = list(workers.directives)
+    if workers.kind == "htcondor":
+        directives = dict(map(str.strip, line.split("=", 1)) for line in directives)
     kinds: dict[str, dict[str, str | None]] = {
         "slurm": {"walltime": walltime, "queue": workers.queue, "account": workers.account},
         "pbs": {"walltime": walltime, "queue": workers.queue, "account": workers.account},
@@ -190,7 +217,7 @@ def _jobs(workers: Workers, folder: Path) -> Any:
         protocol="tls://",
         shared_temp_directory=str(folder),
         log_directory=str(folder),
-        job_extra_directives=list(workers.directives),
+        job_extra_directives=directives,
         job_script_prologue=[
             f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} OPENBLAS_NUM_THREADS={threads}",
             f"export {memory.replace(',', ' ')}",
@@ -222,7 +249,10 @@ def _hours(walltime: str) -> tuple[int, int, int]:
 
 
 def _lifetime(walltime: str) -> list[str]:
-    """Arguments of a worker that ends by itself, between two cases, before its job is ended."""
+    """Arguments of a worker that ends by itself before its job is ended.
+
+    A case that it does not finish within Dask's half a minute is computed anew by another one.
+    """
     hours, minutes, seconds = _hours(walltime)
     total = (hours * 60 + minutes) * 60 + seconds
     return ["--lifetime", f"{total - _NOTICE:.0f}s", "--lifetime-stagger", "30s"] if total > 5 * _NOTICE else []

@@ -25,7 +25,7 @@ from bundlekit.configs import read_configs
 from bundlekit.errors import BundleError, bundle_error_in, ends_run
 from bundlekit.files import sha256_of
 from bundlekit.images.writing import WriteSegmentations
-from bundlekit.inference.brain_masks import mask_weights
+from bundlekit.inference.brain_masks import mask_configs
 from bundlekit.report.handler import WriteVolumes
 from bundlekit.version import __version__
 from bundlekit.weights.loading import LoadWeights
@@ -77,29 +77,42 @@ def made_from(bundle: Path, parser: ConfigParser, settings: Mapping[str, Any]) -
     Raises:
         BundleError: if weights are missing.
     """
-    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
     weights = parser.get_parsed_content("weights")
     weights = [weights] if isinstance(weights, str) else list(weights)
     for file in weights:
         if not Path(file).is_file():
             raise BundleError(f"{file}: no such file; expected the weights of {bundle.name}. Give --checkpoint FILE.")
-    whole: Any = parser.config
-    config: dict[str, Any] = {key: value for key, value in whole.items() if key not in _NO_MATTER}
-    config["settings"] = parser.get_parsed_content("settings") if "settings" in parser else {}
-    text = json.dumps(config, sort_keys=True, default=str)
     masks = {}
-    if "mask_bundle" in whole:  # the brain is found first, by another network
-        masks["mask_weights_sha256"] = sha256_of(mask_weights(parser.get_parsed_content("mask_bundle")))
+    if "mask_bundle" in parser:  # the brain is found first, by another network
+        folder = Path(parser.get_parsed_content("mask_bundle"))
+        configs, checkpoint = mask_configs(folder, {})
+        masks = {
+            "mask_version": _version(folder),
+            "mask_weights_sha256": sha256_of(checkpoint),
+            "mask_config_sha256": _config_sha256(configs),
+        }
     given = {key: value for key, value in settings.items() if key not in _NO_MATTER}
     return {
         "bundle": bundle.name,
-        "version": str(metadata["version"]),
+        "version": _version(bundle),
         "bundlekit": __version__,
         "weights_sha256": [sha256_of(file) for file in weights],
         **masks,
         "settings": json.loads(json.dumps(given, default=str)),  # as a record has them: Fire makes tuples
-        "config_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "config_sha256": _config_sha256(parser),
     }
+
+
+def _version(bundle: Path) -> str:
+    return str(json.loads((bundle / "configs" / "metadata.json").read_text())["version"])
+
+
+def _config_sha256(parser: ConfigParser) -> str:
+    """Of what decides in configs, and of the settings that the weights came with."""
+    whole: Any = parser.config
+    config: dict[str, Any] = {key: value for key, value in whole.items() if key not in _NO_MATTER}
+    config["settings"] = parser.get_parsed_content("settings") if "settings" in parser else {}
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
 
 class Pipeline:

@@ -99,7 +99,7 @@ class StripSkulld(Transform):
         return finish(item)["pred"].as_tensor().cpu() > 0
 
     def _load(self) -> tuple[Compose, Any, Any, Compose, torch.device]:
-        parser, checkpoint = _configs_of(self.bundle, self.settings)
+        parser, checkpoint = mask_configs(self.bundle, self.settings)
         parser["preprocessing::transforms::0"] = {"_target_": "Identityd", "keys": "image"}  # it is read already
         network = parser.get_parsed_content("network_def")
         saved = read_checkpoint(checkpoint)
@@ -114,17 +114,16 @@ class StripSkulld(Transform):
         )
 
 
-def mask_weights(bundle: str | os.PathLike[str]) -> str:
-    """The weights that `StripSkulld` takes from the folder of `brain_mask_unet`.
+def mask_configs(bundle: Path, settings: Mapping[str, Any]) -> tuple[ConfigParser, str]:
+    """The configs and the file of weights that `StripSkulld` takes from the folder of `brain_mask_unet`.
+
+    Args:
+        bundle: the folder.
+        settings: other values of its `inference.yaml`.
 
     Raises:
-        BundleError: if it is another folder, or has none.
+        BundleError: if it is another folder, or has no weights.
     """
-    return _configs_of(Path(bundle), {})[1]
-
-
-def _configs_of(bundle: Path, settings: Mapping[str, Any]) -> tuple[ConfigParser, str]:
-    """Configs of the bundle that makes the masks, and its weights."""
     file = next((bundle / "configs" / name for name in _CONFIGS if (bundle / "configs" / name).is_file()), None)
     if file is None:
         expected = "the folder of the bundle brain_mask_unet"
