@@ -188,9 +188,7 @@ def test_a_name_that_is_no_files_has_no_record(records: Records, case: dict[str,
 
 @pytest.mark.parametrize("corrected", [False, True])
 def test_the_mask_alone_decides(records: Records, case: dict[str, Any], corrected: bool) -> None:
-    mask, sidecar, gone = [
-        records.output_dir / f"a_{end}" for end in ("seg.nii.gz", "seg.json", "probabilities.nii.gz")
-    ]
+    mask, sidecar, gone = [records.output_dir / f"a_{end}" for end in ("seg.nii.gz", "seg.json", "probseg.nii.gz")]
     sidecar.write_text('{"Manual": false}')
     gone.write_text("")
     records.write(case, [mask, sidecar, gone], inputs_of(case), TOLD)
@@ -204,9 +202,7 @@ def test_the_mask_alone_decides(records: Records, case: dict[str, Any], correcte
 
 
 def test_files_of_an_earlier_run_go_with_its_record(records: Records, case: dict[str, Any]) -> None:
-    mask, *others = [
-        records.output_dir / name for name in ("a_seg.nii.gz", "a_1.tsv", "a_changed.tsv", "a_not_ours.tsv")
-    ]
+    mask, *others = [records.output_dir / name for name in ("a_seg.nii.gz", "a_1.tsv", "a_changed.tsv", "a_own.tsv")]
     for file in others:
         file.write_text("text")
     records.write(case, [mask, *others[:2]], [], TOLD)

@@ -126,9 +126,8 @@ def _settings(given: Sequence[str]) -> dict[str, Any]:
             settings[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             problem = " ".join(str(error).split())
-            raise BundleError(
-                f"--set {one}: no value in YAML ({problem}); put quotes into it: {name}='\"...\"'."
-            ) from None
+            fix = f"expected one; a text with such characters has quotes of its own: {name}='\"...\"'"
+            raise BundleError(f"--set {one}: no value in YAML ({problem}); {fix}.") from None
     return settings
 
 

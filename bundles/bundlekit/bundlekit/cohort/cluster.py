@@ -98,9 +98,7 @@ class Workers:
             where = f"--cluster {self.kind}" if self.scheduler is None else "--scheduler"
             raise BundleError(f"--{', --'.join(idle)}: of no use with {where}; leave it out.")
         if self.kind == "htcondor" and (wrong := [line for line in self.directives if "=" not in line]):
-            raise BundleError(
-                f"--directives has {', '.join(wrong)}; HTCondor expects lines such as '+Project = \"x\"'."
-            )
+            raise BundleError(f"--directives has {', '.join(wrong)}; HTCondor expects such as 'request_gpus = 1'.")
 
     @property
     def number(self) -> int:
@@ -200,7 +198,8 @@ def _jobs(workers: Workers, folder: Path) -> Any:
     walltime = f"{hours:02}:{minutes:02}:{seconds:02}"
     directives: Any = list(workers.directives)
     if workers.kind == "htcondor":
-        directives = dict(map(str.strip, line.split("=", 1)) for line in directives)
+        parts = (line.partition("=") for line in directives)
+        directives = {name.strip(): value.strip() for name, _, value in parts}
     kinds: dict[str, dict[str, str | None]] = {
         "slurm": {"walltime": walltime, "queue": workers.queue, "account": workers.account},
         "pbs": {"walltime": walltime, "queue": workers.queue, "account": workers.account},

@@ -133,7 +133,7 @@ def _scan(parser: ConfigParser, root: Path) -> tuple[list[Case], list[Finding]]:
 def _without_dots(path: Path) -> Path:
     """An absolute path without "..", so that records have one name of a file; links stay, where they can."""
     plain = Path(os.path.abspath(path))
-    return plain if not path.exists() or plain.exists() and plain.samefile(path) else path.resolve()
+    return plain if not path.exists() or (plain.exists() and plain.samefile(path)) else path.resolve()
 
 
 def _absolute(name: str, value: Any) -> Any:
