@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import inspect
 import json
@@ -142,7 +143,11 @@ def _listen(folder: Path, libraries: Sequence[str]) -> None:
     listener.listen()  # whoever comes before the imports are done, waits
     for name in libraries:
         importlib.import_module(name)
-    inspect.stack()  # finds the files of all modules, which Fire would do in every command
+    for _ in range(2):  # finds the files of all modules, which Fire would do in every command; the first imports more
+        inspect.modulesbyfile.clear()
+        inspect.stack()
+    gc.freeze()  # no command has to look through what is here, which would copy it
+    sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder / "compiled")  # the bundles' own code, once
     starter, served, ending = os.getppid(), 0, False
     while True:
         if select.select([listener], [], [], 0.2)[0]:
