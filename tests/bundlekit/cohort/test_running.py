@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from bundlekit.errors import BundleError
 from bundlekit.report.table import COLUMNS, VolumeTable
 from tests.bundlekit.cohort.conftest import Planned
 from tests.conftest import ROOT, Run, bundle_run
+from tests.forked_commands import RUN_LIBRARIES
 
 distributed = pytest.importorskip("distributed", reason="the extra `cohort` is not installed")
 ONE = Workers(jobs=1, dashboard=0)
@@ -49,6 +51,17 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Worker processes are forks of one that has imported what they need, as distributed's own tests have it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # PyTorch looks when it is imported, before a worker is told
+    with import_module("dask").config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+        import_module("distributed.utils").get_mp_context().set_forkserver_preload(
+            ["distributed", "bundlekit.cohort.pipeline", *RUN_LIBRARIES]
+        )
+        yield
+
+
+@pytest.fixture
 def plain(run: Run, cases: Path, tiny_model: Path, tmp_path: Path) -> Path:
     """Masks of a plain run."""
     command = bundle_run("inferring", "inference.yaml")
@@ -66,6 +79,7 @@ def names(out: Path, pattern: str = "*_seg.nii.gz") -> list[str]:
     return sorted(path.name for path in out.rglob(pattern))
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_masks_and_volumes_are_those_of_a_plain_run_and_a_second_run_does_nothing(
     planned: Planned, plain: Path, tmp_path: Path
 ) -> None:
