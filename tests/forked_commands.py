@@ -79,7 +79,7 @@ class ForkedCommands:
         return subprocess.CompletedProcess(arguments, status, *printed)
 
     def executable(self, file: Path) -> Path:
-        """Write a program that runs its arguments (`-u -m module ...`) here as `python` would run them: its path."""
+        """Write a program that runs its arguments (`-u -m module ...`, or without `-u`) here as `python` would: its path."""
         self.run(["-c", "pass"], "/", {}, timeout=60)
         file.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{__file__}" --as-python "{self._folder}" "$@"\n')
         file.chmod(0o755)
@@ -127,9 +127,10 @@ def _asked(connection: socket.socket, order: dict) -> tuple[int, str, str]:
 
 
 def _as_python(folder: Path, arguments: Sequence[str]) -> int:
-    """Run `-u -m module arguments...` in a fork, with this process's working directory, environment and streams."""
-    assert arguments[:2] == ["-u", "-m"], arguments
-    order = {"arguments": arguments[2:], "cwd": os.getcwd(), "environment": dict(os.environ), "timeout": 300}
+    """Run `-m module arguments...` in a fork, with this process's working directory, environment and streams."""
+    arguments = arguments[1:] if arguments[0] == "-u" else arguments
+    assert arguments[0] == "-m", arguments
+    order = {"arguments": arguments[1:], "cwd": os.getcwd(), "environment": dict(os.environ), "timeout": 300}
     status, *printed = _asked(_connected(folder), {**order, "kill_at": ""})
     for stream, text in zip((sys.stdout, sys.stderr), printed, strict=True):
         stream.write(text)

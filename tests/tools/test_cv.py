@@ -106,8 +106,10 @@ def test_a_run_that_came_to_its_end_is_not_resumed(tmp_path: Path) -> None:
 
 
 def test_failure_names_fold_and_cause(run: Run, cohort: Path, tmp_path: Path) -> None:
-    """On the command line, with the interpreters that it starts."""
-    command = ["-m", "tools", "cv", "brats_resunet", "--dataset_dir", cohort, "--out", tmp_path / "cv"]
+    """On the command line, with the interpreters that it starts, which are forks too."""
+    python = str(COMMANDS.executable(tmp_path / "python"))
+    code = f"import runpy, sys; sys.executable = {python!r}; runpy.run_module('tools', run_name='__main__')"
+    command = ["-c", code, "cv", "brats_resunet", "--dataset_dir", cohort, "--out", tmp_path / "cv"]
     done = run(*command, "--num_folds", "9", *options(**SMALL), status=1)
     assert "cannot be divided into 9 folds" in done.stderr
     assert "ERROR: training of fold 0 failed: see above" in done.stderr
