@@ -55,7 +55,7 @@ BUNDLES = {
     "brain_tissue_vnet": Row(
         data="heads",
         small={
-            **{"init_filters": 4, "patch_size": [32, 32, 32], "spacing": [5, 5, 5], "fit": "none"},
+            **{"init_filters": 4, "patch_size": [32, 32, 16], "spacing": [5, 5, 5], "fit": "none"},
             **{"clahe": 0.02, "normalise": "percentile"},
         },
         training={"epochs": 4, "batch_size": 2, "accumulation_steps": 1, "learning_rate": 0.01, "patches_per_case": 2},
@@ -118,7 +118,7 @@ BUNDLES = {
     "brain_mask_unet": Row(
         data="heads",
         maps="derivatives/labels",
-        small={"channels": [4, 8, 8], "patch_size": [32, 32, 32], "spacing": [5, 5, 5]},
+        small={"channels": [4, 8, 8], "patch_size": [24, 24, 24], "spacing": [5, 5, 5]},
         training={"epochs": 3, "batch_size": 2, "samples_per_epoch": 8, "learning_rate": 0.01, "val_interval": 1},
         narrow={"channels": [2, 4, 4]},
         falls=0.1,
