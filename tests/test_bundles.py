@@ -66,9 +66,11 @@ def test_exports_compute_the_same(bundle: str, chosen: dict[str, str], tmp_path:
         "input_shape": list(x.shape), **settings,
     }  # fmt: skip
     once = {"converter_kwargs": {"check_trace": False}}  # PyTorch would trace again; outputs are compared here
-    ckpt_export("network_def", str(tmp_path / "model.ts"), use_trace=True, **once, **common)
-    with torch.no_grad():
-        np.testing.assert_allclose(torch.jit.load(tmp_path / "model.ts")(x).numpy(), expected, rtol=0, atol=1e-4)
+    for traced in (True, False):
+        ckpt_export("network_def", str(tmp_path / "model.ts"), use_trace=traced, **(once if traced else {}), **common)
+        with torch.no_grad():
+            found = torch.jit.load(tmp_path / "model.ts")(x)
+        np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-4)
     onnx_export("network_def", str(tmp_path / "model.onnx"), **common)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})

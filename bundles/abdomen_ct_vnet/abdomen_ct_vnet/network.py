@@ -104,8 +104,11 @@ class ResidualVNet(nn.Module):
         Raises:
             ValueError: if `x` has another number of axes or channels.
         """
-        if torch.jit.is_tracing():  # sizes are tensors then
-            return self._forward(x)
+        if not torch.jit.is_scripting() and not torch.jit.is_tracing():  # sizes are tensors then
+            return self._any_size(x)
+        return self._forward(x)
+
+    def _any_size(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim != 5 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"the network takes volumes in a batch, of {self.in_channels} channel(s), got shape {tuple(x.shape)}."
@@ -153,12 +156,12 @@ class ResidualVNet(nn.Module):
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         skips = []
-        for level, block in enumerate(self.encoder):
+        for level, (block, down) in enumerate(zip(self.encoder, self.down)):  # noqa: B905 - the deepest comes after
             x = block(x)
-            if level < len(self.down):
-                skips.append(x)
-                x = self.down[level](x)
-                x = self.dropout(x) if level else x
-        for up, block in zip(self.up, self.decoder, strict=True):
+            skips.append(x)
+            x = down(x)
+            x = self.dropout(x) if level > 0 else x
+        x = self.encoder[-1](x)
+        for up, block in zip(self.up, self.decoder):  # noqa: B905 - TorchScript has no `strict`
             x = block(torch.cat([skips.pop(), up(x)], dim=1))
         return self.head(self.dropout(x))

@@ -8,7 +8,7 @@ import torch
 from monai.networks.nets import UNet
 
 from bundlekit.bfloat16 import channels_last_norms
-from bundlekit.unet import Divisible, levels_of
+from bundlekit.unet import levels_of, require_divisible
 
 _UNITS = 2  # convolutions in the residual unit of each level
 
@@ -38,7 +38,7 @@ class MaskUNet(UNet):
         norm = ("instance", {"affine": True})
         super().__init__(3, in_channels, out_channels, widths, strides, num_res_units=_UNITS, norm=norm)
         channels_last_norms(self)
-        self.register_forward_pre_hook(Divisible(2 ** len(strides)))
+        require_divisible(self, 2 ** len(strides))
 
     @staticmethod
     def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, str]:

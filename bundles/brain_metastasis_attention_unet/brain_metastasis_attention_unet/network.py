@@ -10,7 +10,7 @@ from monai.networks.nets import AttentionUnet, UNet
 from torch import nn
 
 from bundlekit.bfloat16 import channels_last_norms
-from bundlekit.unet import Divisible
+from bundlekit.unet import require_divisible
 
 _TITLES = {"attention_unet": "an Attention U-Net", "unet": "a 3-D U-Net", "resunet": "a 3-D ResUNet"}
 NETWORKS = tuple(_TITLES)
@@ -62,7 +62,7 @@ def build_network(
         network = channels_last_norms(unet)
     network.identify = identify
     network.inference_bytes = lambda shape: 4 * int(torch.Size(shape).numel()) * (9 * widths[0] + 2 * in_channels)
-    network.register_forward_pre_hook(Divisible(2 ** (len(widths) - 1)))
+    require_divisible(network, 2 ** (len(widths) - 1))
     return network
 
 

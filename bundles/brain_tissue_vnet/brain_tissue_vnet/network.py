@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -85,8 +84,21 @@ class TissueVNet(vnet.VNet):
             ValueError: if `x` has another number of axes or channels; with instance norm, for at most 16 voxels along
                 every axis.
         """
-        if torch.jit.is_tracing():  # sizes are tensors then
-            return cast("torch.Tensor", super().forward(x))
+        if not torch.jit.is_scripting() and not torch.jit.is_tracing():  # sizes are tensors then
+            return self._any_size(x)
+        return self._forward(x)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:  # as MONAI's: TorchScript has no `super()`
+        out16 = self.in_tr(x)
+        out32 = self.down_tr32(out16)
+        out64 = self.down_tr64(out32)
+        out128 = self.down_tr128(out64)
+        x = self.up_tr256(self.down_tr256(out128), out128)
+        x = self.up_tr128(x, out64)
+        x = self.up_tr64(x, out32)
+        return self.out_tr(self.up_tr32(x, out16))
+
+    def _any_size(self, x: torch.Tensor) -> torch.Tensor:
         if x.ndim != 5 or x.shape[1] != self.in_channels:
             raise ValueError(
                 f"the network takes volumes in a batch, of {self.in_channels} channel(s), got shape {tuple(x.shape)}."
@@ -99,9 +111,9 @@ class TissueVNet(vnet.VNet):
             )
         lacking = [-int(n) % _STRIDE for n in size]
         if not any(lacking):
-            return cast("torch.Tensor", super().forward(x))
+            return self._forward(x)
         x = F.pad(x, [side for n in reversed(lacking) for side in (0, n)], mode="replicate")
-        return super().forward(x)[:, :, : size[0], : size[1], : size[2]]
+        return self._forward(x)[:, :, : size[0], : size[1], : size[2]]
 
     def inference_bytes(self, shape: tuple[int, ...]) -> int:
         """Estimate of the memory that one forward pass without gradients takes, in bytes, in single precision.

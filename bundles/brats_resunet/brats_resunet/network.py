@@ -81,7 +81,7 @@ class ResUNet(nn.Module):
             ValueError: if `x` has another number of axes or channels, or is too small for the depth.
         """
         tracing = torch.jit.is_tracing()  # sizes are tensors then, and nothing may depend on them in Python
-        if not tracing:
+        if not torch.jit.is_scripting() and not tracing:
             self._check(x)
         skips = []
         for block in self.encoder:
@@ -91,13 +91,18 @@ class ResUNet(nn.Module):
         outputs: list[torch.Tensor] = []
         for level in range(len(self.decoder) - 1, -1, -1):
             skip = skips.pop()  # popped, so that its memory can go as soon as the block is done with it
-            x = self.upsample[level](x)
-            if tracing or x.shape[2:] != skip.shape[2:]:
-                x = x[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]]
-            x = self.decoder[level](torch.cat((x, skip), dim=1))
-            if level == 0 or (self.training and level < len(self.heads)):
-                outputs.insert(0, self.heads[level](x))
-        return outputs if self.training and len(self.heads) > 1 else outputs[0]
+            for own, (upsample, decode) in enumerate(zip(self.upsample, self.decoder)):  # noqa: B905 - as below
+                if own == level:  # TorchScript takes modules from a list in their order alone, and has no `strict`
+                    x = upsample(x)
+                    if tracing or x.shape[2:] != skip.shape[2:]:
+                        x = x[:, :, : skip.shape[2], : skip.shape[3], : skip.shape[4]]
+                    x = decode(torch.cat((x, skip), dim=1))
+            for own, head in enumerate(self.heads):
+                if own == level and (level == 0 or self.training):
+                    outputs.insert(0, head(x))
+        if self.training and len(self.heads) > 1:
+            return outputs
+        return outputs[0]
 
     def inference_bytes(self, shape: Sequence[int]) -> int:
         """Estimate of the memory that one forward pass without gradients takes, in bytes, in single precision.

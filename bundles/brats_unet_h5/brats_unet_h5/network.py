@@ -10,7 +10,7 @@ from monai.networks.nets import UNet
 from torch import nn
 
 from bundlekit.bfloat16 import channels_last_norms
-from bundlekit.unet import Divisible, levels_of
+from bundlekit.unet import levels_of, require_divisible
 
 TARGETS = {"regions": 3, "classes": 4}
 """What the network's channels are, and how many: WT, TC, ET (sigmoid), or background, NCR, ED, ET (softmax)."""
@@ -49,7 +49,7 @@ def build_network(
     network: Any = channels_last_norms(unet)
     network.identify = identify
     network.inference_bytes = lambda shape: 4 * int(torch.Size(shape).numel()) * (9 * widths[0] + 2 * in_channels)
-    network.register_forward_pre_hook(Divisible(2 ** (len(widths) - 1), "uniform_shape and patch_size"))
+    require_divisible(network, 2 ** (len(widths) - 1), "uniform_shape and patch_size")
     return network
 
 

@@ -71,6 +71,11 @@ class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Normalise each channel of each sample of `input`, BCHWD."""
+        if not torch.jit.is_scripting():
+            return self._in_its_order(input)
+        return self._apply_instance_norm(input)  # PyTorch's: TorchScript has no `super()`
+
+    def _in_its_order(self, input: torch.Tensor) -> torch.Tensor:
         last = input.is_contiguous(memory_format=torch.channels_last_3d) and not input.is_contiguous()
         if not last or input.device.type != "cpu" or self.track_running_stats:
             return super().forward(input)

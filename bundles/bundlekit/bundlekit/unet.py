@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -30,28 +31,29 @@ def levels_of(state: Mapping[str, torch.Tensor]) -> tuple[list[int], int]:
         prefix += "1.submodule."
 
 
-class Divisible:
-    """Forward pre-hook that refuses sizes at which the skips would not meet, before a convolution complains of shapes.
+def require_divisible(network: nn.Module, factor: int, setting: str = "patch_size") -> None:
+    """Have `network` refuse sizes at which the skips would not meet, before a convolution complains of shapes.
+
+    An input, BCHWD, of another size is a ValueError from then on, but not where the network is traced or scripted.
 
     Args:
+        network: with one input.
         factor: by which each size has to divide, 2 to the number of halvings.
         setting: that gives the size, for the message.
     """
+    network.divides_by = (factor, setting)  # type: ignore[assignment]
+    network.register_forward_pre_hook(_check_size)
 
-    def __init__(self, factor: int, setting: str = "patch_size") -> None:
-        self.factor = factor
-        self.setting = setting
 
-    def __call__(self, network: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        """Check an input, BCHWD.
+def _check_size(self: Any, inputs: tuple[torch.Tensor]) -> None:
+    if not torch.jit.is_scripting():
+        _refuse_indivisible(self, inputs[0])
 
-        Raises:
-            ValueError: for another size.
-        """
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():  # sizes are tensors then
-            return
-        size = tuple(inputs[0].shape[2:])
-        if any(n % self.factor for n in size):
-            raise ValueError(
-                f"{self.setting} must divide by {self.factor} along each axis for this many channels, got {list(size)}."
-            )
+
+def _refuse_indivisible(network: nn.Module, x: torch.Tensor) -> None:
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():  # sizes are tensors then
+        return
+    factor, setting = cast("tuple[int, str]", network.divides_by)
+    size = list(x.shape[2:])
+    if any(n % factor for n in size):
+        raise ValueError(f"{setting} must divide by {factor} along each axis for this many channels, got {size}.")
