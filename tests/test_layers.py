@@ -39,7 +39,7 @@ ALLOWED = {
     "configs": ("errors", "values"),
     "expressions": ("errors",),
     "version": ("errors",),
-    "run": ("errors", "memory", "command_line"),
+    "run": ("errors", "memory", "command_line", "version"),
     "images": ("errors", "files"),
     "label_maps": (*GROUND, "images", "cases"),
     "cases": (*GROUND, "images"),

@@ -26,6 +26,7 @@ from tools.label import label
 from tools.pack import pack
 from tools.picture import picture
 from tools.prepare import prepare, restore, segment
+from tools.release import release
 from tools.report import report
 from tools.ship import ship
 from tools.weights import weights
@@ -47,6 +48,7 @@ COMMANDS = {
     "convert": {"h5": to_h5, "nifti": to_nifti},
     "ship": ship,
     "pack": pack,
+    "release": release,
     "card": card,
     "bench": {
         "case": case,

@@ -20,7 +20,6 @@ from tools.bundles import KIT, folder_of, names
 _KIT = (".py", ".json", ".html", ".css", ".js", ".txt")  # of bundlekit: modules, templates and viewer of reports
 _PARTS = {"configs": (".yaml", ".json", ".conf"), "docs": (".md", ".png", ".txt", ".json")}
 _CORE = {"numpy": "numpy", "torch": "pytorch", "monai": "monai"}  # package -> its <key>_version in metadata.json
-_TIME = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip can hold
 
 
 def pack(bundle: str, out: str) -> list[str]:
@@ -30,7 +29,9 @@ def pack(bundle: str, out: str) -> list[str]:
     Label open), docs, shipped weights, licence and package; beside the package the whole of bundlekit, since the
     overlays reach nearly all of it and it has a fiftieth of the weights' size; `requirements.txt`; and `SHA256SUMS` of
     every other file (`sha256sum -c SHA256SUMS`). The same files give the same bytes: times, modes and order are fixed,
-    and nothing is compressed, because another zlib would give other bytes and weights hardly shrink.
+    and nothing is compressed, because another zlib would give other bytes and weights hardly shrink. Files are of
+    1 January 1980, the earliest that a zip can hold, at a time of day that comes from their content: `unzip` sets it,
+    and Python takes a compiled module for current where size and time are those of its source.
 
     Example: python -m tools pack all --out DIR
 
@@ -94,7 +95,13 @@ def _contents(bundle: str) -> dict[str, bytes]:
 def _write(file: Any, top: str, files: dict[str, bytes]) -> None:
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as out:
         for path, content in files.items():
-            entry = zipfile.ZipInfo(f"{top}/{path}", _TIME)
+            entry = zipfile.ZipInfo(f"{top}/{path}", (1980, 1, 1, *_time_of_day(content)))
             entry.create_system = 3  # Unix, on any system: the modes are its
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
             out.writestr(entry, content)
+
+
+def _time_of_day(content: bytes) -> tuple[int, int, int]:
+    """Hour, minute and second, which a zip has in steps of two."""
+    seconds = 2 * (int(hashlib.sha256(content).hexdigest(), 16) % (12 * 3600))
+    return seconds // 3600, seconds // 60 % 60, seconds % 60

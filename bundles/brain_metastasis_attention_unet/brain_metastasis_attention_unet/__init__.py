@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 
 if find_spec("bundlekit") is None:  # no ImportError: MONAI's configs go on after one, and hide what it says
     raise SystemExit(f"{__name__} needs bundlekit: install the project, or take the zip of `python -m tools pack`.")
 
-from bundlekit.version import require
+from bundlekit.version import require, root_of
 
 require(__file__)
 
@@ -21,4 +20,4 @@ from .settings import check_settings
 
 def bundle_root() -> str:
     """Folder of the bundle that this package lies in, whatever the working directory."""
-    return str(Path(__file__).resolve().parents[1])
+    return root_of(__file__)

@@ -12,6 +12,7 @@ from monai.utils import set_determinism
 from bundlekit.command_line import refuse_unknown_settings
 from bundlekit.errors import BundleError, show_clear_errors
 from bundlekit.memory import keep_freed_memory
+from bundlekit.version import tell_versions
 
 
 def prepare_run(
@@ -21,7 +22,8 @@ def prepare_run(
 
     A `BundleError` ends the run with its message alone (`show_clear_errors`), settings that no config knows or that
     cannot be are refused (`refuse_unknown_settings`), as is a device that is not there, freed memory is kept on a CPU
-    (`keep_freed_memory`), the log is without noise (`drop_noise`), and every random generator starts from the seed.
+    (`keep_freed_memory`), the log is without noise (`drop_noise`) and tells the version (`tell_versions`), and every
+    random generator starts from the seed.
 
     Args:
         device: that computes.
@@ -43,6 +45,8 @@ def prepare_run(
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(device)
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        tell_versions()
     set_determinism(seed=seed)
     torch.backends.cudnn.deterministic = bool(deterministic)
     torch.backends.cudnn.benchmark = not deterministic

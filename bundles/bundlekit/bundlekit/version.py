@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from bundlekit.errors import BundleError
 
 __version__ = "0.3.0"
+
+_log = logging.getLogger(__name__)
+_roots: list[Path] = []  # of the bundles that this process has imported
 
 
 def require(package: str | os.PathLike) -> None:
@@ -31,6 +36,7 @@ def require(package: str | os.PathLike) -> None:
     """
     require_exporter(sys.argv)
     root = Path(package).resolve().parents[1]
+    _roots.append(root)
     own = root / "bundlekit" / "version.py"
     found = re.search(r'^__version__ = "(.+)"', own.read_text(), re.MULTILINE) if own.is_file() else None
     if found is None or found[1].split(".")[:2] == __version__.split(".")[:2]:
@@ -42,6 +48,69 @@ def require(package: str | os.PathLike) -> None:
     )
 
 
+def root_of(package: str | os.PathLike) -> str:
+    """Folder of the bundle that a package lies in, whatever the working directory.
+
+    Args:
+        package: `__file__` of the bundle's package.
+
+    Raises:
+        BundleError: if the bundle's configs are not there, as where pip has installed the package alone.
+    """
+    folder = Path(package).resolve().parent
+    if not _metadata(folder.parent).is_file():
+        raise BundleError(
+            f"{folder} has no configs and weights beside it: it was installed without them. Run from the root of the "
+            f"bundle's unpacked zip, or give that folder as --bundle_root."
+        )
+    return str(folder.parent)
+
+
+def tell_versions() -> None:
+    """Log which bundle runs, and warn where its folder seems not to be the version that somebody wanted.
+
+    MONAI's download neither replaces a zip of the same name nor unpacks over a folder that is there, and says so in
+    passing; `unzip` and the Hugging Face Hub leave files of the version before.
+    """
+    for root in filter(lambda root: _metadata(root).is_file(), dict.fromkeys(_roots)):
+        version = json.loads(_metadata(root).read_text())["version"]
+        _log.info("%s %s with bundlekit %s, in %s", root.name, version, __version__, root)
+        if not (root / "SHA256SUMS").is_file():  # a checkout
+            continue
+        for path, other in _zips_beside(root):
+            if _numbers(other) > _numbers(version):
+                _log.warning(
+                    "%s holds version %s, but the folder %s is still version %s: MONAI does not unpack over a folder "
+                    "that is there. Move the folder away and download again.", path, other, root, version,
+                )  # fmt: skip
+        listed = {line.split("  ", 1)[-1] for line in (root / "SHA256SUMS").read_text().splitlines()}
+        found = {file.relative_to(root).as_posix() for part in (root.name, "bundlekit")
+                 for file in (root / part).rglob("*.py")}  # fmt: skip
+        if left := sorted(found - listed):
+            _log.warning(
+                "%s: %d Python files are not of version %s, such as %s: it was unpacked over another version. Unpack "
+                "it into an empty folder.", root, len(left), version, left[0],
+            )  # fmt: skip
+
+
+def _zips_beside(root: Path) -> Iterator[tuple[Path, str]]:
+    """Zips of a bundle in the folder that it lies in, and their versions."""
+    for path in sorted(root.parent.glob(f"{root.name}*.zip")):
+        try:
+            with zipfile.ZipFile(path) as content:
+                yield path, json.loads(content.read(f"{root.name}/configs/metadata.json"))["version"]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            continue  # of something else, or still being written
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)]
+
+
+def _metadata(root: Path) -> Path:
+    return root / "configs" / "metadata.json"
+
+
 def bundle_version(module: str) -> str:
     """Name and version of the bundle that a module is of; "" for any other module, MONAI's among them.
 
@@ -50,7 +119,7 @@ def bundle_version(module: str) -> str:
     """
     package = module.partition(".")[0]
     file = getattr(sys.modules.get(package), "__file__", None)
-    metadata = Path(file).resolve().parents[1] / "configs" / "metadata.json" if file else Path()
+    metadata = _metadata(Path(file).resolve().parents[1]) if file else Path()
     return f"{package} {json.loads(metadata.read_text())['version']}" if metadata.is_file() else ""
 
 
