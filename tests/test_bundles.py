@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from monai.bundle import ckpt_export, onnx_export, verify_metadata, verify_net_in_out
+from monai.bundle import ckpt_export, onnx_export, verify_metadata
 
 from tests.bundles import BUNDLES
 from tests.conftest import ROOT, config
@@ -38,15 +38,6 @@ def test_metadata_follows_the_specification(bundle: str, tmp_path: Path) -> None
     broken.write_text(meta.read_text().replace('"monai_version": "1.6.1"', '"monai_version": 1.6'))
     with pytest.raises(ValueError, match="is not of type"):
         verify_metadata(meta_file=str(broken), filepath=schema)
-
-
-@pytest.mark.parametrize("bundle", BUNDLES)
-def test_network_input_and_output_are_as_described(bundle: str) -> None:
-    files = {
-        "meta_file": str(configs(bundle) / "metadata.json"),
-        "config_file": str(configs(bundle) / "inference.yaml"),
-    }
-    verify_net_in_out("network_def", **files, **BUNDLES[bundle].narrow)
 
 
 @pytest.mark.parametrize(("bundle", "chosen"), NETWORKS, ids=[f"{name}-{chosen}" for name, chosen in NETWORKS])

@@ -67,13 +67,13 @@ def sbom(folder: Path, metadata: dict[str, Any], zipped: bytes, when: int) -> st
 
 def _component(name: str, version: str, licence: str, registry: str = "", **more: Any) -> Component:
     """A component with a reference of its own; with a package URL where a registry has it."""
-    from cyclonedx.factory.license import LicenseFactory
     from cyclonedx.model.component import Component
+    from cyclonedx.model.license import DisjunctiveLicense
     from packageurl import PackageURL
 
     group, _, plain = name.rpartition("/")
     url = PackageURL(registry, group or None, plain, version) if registry else None
-    licences = [LicenseFactory().make_from_string(licence)] if licence else None
+    licences = [DisjunctiveLicense(id=licence)] if licence else None
     reference = str(url or f"{name}@{version}")
     return Component(name=plain, group=group or None, version=version, purl=url, bom_ref=reference,
                      licenses=licences, **more)  # fmt: skip
