@@ -177,7 +177,7 @@ def test_lesions_enhance(head, patients):
                 signal = np.ones(lit.shape, np.float32)
                 patient.paint(signal, spread, scan, 1.6, axes)
                 means[scan] = signal[lit].mean()
-            assert means["t1c"] > 1.2
+            assert means["t1c"] > 1.1  # the faintest, with the border voxels that it fills by half
             assert (means["t1n"] > 1.05) == bleeding
             seen += 1
     assert seen >= 6

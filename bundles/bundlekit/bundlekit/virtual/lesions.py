@@ -106,10 +106,16 @@ class Metastases:
         """Puts the lesions into `signal` (X, Y, Z; white matter = 1) of one of SCANS; `enhancement`: typical on t1c."""
         for part in spread.parts:
             solid, core = levels(part.lesion, scan, enhancement)
-            uneven = 1 + (0.12 if scan == "t1c" else 0.06) * self._patch.array_at(_cut(axes, part.box)).clip(-2, 2)
+            own = _cut(axes, part.box)
+            patch = self._patch.array_at(own).clip(-2, 2)
+            uneven = 1 + 0.06 * patch
+            lit = solid * uneven
+            if scan == "t1c":  # what hardly takes up contrast still differs from white matter
+                patch = (0.7 * patch + 0.7 * self._rim.array_at(own)).clip(-2, 2)
+                lit = np.maximum(solid * (1 + part.lesion.patchiness * patch), min(solid, 1.1))
             here = signal[part.box]
             here *= 1 - part.enhancing - part.necrotic
-            here += solid * uneven * part.enhancing + core * (0.5 + 0.5 * uneven) * part.necrotic
+            here += lit * part.enhancing + core * (0.5 + 0.5 * uneven) * part.necrotic
 
     def _part(self, lesion: Metastasis, box: _Box, anatomy: Anatomy[np.ndarray], axes: Positions) -> Part:
         """Samples the lesion finer than the grid, then averages over each voxel."""
@@ -130,7 +136,8 @@ class Metastases:
         bound += np.clip(1.0 - side * anatomy.side_mm, 0, 6) * (anatomy.height_mm > -5)
         beyond += _spread(bound, times)
         inside = np.clip(0.5 - beyond / step, 0, 1)
-        rim = lesion.rim_mm * (1 + 0.45 * self._rim.array_at(_anchored(lesion, (x, y, z))).clip(-0.7, 2.2))
+        thickness = 1 + lesion.uneven_rim * self._rim.array_at(_anchored(lesion, (x, y, z)))
+        rim = lesion.rim_mm * thickness.clip(0.68, 2.5)
         necrotic = np.clip(0.5 - (beyond + rim) / step, 0, 1) if np.isfinite(lesion.rim_mm) else np.zeros_like(inside)
         filled, core = (_mean(volume, times) * anatomy.brain for volume in (inside, np.minimum(necrotic, inside)))
         return Part(lesion, box, filled - core, core)
@@ -142,7 +149,7 @@ class Metastases:
         for row in lesion.shape.astype(np.float32):
             square += (row[0] * x + row[1] * y + row[2] * z) ** 2
         frame = _anchored(lesion, own)
-        bumps = 0.16 * self._outline.array_at(frame).clip(-2, 2) + 0.05 * self._fine.array_at(frame).clip(-2, 2)
+        bumps = lesion.roughness * self._outline.array_at(frame).clip(-2, 2) + 0.05 * self._fine.array_at(frame).clip(-2, 2)
         return np.sqrt(square) + bumps
 
     def _size(self, lesion: Metastasis) -> float:

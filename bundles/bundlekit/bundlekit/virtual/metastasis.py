@@ -14,8 +14,11 @@ from bundlekit.virtual.tumour import ellipsoid
 SCANS = {"t1n": "t1", "t1c": "t1ce", "t2w": "t2", "t2f": "flair"}
 """The four scans by their name in BraTS-METS; the values are their names in `acquisition.MODALITIES`."""
 
-DIAMETER_MM = (3.0, 30.0)
+DIAMETER_MM = (3.0, 40.0)
 """Range of the lesions' diameters (of a sphere of the same volume), in mm."""
+
+OEDEMA_MM = 30.0
+"""Farthest that oedema spreads from a lesion, in mm."""
 
 PUSH_FROM_MM = 15.0
 """Diameter above which a lesion displaces the tissue around it."""
@@ -28,7 +31,9 @@ class Metastasis:
     `centre` (3, mm); `radius_mm` of the sphere of its volume; `shape` (3, 3) turns it into a sphere, determinant 1;
     `anchor` (3, mm): its place in the fields that make its outline uneven; `rim_mm`: thickness of the enhancing rim
     around a necrotic core, inf if it is solid; `bleeding`: bright on T1 before contrast; `oedema_mm`: how far oedema
-    spreads in white matter, 0 if there is none; `tone` (4,) 0-1: dark to bright among lesions, for each of `SCANS`.
+    spreads in white matter, 0 if there is none; `tone` (4,) 0-1: dark to bright among lesions, for each of `SCANS`;
+    `roughness` of the outline, `uneven_rim` and `patchiness` of the enhancement: standard deviations, as shares of the
+    radius, of the rim's thickness and of the signal on t1c.
     """
 
     centre: np.ndarray
@@ -39,6 +44,9 @@ class Metastasis:
     bleeding: bool
     oedema_mm: float
     tone: np.ndarray
+    roughness: float
+    uneven_rim: float
+    patchiness: float
 
     @property
     def push(self) -> Push | None:
@@ -64,15 +72,18 @@ def draw_metastasis(rng: np.random.Generator, centre: np.ndarray, diameter_mm: f
         anchor=anchor,
         rim_mm=min(rim, 0.45 * radius) if is_ring else math.inf,
         bleeding=bleeding,
-        oedema_mm=min(4.0 + far * diameter_mm, 26.0) if has_oedema else 0.0,
+        oedema_mm=min(4.0 + far * diameter_mm, OEDEMA_MM) if has_oedema else 0.0,
         tone=rng.uniform(size=len(SCANS)),
+        roughness=rng.uniform(0.08, 0.24),
+        uneven_rim=rng.uniform(0.3, 1.0),
+        patchiness=rng.uniform(0.06, 0.14) if rng.uniform() < 0.6 else rng.uniform(0.14, 0.35),
     )
 
 
 def resized(lesion: Metastasis, radius_mm: float) -> Metastasis:
     """The lesion at another visit: its rim and its oedema grow and shrink with it."""
     growth = radius_mm / lesion.radius_mm
-    far = min(lesion.oedema_mm * growth**1.5, 26.0)
+    far = min(lesion.oedema_mm * growth**1.5, OEDEMA_MM)
     rim = min(lesion.rim_mm, 0.45 * radius_mm) if 2 * radius_mm > 7 and np.isfinite(lesion.rim_mm) else math.inf
     return dataclasses.replace(lesion, radius_mm=radius_mm, rim_mm=rim, oedema_mm=far if far > 2 else 0.0)
 
@@ -83,7 +94,7 @@ def levels(lesion: Metastasis, scan: str, enhancement: float) -> tuple[float, fl
     if scan == "t1n":
         return (1.15 + 0.25 * tone, 0.95) if lesion.bleeding else (0.70 + 0.14 * tone, 0.52 + 0.14 * tone)
     if scan == "t1c":
-        return max(1.3, enhancement * (0.82 + 0.3 * tone)), 0.8 if lesion.bleeding else 0.5 + 0.18 * tone
+        return max(1.2, enhancement * (0.7 + 0.42 * tone)), 0.8 if lesion.bleeding else 0.5 + 0.18 * tone
     if scan == "t2w":
         return (0.7 + 0.4 * tone, 1.3) if lesion.bleeding else (1.25 + 0.45 * tone, 1.9 + 0.9 * tone)
     return (0.9 + 0.4 * tone, 1.3) if lesion.bleeding else (1.25 + 0.45 * tone, 0.8 + 1.0 * tone)
