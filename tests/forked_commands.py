@@ -79,7 +79,7 @@ class ForkedCommands:
         return subprocess.CompletedProcess(arguments, status, *printed)
 
     def executable(self, file: Path) -> Path:
-        """Write a program that runs its arguments (`-u -m module ...`, or without `-u`) here as `python` would: its path."""
+        """Write a program that runs its arguments (`-m module ...`, or after `-u`) here as `python` does: its path."""
         self.run(["-c", "pass"], "/", {}, timeout=60)
         file.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S "{__file__}" --as-python "{self._folder}" "$@"\n')
         file.chmod(0o755)

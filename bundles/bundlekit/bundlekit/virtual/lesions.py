@@ -149,7 +149,8 @@ class Metastases:
         for row in lesion.shape.astype(np.float32):
             square += (row[0] * x + row[1] * y + row[2] * z) ** 2
         frame = _anchored(lesion, own)
-        bumps = lesion.roughness * self._outline.array_at(frame).clip(-2, 2) + 0.05 * self._fine.array_at(frame).clip(-2, 2)
+        bumps = lesion.roughness * self._outline.array_at(frame).clip(-2, 2)
+        bumps += 0.05 * self._fine.array_at(frame).clip(-2, 2)
         return np.sqrt(square) + bumps
 
     def _size(self, lesion: Metastasis) -> float:
