@@ -8,9 +8,9 @@ import os
 import re
 import subprocess
 import zipfile
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from bundlekit.version import __version__
 from tools.bundles import ROOT
@@ -106,9 +106,9 @@ def _build(folder: Path, when: int) -> None:
     from build import BuildBackendException, ProjectBuilder
     from twine.commands.check import check
 
-    def run(command: Any, cwd: str | None = None, extra_environ: Any = None) -> None:
+    def run(cmd: Sequence[str], cwd: str | None = None, extra_environ: Mapping[str, str] | None = None) -> None:
         environment = {**os.environ, **(extra_environ or {}), "SOURCE_DATE_EPOCH": str(when)}
-        subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True, text=True)
+        subprocess.run(cmd, cwd=cwd, env=environment, check=True, capture_output=True, text=True)
 
     try:
         builder = ProjectBuilder(PROJECT, runner=run)
