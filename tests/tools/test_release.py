@@ -84,7 +84,7 @@ def test_all_that_a_release_has(released: Path, packed: dict[str, Path]) -> None
     assert path.name == zip_of(packed[NAME])
     found = hashes(released)
     assert found.pop("SHA256SUMS")
-    assert sums(released) == found
+    assert sums(released) == {name: value for name, value in found.items() if "/" not in name}
     assert json.loads((released / "model_info.json").read_text()) == {
         path.stem: {
             "checksum": hashlib.sha1(path.read_bytes()).hexdigest(),

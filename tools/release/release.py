@@ -32,7 +32,7 @@ def release(out: str, bundle: str = "all", url: str = "") -> None:
       model card that the Hub reads;
     - `model_info.json`, the entries of the Model Zoo's file of that name;
     - a wheel and an sdist of the Python packages, without configs and weights;
-    - `SHA256SUMS` of all of it.
+    - `SHA256SUMS` of the files beside it.
 
     The same files give the same bytes. Times in it are that of the last commit, or SOURCE_DATE_EPOCH. Needs the extra
     `release`: `pip install -e '.[release]'`. CONTRIBUTING.md has the steps before and after.
@@ -68,8 +68,8 @@ def release(out: str, bundle: str = "all", url: str = "") -> None:
         entries[path.stem] = {"checksum": hashlib.sha1(content).hexdigest(), "source": source}  # SHA-1, as the Zoo has
     (folder / "model_info.json").write_text(json.dumps(entries, indent=4) + "\n")
     _build(folder, when)
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.relative_to(folder).as_posix()}" for file in files]
+    files = sorted(file for file in folder.iterdir() if file.is_file())  # Hub folders have sums of their own
+    sums = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}" for file in files]
     (folder / "SHA256SUMS").write_text("".join(f"{line}\n" for line in sums))
     print(f"{folder}: {len(files)} files, of {__version__}")
 

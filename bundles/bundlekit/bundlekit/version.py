@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -95,11 +96,11 @@ def tell_versions() -> None:
 
 def _zips_beside(root: Path) -> Iterator[tuple[Path, str]]:
     """Zips of a bundle in the folder that it lies in, and their versions."""
-    for path in sorted(root.parent.glob(f"{root.name}*.zip")):
+    for path in sorted(root.parent.glob(f"{glob.escape(root.name)}*.zip")):
         try:
             with zipfile.ZipFile(path) as content:
                 yield path, json.loads(content.read(f"{root.name}/configs/metadata.json"))["version"]
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, zipfile.BadZipFile):
             continue  # of something else, or still being written
 
 

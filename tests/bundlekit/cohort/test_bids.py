@@ -137,10 +137,13 @@ def test_files_of_the_user_stay_in_a_derivative(tmp_path: Path) -> None:
     begin_derivative(tmp_path, "one", "3", tmp_path / "raw")
     assert [(tmp_path / name).read_text() for name in ("README.md", ".bidsignore")] == ["mine", "mine"]
     description = tmp_path / "dataset_description.json"
-    description.write_text(json.dumps({**json.loads(description.read_text()), "License": "CC0"}))
+    now = json.loads(description.read_text())
+    now["GeneratedBy"].append({"Name": "another"})
+    description.write_text(json.dumps({**now, "License": "CC0"}))
     begin_derivative(tmp_path, "one", "4", tmp_path / "raw")
     kept = json.loads(description.read_text())
     assert (kept["License"], kept["GeneratedBy"][0]["Version"]) == ("CC0", "4")
+    assert [one["Name"] for one in kept["GeneratedBy"]] == ["one", "another"]
 
 
 def test_other_results_in_the_folder_are_no_participants(tmp_path: Path) -> None:

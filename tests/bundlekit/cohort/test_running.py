@@ -184,7 +184,7 @@ def test_what_is_no_fault_of_a_case_is_tried_again(planned: Planned, monkeypatch
     assert tried.count(found[0]["case"]) == 3
     assert outcome.failures == {found[0]["case"]: "OSError: the file server does not answer"}
     assert len(outcome.computed) == 2
-    assert len(looks) == 3, "the whole table is read when it is begun, before the first case is added, and at the end"
+    assert len(looks) == 2, "the whole table is read when it is begun and at the end"
 
 
 def test_names_that_are_no_files_or_doubled_are_not_computed(planned: Planned, cases: Path, tmp_path: Path) -> None:
@@ -302,6 +302,24 @@ def test_a_corrected_mask_that_keeps_a_case_from_being_computed_is_told_without_
     assert failures(Path(plan.output_dir)) == outcome.failures
     tools.cohort._tell(outcome.failures, 3)
     assert "0 of 3 cases would be computed, 2 are done, 1 would fail." in capsys.readouterr().out
+
+
+def test_rows_of_a_plain_run_stay_where_no_worker_comes(
+    planned: Planned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, found, findings = planned()
+    (tmp_path / "out").mkdir()
+    table = VolumeTable(tmp_path / "out")
+    table.begin()
+    table.add([{**dict.fromkeys(COLUMNS, ""), "case": found[0]["case"]}])
+
+    def none_comes(*_: Any) -> Any:
+        raise BundleError("no worker came")
+
+    monkeypatch.setattr(running, "connected", none_comes)
+    with pytest.raises(BundleError, match="no worker came"):
+        run_cohort(found, findings, plan, ONE)
+    assert [row["case"] for row in table.rows()] == [found[0]["case"]]
 
 
 def test_names_in_another_encoding_are_told(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,20 @@ def test_windows_of_a_batch_are_computed_each_by_itself(runtime: Callable[..., R
     kept = found.clone()
     logits(one, network, windows.flip(0)).mul_(0)  # MONAI multiplies what it gets in place
     assert torch.equal(found, kept)
+
+
+def test_two_threads_get_each_its_own_windows(runtime: Callable[..., Runtime]) -> None:
+    network, one = network_of("brats_unet_h5"), runtime()
+    volumes = [torch.cat([volume(network, 4 * n + k, (8, 8, 8)) for k in range(4)]) for n in range(2)]
+    expected = [logits(one, network, windows) for windows in volumes]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            for number, found in pool.map(lambda n: (n, logits(one, network, volumes[n])), [0, 1] * 100):
+                assert torch.equal(found, expected[number])
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_networks_of_an_ensemble_take_turns_in_one_module(

@@ -188,12 +188,14 @@ def begin_derivative(out: Path, bundle: str, version: str, source: Path) -> None
         BundleError: if the folder is another data set, or a file cannot be written.
     """
     require_derivative(out, bundle)
+    there = _description(out) if is_bids(out) else {}
+    others = there.get("GeneratedBy", [])[1:]
     description = {
-        **(_description(out) if is_bids(out) else {}),  # with what its owner has added
+        **there,  # with what its owner has added
         "Name": f"Segmentations by {bundle}",
         "BIDSVersion": VERSION,
         "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": bundle, "Version": version, "Description": f"with bundlekit {__version__}"}],
+        "GeneratedBy": [{"Name": bundle, "Version": version, "Description": f"with bundlekit {__version__}"}, *others],
         "SourceDatasets": [{"URL": source.as_uri()}],
         "DatasetLinks": {"raw": source.as_uri()},
     }

@@ -91,8 +91,7 @@ def run_cohort(
         write_failures(out, outcome.failures)
     table = VolumeTable(out)
     if plan.bids is None:
-        names = {str(case["case"]) for case in left}
-        table.begin(lambda case: case not in names)  # so that each is added without a look at all others
+        table.begin()
     else:
         made = plan.made_from
         begin_derivative(out, made["bundle"], made["version"], Path(plan.bids))
@@ -103,7 +102,7 @@ def run_cohort(
                     if "volumes" in result:
                         outcome.computed.append(name)
                         if plan.bids is None:
-                            table.add(result["volumes"])
+                            table.append(result["volumes"])  # without a look at all others; `collect_volumes` sorts
                     else:
                         outcome.failures[name] = result["refused"]
                         _log.warning("%s: failed: %s", name, result["refused"])

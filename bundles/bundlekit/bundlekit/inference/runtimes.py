@@ -9,6 +9,7 @@ import logging
 import shutil
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,7 @@ _EXAMPLE = 64  # voxels along each axis of the volume that a network is traced w
 # waits for the slowest of them (two cores, V-Net, windows of 96^3 in bf16: 0.78 s a window, 0.43 s side by side)
 _STREAMS = 2
 _FILES = ("network.xml", "network.bin")
+_COMPUTING = threading.Lock()  # a queue of OpenVINO takes windows of one thread at a time, and there is one processor
 
 
 class Runtime:
@@ -137,7 +139,7 @@ class Runtime:
     def _infer(self, network: nn.Module, precision: str, inputs: torch.Tensor) -> torch.Tensor:
         tried = self._key(network), tuple(int(n) for n in inputs.shape[1:])
         if tried in self._refused:
-            return network(inputs).float()
+            return _one_by_one(network, inputs)
         try:
             streams = min(_STREAMS, torch.get_num_threads(), len(inputs))
             queue = self._queue(network, precision, *tried, streams)
@@ -154,17 +156,13 @@ class Runtime:
                 _log.warning("OpenVINO cannot compute this network on %s voxels: PyTorch does", shape)
                 self._told.add(shape)
                 self.description += f"; PyTorch in f32 where the size is {shape}"
-            return network(inputs).float()
+            return _one_by_one(network, inputs)
         windows = [window[None].numpy() for window in inputs.detach().float().contiguous()]
         outputs: dict[int, torch.Tensor] = {}
-
-        def keep(request: Any, number: int) -> None:
-            outputs[number] = torch.from_numpy(request.get_output_tensor().data.copy())
-
-        queue.set_callback(keep)
-        for number, window in enumerate(windows):
-            queue.start_async([window], number, share_inputs=True)
-        queue.wait_all()
+        with _COMPUTING:
+            for number, window in enumerate(windows):
+                queue.start_async([window], (outputs, number), share_inputs=True)
+            queue.wait_all()
         return torch.cat([outputs[number] for number in range(len(windows))])
 
     def _queue(self, network: nn.Module, precision: str, key: str, shape: tuple[int, ...], streams: int) -> Any:
@@ -181,6 +179,7 @@ class Runtime:
             **({"NUM_STREAMS": streams} if streams > 1 else {"PERFORMANCE_HINT": "LATENCY"}),
         }
         queue = openvino().AsyncInferQueue(_core().compile_model(model, "CPU", options), streams)
+        queue.set_callback(_keep_output)
         self._compiled[key] = (shape, streams, queue)  # in place of one for another shape
         return queue
 
@@ -303,6 +302,16 @@ def _why_not_openvino(network: object) -> str:
     except ImportError as error:
         return f"OpenVINO cannot be imported ({error})"
     return ""
+
+
+def _one_by_one(network: Callable[..., torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
+    """By PyTorch, with the memory of one window."""
+    return torch.cat([network(window).float() for window in inputs.split(1)])
+
+
+def _keep_output(request: Any, place: tuple[dict[int, torch.Tensor], int]) -> None:
+    outputs, number = place
+    outputs[number] = torch.from_numpy(request.get_output_tensor().data.copy())
 
 
 def _autocast(network: Callable[..., torch.Tensor], inputs: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

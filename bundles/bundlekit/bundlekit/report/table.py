@@ -102,17 +102,26 @@ class VolumeTable:
         self._cases = set()
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add the rows of a case, at once.
+        """Add the rows of a case, at once, in place of those that it has.
+
+        Raises:
+            BundleError: if they cannot be written.
+        """
+        again = {str(row["case"]) for row in rows}
+        if again & self._known():
+            kept = _csv_text([*(row for row in self.rows() if row["case"] not in again), *rows])
+            write_result(self.path, lambda file: file.write(kept), "output_dir")
+            return
+        self.append(rows)
+        self._cases |= again
+
+    def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add the rows of a case, at once, behind those that it may have, of which `rows` gives the last.
 
         Raises:
             BundleError: if they cannot be written.
         """
         text = _csv_text(rows, header=False)
-        again = {str(row["case"]) for row in rows}
-        if again & self._known():
-            kept = _csv_text([row for row in self.rows() if row["case"] not in again]) + text
-            write_result(self.path, lambda file: file.write(kept), "output_dir")
-            return
         try:
             with self.path.open("ab") as file:
                 size = file.tell()
@@ -126,7 +135,6 @@ class VolumeTable:
         except OSError as error:
             fix = "free some space, or set --output_dir to another folder"
             raise BundleError(Finding(str(self.path), f"cannot be written ({error})", "room for it", fix)) from error
-        self._cases |= again
 
     def _known(self) -> set[str]:
         if not self._cases:
