@@ -75,8 +75,8 @@ def stripped_head(root: Path) -> Path:
 
 
 def metastasis(root: Path) -> Path:
-    """The largest one of a case, 4 windows."""
-    return painted(metastases, root, 8, (slice(32, 128), slice(56, 152), slice(31, 95)))
+    """The largest one of a case, with a rim and oedema, 1 window."""
+    return painted(metastases, root, 4, (slice(100, 196), slice(20, 116), slice(32, 128)))
 
 
 CASES = {  # by bundle, or by the data that it has elsewhere

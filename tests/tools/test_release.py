@@ -165,7 +165,7 @@ def test_data_sets_are_those_that_the_weights_come_from() -> None:
     assert found == {
         "abdomen_ct_vnet": [],
         "brain_mask_unet": [maps],
-        "brain_metastasis_attention_unet": ["BraTS 2021", maps],
+        "brain_metastasis_attention_unet": ["BraTS 2021", "BraTS 2017 and 2018", maps],
         "brain_tissue_vnet": [maps],
         "brats_resunet": ["BraTS 2021", maps, "BraTS 2017 and 2018"],
         "brats_unet_h5": ["BraTS 2021", maps, "BraTS 2017 and 2018"],
