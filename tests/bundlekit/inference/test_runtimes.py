@@ -75,7 +75,7 @@ def test_windows_of_a_batch_are_computed_each_by_itself(runtime: Callable[..., R
 
 def test_two_threads_get_each_its_own_windows(runtime: Callable[..., Runtime]) -> None:
     network, one = network_of("brats_unet_h5"), runtime()
-    volumes = [torch.cat([volume(network, 4 * n + k, (8, 8, 8)) for k in range(4)]) for n in range(2)]
+    volumes = [torch.cat([volume(network, 4 * n + k, (16, 16, 16)) for k in range(4)]) for n in range(2)]
     expected = [logits(one, network, windows) for windows in volumes]
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
