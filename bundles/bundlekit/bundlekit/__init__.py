@@ -12,6 +12,7 @@ from bundlekit.files import default_cache_dir
 from bundlekit.images.intensities import is_not_air, select_foreground
 from bundlekit.images.normalising import NormaliseForegroundd
 from bundlekit.images.writing import WriteSegmentations
+from bundlekit.inference.ahead import CompileAhead
 from bundlekit.inference.brain_masks import StripSkulld
 from bundlekit.inference.ensemble import EnsembleInferer, fold_checkpoints
 from bundlekit.inference.unreadable import CaseDataset, SkipUnreadable

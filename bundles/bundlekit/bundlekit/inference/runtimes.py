@@ -78,6 +78,28 @@ class Runtime:
         self._compiled: dict[str, tuple[tuple[int, ...], int, Any]] = {}
         # versions of the weights, and key
         self._keys: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], str]] = WeakKeyDictionary()
+        self._ahead: threading.Thread | None = None
+
+    def prepare(self, network: nn.Module, inputs: torch.Tensor, several: bool) -> None:
+        """Import OpenVINO and compile `network` for it in a thread, which `predictor` waits for.
+
+        What cannot be had is told by the first window, not here.
+
+        Args:
+            network: with its weights, which stay as they are until then.
+            inputs: BCHWD, one as the windows will be.
+            several: whether windows will come in numbers, to be computed side by side.
+        """
+
+        def compile_ahead() -> None:
+            with contextlib.suppress(Exception):
+                runtime, precision = self._choose(network, inputs)
+                if runtime == "openvino":
+                    streams = min(_STREAMS, torch.get_num_threads()) if several else 1
+                    self._queue(network, precision, self._key(network), _shape_of(inputs), streams)
+
+        self._ahead = threading.Thread(target=compile_ahead)
+        self._ahead.start()
 
     def predictor(self, network: Callable[..., torch.Tensor], inputs: torch.Tensor) -> Callable[..., torch.Tensor]:
         """What to call in place of `network`, for tensors on the device of `inputs`.
@@ -90,6 +112,10 @@ class Runtime:
         Returns:
             A callable from BCHWD to logits BNHWD in float32, a fresh tensor on every call.
         """
+        ahead = self._ahead
+        if ahead is not None:
+            ahead.join()
+            self._ahead = None
         runtime, precision = self._choose(network, inputs)
         if runtime == "openvino":
             return functools.partial(self._infer, cast("nn.Module", network), precision)
@@ -137,7 +163,7 @@ class Runtime:
         return runtime, precision
 
     def _infer(self, network: nn.Module, precision: str, inputs: torch.Tensor) -> torch.Tensor:
-        tried = self._key(network), tuple(int(n) for n in inputs.shape[1:])
+        tried = self._key(network), _shape_of(inputs)
         if tried in self._refused:
             return _one_by_one(network, inputs)
         try:
@@ -302,6 +328,11 @@ def _why_not_openvino(network: object) -> str:
     except ImportError as error:
         return f"OpenVINO cannot be imported ({error})"
     return ""
+
+
+def _shape_of(inputs: torch.Tensor) -> tuple[int, ...]:
+    """CHWD of BCHWD."""
+    return tuple(int(n) for n in inputs.shape[1:])
 
 
 def _one_by_one(network: Callable[..., torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:

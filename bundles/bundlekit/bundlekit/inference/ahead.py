@@ -1,0 +1,46 @@
+"""What a network needs before its first window, while the first case is still being read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from ignite.engine import Engine, Events
+from torch import nn
+
+from bundlekit.inference.windows import ForegroundInferer
+
+
+class CompileAhead:
+    """MONAI handler of inference: OpenVINO is imported, and the network compiled, while the first case is read.
+
+    The first window waits for it where it is not ready by then. A network that PyTorch computes, and those of an
+    ensemble, whose weights change, are left alone. Put it after `LoadWeights`.
+
+    Args:
+        network: with its weights once the evaluator runs.
+        in_channels: of its windows.
+        several: whether most cases have more than one window: those are computed side by side.
+    """
+
+    def __init__(self, network: nn.Module, in_channels: int, several: bool = True) -> None:
+        self.network = network
+        self.in_channels = in_channels
+        self.several = several
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        # a loader's processes are forked by then: no thread of OpenVINO is in the way
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Begin, once."""
+        engine.remove_event_handler(self, Events.GET_BATCH_STARTED)
+        inferer = getattr(engine, "inferer", None)
+        if not isinstance(inferer, ForegroundInferer) or inferer.runtime is None or inferer.whole_brain:
+            return
+        self.network.eval()  # as the evaluator has it; from another thread it is in nobody's way then
+        window = next(self.network.parameters()).new_empty(
+            1, self.in_channels, *cast("Sequence[int]", inferer.roi_size)
+        )
+        inferer.runtime.prepare(self.network, window, self.several)
