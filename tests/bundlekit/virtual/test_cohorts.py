@@ -17,7 +17,7 @@ SHAPE = (64, 64, 48)
 KINDS = {
     brats: (make_glioma, ("t1", "t1ce", "t2", "flair"), "_", [f"VirtualGlioma_0000{n}" for n in range(3)]),
     metastases: (make_metastases, ("t1n", "t1c", "t2w", "t2f"), "-",
-                 [f"BraTS-MET-0000{n}" for n in ("1-000", "2-000", "2-001")]),
+                 [f"BraTS-MET-9000{n}" for n in ("1-000", "2-000", "2-001")]),
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Virtual BraTS-METS: made-up patients with brain metastases, in the format of BraTS-METS 2023 and 2024.
 
-A case is a folder `BraTS-MET-00001-000` with `BraTS-MET-00001-000-{t1n,t1c,t2w,t2f,seg}.nii.gz`: skull-stripped int16
+A case is a folder `BraTS-MET-90001-000` with `BraTS-MET-90001-000-{t1n,t1c,t2w,t2f,seg}.nii.gz`: skull-stripped int16
 scans with background 0, and a uint8 label map with 0, 1 (necrotic, non-enhancing tumour core), 2 (oedema, "SNFH") and
 3 (enhancing tumour). The first number counts patients, the last one their visits: at `-001` the head and its vessels
 are the same, while lesions have grown, shrunk, vanished or appeared. No patient is behind it: see `anatomy.py` for the
@@ -85,9 +85,12 @@ def _make(root: Path, seed: int, shape: Sequence[int], index: int, label_map: st
 
 
 def case_name(seed: int, index: int) -> str:
-    """Name of case `index` of the cohort `seed`: that of its patient, counted from 1, and of the visit, from 0."""
+    """Name of case `index` of the cohort `seed`: that of its patient and of the visit, which no real case has.
+
+    Patients are counted from 90001, visits from 0.
+    """
     patient, visit = _patient(seed, index)
-    return f"BraTS-MET-{patient + 1:05d}-{visit:03d}"
+    return f"BraTS-MET-{90001 + patient}-{visit:03d}"
 
 
 def make_case(
