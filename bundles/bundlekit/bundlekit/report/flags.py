@@ -33,9 +33,6 @@ class Result:
     order_doubt: str = ""  # which modalities look like others
 
 
-Check = Callable[[Result, Any], "Flag | None"]
-
-
 def flags_of(result: Result, limits: Mapping[str, Any]) -> list[Flag]:
     """The flags of a case.
 
@@ -44,7 +41,7 @@ def flags_of(result: Result, limits: Mapping[str, Any]) -> list[Flag]:
         limits: name of a check -> its limit, as `require_limits` lets pass.
     """
     on = {name: limit for name, limit in limits.items() if limit is not None and limit is not False}
-    found = [CHECKS[name](result, limit) for name, limit in on.items()]
+    found = [CHECKS[name].run(result, limit) for name, limit in on.items()]
     return [flag for flag in found if flag is not None]
 
 
@@ -63,18 +60,22 @@ def require_limits(limits: Mapping[str, Any], names: Collection[str]) -> None:
         if name not in CHECKS:
             expected = f"one of {', '.join(CHECKS)}"
             findings.append(Finding(f"checks::{name}", "no such check", expected, "see docs/results.md"))
-        elif limit is not None and limit is not False and not _LIMITS[name][1](limit, names):
-            expected = f"{_LIMITS[name][0].format(names=', '.join(names))}, or null to switch it off"
+        elif limit is not None and limit is not False and not CHECKS[name].takes(limit, names):
+            expected = f"{CHECKS[name].limit.format(names=', '.join(names))}, or null to switch it off"
             findings.append(Finding(f"checks::{name}", repr(limit), expected, "see docs/results.md"))
     if findings:
         raise BundleError(findings)
 
 
-def _number(value: Any) -> bool:
+def _true(value: Any, names: Collection[str] = ()) -> bool:
+    return value is True
+
+
+def _number(value: Any, names: Collection[str] = ()) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
 
 
-def _range(value: Any) -> bool:
+def _range(value: Any, names: Collection[str] = ()) -> bool:
     pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
     return pair and all(map(_number, value)) and value[0] <= value[1]
 
@@ -171,27 +172,23 @@ def _modalities(result: Result, limit: bool) -> Flag | None:
     return Flag("modalities", 1.0, told)
 
 
-CHECKS: dict[str, Check] = {
-    "modalities": _modalities,
-    "grid_unknown": _grid_unknown,
-    "nothing_found": _nothing_found,
-    "at_the_border": _at_the_border,
-    "brain_volume": _brain_volume,
-    "many_components": _many_components,
-    "largest_part": _largest_part,
-    "removed": _removed,
-    "share": _share,
-}
+@dataclass(frozen=True)
+class Check:
+    """A reason to look at a case, and what its limit has to be."""
 
-# what a limit has to be, in words and by a function of it and the names of classes and regions
-_LIMITS: dict[str, tuple[str, Callable[[Any, Collection[str]], bool]]] = {
-    "modalities": ("true", lambda limit, _: limit is True),
-    "grid_unknown": ("true", lambda limit, _: limit is True),
-    "nothing_found": ("true", lambda limit, _: limit is True),
-    "at_the_border": ("a share, e.g. 0.002", lambda limit, _: _number(limit)),
-    "brain_volume": ("the least and the most ml, e.g. [900, 2000]", lambda limit, _: _range(limit)),
-    "many_components": ("numbers by name, of {names}", _by_name),
-    "largest_part": ("shares by name, of {names}", _by_name),
-    "removed": ("ml", lambda limit, _: _number(limit)),
-    "share": ("[whole, least, most] by name, of {names}", _shares),
+    run: Callable[[Result, Any], Flag | None]
+    limit: str  # in words
+    takes: Callable[[Any, Collection[str]], bool]  # a limit, and the names of classes and regions
+
+
+CHECKS = {
+    "modalities": Check(_modalities, "true", _true),
+    "grid_unknown": Check(_grid_unknown, "true", _true),
+    "nothing_found": Check(_nothing_found, "true", _true),
+    "at_the_border": Check(_at_the_border, "a share, e.g. 0.002", _number),
+    "brain_volume": Check(_brain_volume, "the least and the most ml, e.g. [900, 2000]", _range),
+    "many_components": Check(_many_components, "numbers by name, of {names}", _by_name),
+    "largest_part": Check(_largest_part, "shares by name, of {names}", _by_name),
+    "removed": Check(_removed, "ml", _number),
+    "share": Check(_share, "[whole, least, most] by name, of {names}", _shares),
 }
