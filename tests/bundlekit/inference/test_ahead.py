@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from bundlekit import CompileAhead, ForegroundInferer
 from bundlekit.errors import BundleError
 from bundlekit.inference import runtimes
-from bundlekit.inference.runtimes import Runtime
+from bundlekit.inference.runtimes import Runtime, openvino
 
 WINDOW = (16, 16, 16)
 
@@ -44,6 +45,8 @@ def test_it_is_compiled_by_the_time_the_first_case_is_read(
 ) -> None:
     inferer = ForegroundInferer(WINDOW, runtime="openvino", precision="f32")
     inferer.runtime = Runtime("openvino", "f32", str(tmp_path))
+    image = torch.rand(1, 1, 24, 16, 16)
+    Runtime("openvino", "f32", str(tmp_path)).predictor(network, image)(image)  # in an earlier run
     compiled = threading.Event()
     queues: list[int] = []
     queue = Runtime._queue
@@ -55,7 +58,6 @@ def test_it_is_compiled_by_the_time_the_first_case_is_read(
         return made
 
     monkeypatch.setattr(Runtime, "_queue", counted)
-    image = torch.rand(1, 1, 24, 16, 16)
 
     def reading() -> Iterator[dict[str, torch.Tensor]]:
         assert compiled.wait(60)  # nothing has been handed over yet
@@ -66,6 +68,30 @@ def test_it_is_compiled_by_the_time_the_first_case_is_read(
     assert len(set(queues)) == 1  # and got the one that was made ahead
     expected = ForegroundInferer(WINDOW)(image, network)[0]
     torch.testing.assert_close(torch.as_tensor(found), expected.detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_the_log_is_whole_while_a_new_network_waits_for_its_conversion(
+    network: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    inferer = ForegroundInferer(WINDOW, runtime="openvino", precision="f32")
+    inferer.runtime = Runtime("openvino", "f32", str(tmp_path))
+    converting = threading.Event()
+    convert = openvino().convert_model
+
+    def slow(*args: object, **kwargs: object) -> object:
+        logging.getLogger().setLevel(logging.ERROR)  # as OpenVINO does
+        converting.set()
+        return convert(*args, **kwargs)
+
+    monkeypatch.setattr(openvino(), "convert_model", slow)
+
+    def reading() -> Iterator[dict[str, torch.Tensor]]:
+        converting.wait(0.5)
+        logging.getLogger("bundlekit.reading").warning("thick slices")
+        yield {"image": torch.rand(1, 1, *WINDOW)}
+
+    run(network, inferer, reading())
+    assert "thick slices" in caplog.text
 
 
 def test_what_cannot_be_had_is_told(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,26 @@ def test_windows_of_a_batch_are_computed_each_by_itself(runtime: Callable[..., R
     assert torch.equal(found, kept)
 
 
+def test_logits_do_not_depend_on_the_windows_before(
+    runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        network, one = network_of("brats_unet_h5"), runtime()
+        windows = torch.cat([volume(network, seed) for seed in range(2)])
+        queues: list[object] = []
+        queue = Runtime._queue
+        monkeypatch.setattr(Runtime, "_queue", lambda *args: queues.append(queue(*args)) or queues[-1])
+        alone = logits(one, network, windows[:1])
+        logits(one, network, windows)
+        assert torch.equal(logits(one, network, windows[:1]), alone)
+        assert queues[0] is queues[2]  # and not by luck: another way of sharing the threads may round alike
+        assert queues[0] is not queues[1]
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_two_threads_get_each_its_own_windows(runtime: Callable[..., Runtime]) -> None:
     network, one = network_of("brats_unet_h5"), runtime()
     volumes = [torch.cat([volume(network, 4 * n + k, (16, 16, 16)) for k in range(4)]) for n in range(2)]

@@ -74,8 +74,9 @@ class Runtime:
         self._told: set[str] = set()
         self._chosen: tuple[str, str, str] | None = None  # device, runtime, precision
         self._converted: dict[str, Any] = {}  # by key of structure and weights
-        # shape, streams and queue of requests, by the same key
-        self._compiled: dict[str, tuple[tuple[int, ...], int, Any]] = {}
+        # shape and queue of requests, by the same key and the number of streams: how many a window gets must not depend
+        # on the cases before, for the two round differently
+        self._compiled: dict[tuple[str, int], tuple[tuple[int, ...], Any]] = {}
         # versions of the weights, and key
         self._keys: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], str]] = WeakKeyDictionary()
         self._ahead: threading.Thread | None = None
@@ -83,7 +84,8 @@ class Runtime:
     def prepare(self, network: nn.Module, inputs: torch.Tensor, several: bool) -> None:
         """Import OpenVINO and compile `network` for it in a thread, which `predictor` waits for.
 
-        What cannot be had is told by the first window, not here.
+        One that was never converted is left to the first window, since a conversion silences the log; what cannot be
+        had is told by that window, too.
 
         Args:
             network: with its weights, which stay as they are until then.
@@ -94,9 +96,9 @@ class Runtime:
         def compile_ahead() -> None:
             with contextlib.suppress(Exception):
                 runtime, precision = self._choose(network, inputs)
-                if runtime == "openvino":
+                if runtime == "openvino" and _is_whole(self.cache_dir / (key := self._key(network))):
                     streams = min(_STREAMS, torch.get_num_threads()) if several else 1
-                    self._queue(network, precision, self._key(network), _shape_of(inputs), streams)
+                    self._queue(network, precision, key, _shape_of(inputs), streams)
 
         self._ahead = threading.Thread(target=compile_ahead)
         self._ahead.start()
@@ -192,9 +194,9 @@ class Runtime:
         return torch.cat([outputs[number] for number in range(len(windows))])
 
     def _queue(self, network: nn.Module, precision: str, key: str, shape: tuple[int, ...], streams: int) -> Any:
-        known = self._compiled.get(key)
-        if known is not None and known[0] == shape and known[1] >= streams:
-            return known[2]
+        known = self._compiled.get((key, streams))
+        if known is not None and known[0] == shape:
+            return known[1]
         if key not in self._converted:
             self._converted[key] = self._convert(network, key, shape)
         model = self._converted[key].clone()
@@ -206,7 +208,7 @@ class Runtime:
         }
         queue = openvino().AsyncInferQueue(_core().compile_model(model, "CPU", options), streams)
         queue.set_callback(_keep_output)
-        self._compiled[key] = (shape, streams, queue)  # in place of one for another shape
+        self._compiled[key, streams] = (shape, queue)  # in place of one for another shape
         return queue
 
     def _key(self, network: nn.Module) -> str:
