@@ -242,10 +242,11 @@ def test_no_config_is_left_out(bundle: str) -> None:
 
 @pytest.mark.parametrize("bundle", names())
 def test_every_run_is_prepared_first(bundle: str) -> None:
+    given = "@device, @seed, @deterministic, bundle_root=@bundle_root"
     for name in ("train", "inference"):
-        assert config(bundle, name)["initialize"][0] == "$bundlekit.prepare_run(@device, @seed, @deterministic)"
+        assert config(bundle, name)["initialize"][0] == f"$bundlekit.prepare_run({given})"
     several = config(bundle, "multi_gpu")["initialize::0"]
-    assert several == "$bundlekit.prepare_run(@device, @seed, @deterministic, distributed=True)"
+    assert several == f"$bundlekit.prepare_run({given}, distributed=True)"
 
 
 @pytest.mark.parametrize("bundle", names())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from monai.engines import SupervisedEvaluator
 
 from bundlekit import errors, memory, run
 from bundlekit.errors import BundleError
+from bundlekit.version import __version__
 
 
 @pytest.fixture(autouse=True)
@@ -68,3 +70,25 @@ def test_unknown_settings_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path)
 def test_a_device_that_is_not_there_is_named(device: str) -> None:
     with pytest.raises(BundleError, match=rf"--device is '{device}'; expected one of cpu"):
         run.prepare_run(device, 0)
+
+
+@pytest.fixture
+def unpacked(tmp_path: Path) -> Path:
+    """Folder of a bundle whose package pip has installed elsewhere."""
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text('{"version": "9.8.7"}')
+    (tmp_path / "bundlekit").mkdir()
+    (tmp_path / "bundlekit" / "version.py").write_text(f'__version__ = "{__version__}"\n')
+    return tmp_path
+
+
+def test_the_version_is_that_of_the_folder_that_is_named(unpacked: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    run.prepare_run("cpu", None, bundle_root=unpacked)
+    assert f"{unpacked.name} 9.8.7 with bundlekit {__version__}, in {unpacked}" in caplog.text
+
+
+def test_a_folder_of_another_release_is_refused(unpacked: Path) -> None:
+    (unpacked / "bundlekit" / "version.py").write_text('__version__ = "99.1.0"\n')
+    with pytest.raises(BundleError, match=f"{unpacked.name} .*came with bundlekit 99.1.0, but this process .*"):
+        run.prepare_run("cpu", None, bundle_root=unpacked)

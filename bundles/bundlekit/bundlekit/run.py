@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import torch
 import torch.distributed
@@ -16,7 +17,11 @@ from bundlekit.version import tell_versions
 
 
 def prepare_run(
-    device: torch.device | str, seed: int | None, deterministic: bool = True, distributed: bool = False
+    device: torch.device | str,
+    seed: int | None,
+    deterministic: bool = True,
+    distributed: bool = False,
+    bundle_root: str | os.PathLike[str] | None = None,
 ) -> None:
     """Get the process ready, before any data is looked at.
 
@@ -31,10 +36,11 @@ def prepare_run(
         deterministic: cuDNN's algorithms give the same numbers in every run. False: it tries all of them for each
             shape and takes the fastest, which pays where shapes repeat, as of patches and windows.
         distributed: join the other processes that `torchrun` started, by NCCL where there are GPUs, else by Gloo.
+        bundle_root: folder of the bundle, which its package need not lie in: pip installs packages alone.
 
     Raises:
-        BundleError: for a setting on the command line that none of the config files has, a value that cannot be, or
-            a device that is not there.
+        BundleError: for a setting on the command line that none of the config files has, a value that cannot be, a
+            device that is not there, or a bundle that came with another minor version of bundlekit.
     """
     show_clear_errors()
     drop_noise()
@@ -46,7 +52,7 @@ def prepare_run(
         if torch.cuda.is_available():
             torch.cuda.set_device(device)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        tell_versions()
+        tell_versions(bundle_root)
     set_determinism(seed=seed)
     torch.backends.cudnn.deterministic = bool(deterministic)
     torch.backends.cudnn.benchmark = not deterministic

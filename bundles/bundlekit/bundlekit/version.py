@@ -38,6 +38,10 @@ def require(package: str | os.PathLike) -> None:
     require_exporter(sys.argv)
     root = Path(package).resolve().parents[1]
     _roots.append(root)
+    _require_same(root)
+
+
+def _require_same(root: Path) -> None:
     own = root / "bundlekit" / "version.py"
     found = re.search(r'^__version__ = "(.+)"', own.read_text(), re.MULTILINE) if own.is_file() else None
     if found is None or found[1].split(".")[:2] == __version__.split(".")[:2]:
@@ -67,13 +71,23 @@ def root_of(package: str | os.PathLike) -> str:
     return str(folder.parent)
 
 
-def tell_versions() -> None:
+def tell_versions(bundle_root: str | os.PathLike[str] | None = None) -> None:
     """Log which bundle runs, and warn where its folder seems not to be the version that somebody wanted.
+
+    One that came with another minor version of bundlekit is refused.
 
     MONAI's download neither replaces a zip of the same name nor unpacks over a folder that is there, and says so in
     passing; `unzip` and the Hugging Face Hub leave files of the version before.
+
+    Args:
+        bundle_root: folder of the bundle, where its package may lie elsewhere.
+
+    Raises:
+        BundleError: as `require` does.
     """
-    for root in filter(lambda root: _metadata(root).is_file(), dict.fromkeys(_roots)):
+    named = [Path(bundle_root).resolve()] if bundle_root is not None else []
+    for root in filter(lambda root: _metadata(root).is_file(), dict.fromkeys([*named, *_roots])):
+        _require_same(root)
         version = json.loads(_metadata(root).read_text())["version"]
         _log.info("%s %s with bundlekit %s, in %s", root.name, version, __version__, root)
         if not (root / "SHA256SUMS").is_file():  # a checkout
