@@ -55,7 +55,7 @@ BUNDLES = {
     "brain_tissue_vnet": Row(
         data="heads",
         small={
-            **{"init_filters": 4, "patch_size": [32, 32, 16], "spacing": [5, 5, 5], "fit": "none"},
+            **{"init_filters": 2, "patch_size": [32, 32, 16], "spacing": [5, 5, 5], "fit": "none"},
             **{"clahe": 0.02, "normalise": "percentile"},
         },
         training={"epochs": 4, "batch_size": 2, "accumulation_steps": 1, "learning_rate": 0.01, "patches_per_case": 2},

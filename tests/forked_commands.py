@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -142,11 +143,16 @@ def _listen(folder: Path, libraries: Sequence[str]) -> None:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "socket"))
     listener.listen()  # whoever comes before the imports are done, waits
+    with contextlib.suppress(ImportError, AttributeError):  # as tests/conftest.py does
+        yaml = importlib.import_module("yaml")
+        yaml.SafeLoader = yaml.CSafeLoader
     for name in libraries:
         importlib.import_module(name)
     for _ in range(2):  # finds the files of all modules, which Fire would do in every command; the first imports more
-        inspect.modulesbyfile.clear()
-        inspect.stack()
+        inspect.getmodule(sys._getframe(), "/of no module")
+    inspect.modulesbyfile["<frozen runpy>"] = "runpy"  # of no file, looked for in every module
+    for of_library in list(weakref.finalize._registry):  # type: ignore[attr-defined]
+        of_library.atexit = False  # this process's to undo, not that of each command
     gc.freeze()  # no command has to look through what is here, which would copy it
     sys.dont_write_bytecode, sys.pycache_prefix = False, str(folder / "compiled")  # the bundles' own code, once
     starter, served, ending = os.getppid(), 0, False

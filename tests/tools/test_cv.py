@@ -47,7 +47,7 @@ def test_two_folds_and_their_ensemble(
 ) -> None:
     out = tmp_path / "cv"
     call = {"bundle": "brats_resunet", "dataset_dir": str(cohort), "out": str(out), "num_folds": 2, **SMALL}
-    call |= {"save_probabilities": True, "runtime": "torch"}  # which converts no network
+    call |= {"save_probabilities": True, "runtime": "torch", "overlap": 0}  # which converts no network; fewest windows
     # the first fold by hand, as a run that was stopped in between
     one = ["--dataset_dir", cohort, "--cv_dir", out, "--num_folds", "2", *options(**SMALL)]
     run(*bundle_run("training", "train.yaml", "cross_validation.yaml"), *one, "--fold", "1")
@@ -89,6 +89,7 @@ def test_two_folds_and_their_ensemble(
 
     ensemble = bundle_run("inferring", "inference.yaml", "inference_ensemble.yaml")
     folds = ["--cv_dir", out, "--num_folds", "2", "--num_workers", "0", "--runtime", "torch"]
+    folds += ["--overlap", "0"]
     run(*ensemble, "--dataset_dir", cohort / names[0], "--output_dir", tmp_path / "masks", *folds, "--flips", "True")
     assert (tmp_path / "masks" / f"{names[0]}_seg.nii.gz").is_file()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -9,11 +11,16 @@ from scipy.spatial.transform import Rotation
 
 from bundlekit.virtual.anatomy import Head, grid
 from bundlekit.virtual.cohorts import affine_of
+from tests.conftest import MadeOnce
 
 
 @pytest.fixture(scope="session")
-def label_map(tmp_path_factory: pytest.TempPathFactory) -> str:
+def label_map(made_once: MadeOnce) -> str:
     """The ICBM152 tissues as a label map with sides, turned, moved and scaled: what a person's may be."""
+    return str(made_once("person", make_label_map) / "person.nii.gz")
+
+
+def make_label_map(to: Path) -> None:
     axes, spacing = grid((80, 80, 52))
     seen = Head(np.random.default_rng(8)).sample(axes, max(spacing)).numpy()
     right = seen.side_mm > 0
@@ -25,6 +32,5 @@ def label_map(tmp_path_factory: pytest.TempPathFactory) -> str:
         labels.ravel()[own] = np.where(right.ravel()[own], number, left)
     affine = affine_of(spacing)
     turn = nib.affines.from_matvec(Rotation.from_euler("xyz", [4, -8, 12], degrees=True).as_matrix(), [20, -10, 5])
-    file = tmp_path_factory.mktemp("maps") / "person.nii.gz"
-    nib.save(nib.Nifti1Image(labels, turn @ affine), file)
-    return str(file)
+    to.mkdir()
+    nib.save(nib.Nifti1Image(labels, turn @ affine), to / "person.nii.gz")
