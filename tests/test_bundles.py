@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from monai.bundle import ckpt_export, onnx_export, verify_metadata
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from tests.bundles import BUNDLES
 from tests.conftest import ROOT, config
@@ -40,6 +43,15 @@ def test_metadata_follows_the_specification(bundle: str, tmp_path: Path) -> None
         verify_metadata(meta_file=str(broken), filepath=schema)
 
 
+@pytest.fixture(scope="module")
+def operators_read_once() -> Iterator[None]:
+    """For each export PyTorch reads the source of every ONNX operator that it knows, and leaves it as it is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
+
+
+@pytest.mark.usefixtures("operators_read_once")
 @pytest.mark.parametrize(("bundle", "chosen"), NETWORKS, ids=[f"{name}-{chosen}" for name, chosen in NETWORKS])
 def test_exports_compute_the_same(bundle: str, chosen: dict[str, str], tmp_path: Path) -> None:
     torch.manual_seed(0)
