@@ -11,7 +11,7 @@ import pytest
 
 from bundlekit.brats import CheckOrderd, LoadCased, find_cases
 from bundlekit.brats.naming import MODALITIES
-from bundlekit.brats.order import _ORDERS, fit, measured, order_doubt
+from bundlekit.brats.order import _ORDERS, doubts, fit, measured
 from tests.conftest import ROOT
 
 REAL = Path(os.environ.get("BRAIN_DATA", ROOT.parent / "shared" / "data"), "brats_glioma")
@@ -33,10 +33,18 @@ def test_two_that_are_exchanged_are_named(one: int, other: int, image: np.ndarra
     # T1 and T1ce are too much alike in a virtual case of 5 mm
     order = list(range(4))
     order[one], order[other] = other, one
-    doubt = order_doubt(image[order])  # of coarse virtual scans; it may take a third for one of the two as well
+    doubt, _ = doubts(image[order])  # of coarse virtual scans; it may take a third for one of the two as well
     assert MODALITIES[one] in doubt
     assert MODALITIES[other] in doubt
     assert " looks like a " in doubt
+
+
+def test_a_bias_field_makes_them_unlike(image: np.ndarray) -> None:
+    ramp = np.exp(np.linspace(-1.5, 1.5, image.shape[1]))[:, None, None]
+    _, before = doubts(image)
+    _, after = doubts(image * ramp)
+    assert after > 2 * before
+    assert CheckOrderd()({"image": image * ramp})["intensity_distance"] == after
 
 
 def test_any_linear_scale_gives_the_same(image: np.ndarray) -> None:
@@ -49,8 +57,8 @@ def test_any_linear_scale_gives_the_same(image: np.ndarray) -> None:
 def test_of_three_scans_nothing_is_said(missing: int, image: np.ndarray) -> None:
     given = image[[1, 0, 2, 3]].copy()
     given[missing] = 0
-    assert order_doubt(given) == ""
-    assert order_doubt(image[:, :8, :8, :8]) == ""
+    assert doubts(given) == ("", 0.0)
+    assert doubts(image[:, :8, :8, :8]) == ("", 0.0)
 
 
 def test_a_fit_knows_its_own_cases() -> None:
@@ -70,6 +78,8 @@ def test_real_gliomas() -> None:
     """Of those that fitted it, six: fast, and the order of files is that of people."""
     for case in find_cases(REAL):
         image = LoadCased(with_label=False)(case)["image"].numpy()
-        assert order_doubt(image) == ""
-        assert order_doubt(image[[1, 0, 2, 3]]) == "the T1 looks like a T1ce, the T1ce like a T1"
-        assert order_doubt(image[[0, 1, 3, 2]]) == "the T2 looks like a FLAIR, the FLAIR like a T2"
+        doubt, distance = doubts(image)
+        assert doubt == ""
+        assert distance < 54
+        assert doubts(image[[1, 0, 2, 3]])[0] == "the T1 looks like a T1ce, the T1ce like a T1"
+        assert doubts(image[[0, 1, 3, 2]])[0] == "the T2 looks like a FLAIR, the FLAIR like a T2"

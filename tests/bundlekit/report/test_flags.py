@@ -37,10 +37,11 @@ def box() -> np.ndarray:
         ("share", {"b": ["all", 0.2, 0.3]}, {"b": ["all", 0.3, 1]}, 7 / 27),
         ("brain_volume", [900, 1200], [900, 1199], 1200),
         ("removed", 0.5, 0.4, 0.5),
+        ("intensities", 50, 49, 50),
     ],
 )
 def test_a_limit(check: str, good: Any, bad: Any, value: float) -> None:
-    case = result(box(), brain_ml=1200, removed_ml=0.5)
+    case = replace(result(box(), brain_ml=1200, removed_ml=0.5), intensity_distance=50)
     assert flags_of(case, {check: good}) == []
     (flag,) = flags_of(case, {check: bad})
     assert (flag.name, flag.value) == (check, pytest.approx(value))

@@ -1,4 +1,4 @@
-"""Whether four scans are the modalities that they are given as: a T2 that is given as FLAIR gives a wrong mask.
+"""Whether four scans are the modalities that they are given as, and like others: of a T2 as FLAIR a mask is wrong.
 
 Of each scan five quantiles between its darkest and its brightest voxels, of each pair the rank correlation over the
 brain: 26 numbers, which no linear change of intensities moves. Their mean and covariance over 37 gliomas of BraTS tell
@@ -31,7 +31,11 @@ _FITTED = Path(__file__).with_name("order.json")
 
 
 class CheckOrderd(Transform):
-    """Add `order_doubt`: in words, which modalities look like others; "" where none does or one is missing.
+    """Add what the intensities of four scans tell of them.
+
+    `order_doubt`: in words, which modalities look like others; "" where none does or one is missing.
+    `intensity_distance`: squared Mahalanobis distance of the 26 numbers from those of the 37 gliomas; 0 where one is
+    missing. Of one of them from the 36 others it is 37 or less but for one (87).
 
     Args:
         key: T1, T1ce, T2, FLAIR, 4HWD, 0 outside of the brain, of any linear scale of intensities.
@@ -42,29 +46,34 @@ class CheckOrderd(Transform):
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Look at the scans."""
-        return {**data, "order_doubt": order_doubt(convert_to_numpy(data[self.key]))}
+        doubt, distance = doubts(convert_to_numpy(data[self.key]))
+        return {**data, "order_doubt": doubt, "intensity_distance": distance}
 
 
-def order_doubt(image: np.ndarray) -> str:
-    """Which modalities look like others, e.g. "the T2 looks like a FLAIR, the FLAIR like a T2"; "" if none does.
+def doubts(image: np.ndarray) -> tuple[str, float]:
+    """Which modalities look like others, and how far all are from those of gliomas.
 
     Args:
         image: as of `CheckOrderd`.
+
+    Returns:
+        `order_doubt`, e.g. "the T2 looks like a FLAIR, the FLAIR like a T2", and `intensity_distance`.
     """
     found = measured(image)
     if found is None:
-        return ""
+        return "", 0.0
     mean, inverse = _fitted()
     away = [_of_order(*found, order) - mean for order in _ORDERS]
     distances = np.array([part @ inverse @ part for part in away])
     order = _ORDERS[int(distances.argmin())]
     if distances[0] - distances.min() <= _MARGIN:  # the first order is that in which they are given
-        return ""
+        return "", float(distances[0])
     pairs = [(given, MODALITIES[like]) for like, given in enumerate(order) if like != given]
-    return ", ".join(
+    doubt = ", ".join(
         f"the {MODALITIES[given]} {'looks like' if not number else 'like'} a {like}"
         for number, (given, like) in enumerate(sorted(pairs))
     )
+    return doubt, float(distances[0])
 
 
 def measured(image: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

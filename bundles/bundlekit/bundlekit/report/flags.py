@@ -31,6 +31,7 @@ class Result:
     removed_ml: float = 0.0  # by the cleaning of the mask
     grid_known: bool = True  # whether its file tells voxel size and orientation
     order_doubt: str = ""  # which modalities look like others
+    intensity_distance: float = 0.0  # squared Mahalanobis distance from the scans of known cases
 
 
 def flags_of(result: Result, limits: Mapping[str, Any]) -> list[Flag]:
@@ -172,6 +173,14 @@ def _modalities(result: Result, limit: bool) -> Flag | None:
     return Flag("modalities", 1.0, told)
 
 
+def _intensities(result: Result, limit: float) -> Flag | None:
+    distance = result.intensity_distance
+    if distance <= limit:
+        return None
+    told = f"The intensities are unlike those of known cases (distance {distance:.0f}, above {limit:g})"
+    return Flag("intensities", distance, f"{told}: a strong bias field, another contrast, or exchanged files.")
+
+
 @dataclass(frozen=True)
 class Check:
     """A reason to look at a case, and what its limit has to be."""
@@ -183,6 +192,7 @@ class Check:
 
 CHECKS = {
     "modalities": Check(_modalities, "true", _true),
+    "intensities": Check(_intensities, "a squared distance, e.g. 54", _number),
     "grid_unknown": Check(_grid_unknown, "true", _true),
     "nothing_found": Check(_nothing_found, "true", _true),
     "at_the_border": Check(_at_the_border, "a share, e.g. 0.002", _number),

@@ -95,8 +95,15 @@ class WriteVolumes:
             classes = convert_to_numpy(output["pred"])[0].astype(np.uint8)
             affine = np.asarray(output["pred"].affine, float)
             removed_ml = float(output.get("removed_ml", 0.0))
-            told = bool(item.get("grid_known", True)), str(item.get("order_doubt", ""))
-            result = Result(classes, {}, None, removed_ml, *told)
+            result = Result(
+                classes,
+                {},
+                None,
+                removed_ml,
+                grid_known=bool(item.get("grid_known", True)),
+                order_doubt=str(item.get("order_doubt", "")),
+                intensity_distance=float(item.get("intensity_distance", 0.0)),
+            )
             rows = self._rows(str(item["case"]), result, affine, item.get("image"))
             common = {"bundle": self.bundle, "weights_sha256": self._hashes, "computed_by": computed_by}
             self.table.add([{**row, **common} for row in rows])
