@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,59 @@ def test_scans_whose_names_bids_does_not_have_are_told(tmp_path: Path) -> None:
     assert (entries, [finding.file for finding in findings]) == ([], [str(root / odd[3])])
 
 
+def test_scans_lie_in_folders_of_participants(tmp_path: Path) -> None:
+    others = [f"{folder}/sub-02/anat/sub-02_T1w.nii.gz" for folder in ("backup", "derivatives", "sourcedata")]
+    root = dataset(tmp_path, *anat("sub-01", "T1w"), *others)
+    entries, findings = find_entries(root, ["T1"])
+    assert ([entry["case"] for entry in entries], findings) == (["sub-01"], [])
+
+
+@pytest.mark.parametrize(
+    ("file", "found", "expected"),
+    [
+        ("sub-04/anat/sub-05_T1w.nii.gz", "sub-05 in the folder sub-04/anat", "sub-05/, or a name .* sub-04_"),
+        ("sub-06/ses-1/anat/sub-06_T1w.nii.gz", "sub-06 in the folder sub-06/ses-1/anat", "sub-06/, .* sub-06_ses-1_"),
+        ("sub-06/anat/sub-06_ses-1_T1w.nii.gz", "sub-06_ses-1 in the folder sub-06/anat", "sub-06/ses-1/, .* sub-06_"),
+        ("sub-07_T1w.nii.gz", "sub-07 in the folder .", "sub-07/"),
+    ],
+)
+def test_a_scan_whose_name_and_folders_disagree_is_told(tmp_path: Path, file: str, found: str, expected: str) -> None:
+    root = dataset(tmp_path, *anat("sub-01_ses-1", "T1w"), file)
+    entries, (finding,) = find_entries(root, ["T1"])
+    assert [entry["case"] for entry in entries] == ["sub-01_ses-1"]
+    assert (finding.file, finding.found) == (str(root / file), f"a scan of {found}")
+    assert re.fullmatch(f"it in {expected}", finding.expected)
+
+
+@pytest.mark.parametrize(
+    ("lines", "left"),
+    [
+        ("", ["sub-01", "sub-01_run-2", "sub-02_ses-1"]),
+        ("# sub-01/\n\n  \n.\n/\n*_T2w.nii.gz", ["sub-01", "sub-01_run-2", "sub-02_ses-1"]),
+        ("sub-01/\n", ["sub-02_ses-1"]),
+        ("/sub-01/anat", ["sub-02_ses-1"]),
+        ("sub-02/ses-*/", ["sub-01", "sub-01_run-2"]),
+        ("**/ses-1/**", ["sub-01", "sub-01_run-2"]),
+        ("*_run-?_*", ["sub-01", "sub-02_ses-1"]),
+        ("sub-01/*_T1w.nii.gz", ["sub-01", "sub-01_run-2", "sub-02_ses-1"]),  # a star ends at a folder
+        ("*_T1w.nii.gz/", ["sub-01", "sub-01_run-2", "sub-02_ses-1"]),  # of folders alone
+        ("/sub-*\n!/sub-02\n", ["sub-02_ses-1"]),
+    ],
+)
+def test_what_bidsignore_lists_is_no_scan(tmp_path: Path, lines: str, left: list[str]) -> None:
+    root = dataset(tmp_path, *anat("sub-01", "T1w", "run-2_T1w"), *anat("sub-02_ses-1", "T1w"))
+    (root / ".bidsignore").write_text(lines)
+    entries, findings = find_entries(root, ["T1"])
+    assert ([entry["case"] for entry in entries], findings) == (left, [])
+
+
+def test_scans_that_bids_has_no_name_for_are_taken_though_bidsignore_lists_them(tmp_path: Path) -> None:
+    """As it has to, for the data set to be valid."""
+    root = dataset(tmp_path, "sub-01/ct/sub-01_ct.nii.gz")
+    (root / ".bidsignore").write_text("*_ct.nii.gz\n")
+    assert [entry["case"] for entry in find_entries(root, ["CT"])[0]] == ["sub-01"]
+
+
 def test_a_data_set_by_a_path_with_dots_or_a_link(tmp_path: Path) -> None:
     root = dataset(tmp_path / "data", *anat("sub-01", "T1w"))
     (tmp_path / "other").mkdir()
@@ -206,7 +260,7 @@ def test_the_app_refuses_with_one_line(prepared: Path, tmp_path: Path, capsys: p
     level = [str(prepared), str(tmp_path / "out"), "participant"]
     for arguments, told in (
         (level, "--bundle is missing"),
-        ([*level, "--bundle", "nothing_here"], "no bundle of that name is installed"),
+        ([*level, "--bundle", "nothing_here"], "--bundle nothing_here: no bundle's folder"),
         ([*level, "--bundle", "brats_resunet", "--set", "flips"], "expected name=value"),
         ([*level, "--bundle", "brats_resunet", "--set", "flips=@x"], "--set flips=@x: no value in YAML"),
         ([str(tmp_path), *level[1:], "--bundle", "brats_resunet"], "expected a BIDS data set"),
@@ -216,3 +270,30 @@ def test_the_app_refuses_with_one_line(prepared: Path, tmp_path: Path, capsys: p
         assert told in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert running.FAILURES not in [path.name for path in prepared.iterdir()]
+
+
+def test_the_table_of_a_group_is_written_into_a_derivative_of_ours_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = dataset(tmp_path / "raw")
+    (root / "volumes.tsv").write_text("mine")
+    assert app.main([str(root), str(root), "group"]) == 1
+    told = capsys.readouterr().err
+    assert str(root / "dataset_description.json") in told
+    assert "expected: a derivative that the level `participant` has written" in told
+    assert (root / "volumes.tsv").read_text() == "mine"
+    begin_derivative(tmp_path / "out", "one", "1", root)
+    assert app.main([str(root), str(tmp_path / "out"), "group"]) == 0
+
+
+def test_a_bundle_without_its_configs_is_told(
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the wheel has it."""
+    (tmp_path / "site" / "some_bundle").mkdir(parents=True)
+    (tmp_path / "site" / "some_bundle" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert app.main([str(prepared), str(tmp_path / "out"), "participant", "--bundle", "some_bundle"]) == 1
+    told = capsys.readouterr().err
+    assert "its Python alone is installed, without configs and weights" in told
+    assert "give the folder of its unpacked zip" in told

@@ -12,12 +12,14 @@ from typing import Any
 
 import yaml
 
-from bundlekit.cohort.bids import DESCRIPTION, is_bids
+from bundlekit.cohort.bids import DESCRIPTION, is_bids, require_ours
 from bundlekit.cohort.cluster import KINDS, Workers
 from bundlekit.cohort.running import collect_volumes, run_cohort
 from bundlekit.cohort.starting import plan_cohort
 from bundlekit.errors import BundleError, printable
 from bundlekit.version import __version__
+
+_GIVE = "give the folder of its unpacked zip, or in a checkout the bundle's name"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("output_dir", type=Path, help="folder for the derivative")
     parser.add_argument("analysis_level", choices=("participant", "group"),
                         help="participant: masks; group: volumes.tsv of all participants")  # fmt: skip
-    parser.add_argument("--bundle", help="name of a bundle that is installed, or its folder")
+    parser.add_argument("--bundle", help="folder of a bundle (an unpacked zip), or its name in a checkout")
     parser.add_argument("--participant-label", "--participant_label", nargs="+", default=[], metavar="LABEL",
                         help="participants, without sub-; all if not given")  # fmt: skip
     parser.add_argument("--bids-filter-file", help='JSON, entities by channel: {"T1": {"acq": "mprage"}}')
@@ -91,8 +93,7 @@ def _participant(given: argparse.Namespace) -> int:
 
 
 def _group(given: argparse.Namespace) -> int:
-    if not is_bids(given.output_dir):
-        raise BundleError(f"{given.output_dir} has no {DESCRIPTION}; run the level `participant` first.")
+    require_ours(given.output_dir)
     collect_volumes(given.output_dir, bids=True)
     print(printable(str(given.output_dir / "volumes.tsv")))
     return 0
@@ -105,13 +106,14 @@ def _bundle(name: str | None) -> Path:
         BundleError: if there is none.
     """
     if not name:
-        raise BundleError("--bundle is missing; give the name of a bundle that is installed, or its folder.")
+        raise BundleError(f"--bundle is missing; {_GIVE}.")
     spec = find_spec(name) if name.isidentifier() else None
     installed = Path(spec.origin).resolve().parents[1] if spec is not None and spec.origin else None
     for folder in (Path(name).expanduser().absolute(), installed):
         if folder is not None and (folder / "configs" / "metadata.json").is_file():
             return folder
-    raise BundleError(f"--bundle {name}: no bundle of that name is installed, and it is no bundle's folder.")
+    found = "its Python alone is installed, without configs and weights" if installed else "no bundle's folder"
+    raise BundleError(f"--bundle {name}: {found}; {_GIVE}.")
 
 
 def _settings(given: Sequence[str]) -> dict[str, Any]:
