@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bundlekit.cohort.cluster import Workers
-from bundlekit.cohort.records import CORRECTED
+from bundlekit.cohort.records import KEPT
 from bundlekit.cohort.running import FAILURES, run_cohort, to_do
 from bundlekit.cohort.starting import plan_cohort
 from bundlekit.errors import printable
@@ -101,6 +101,6 @@ def _tell(reasons: dict[str, str], cases: int) -> None:
     """Print what would be computed."""
     for case, why in reasons.items():
         print(printable(f"{case}: {why}"))
-    kept = sum(why.startswith(CORRECTED) for why in reasons.values())
+    kept = sum(why.startswith(KEPT) for why in reasons.values())
     failed = f", {kept} would fail" if kept else ""
     print(f"{len(reasons) - kept} of {cases} cases would be computed, {cases - len(reasons)} are done{failed}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import json
 import os
 import shutil
@@ -23,6 +25,7 @@ FROM = {"bundle": "a", "version": "1", "weights_sha256": ["0"], "settings": {}}
 ROW = {**dict.fromkeys(COLUMNS, ""), "case": "a", "name": "WT"}
 TOLD = {**FROM, "volumes": [ROW]}
 Change = Callable[[dict[str, Any]], Any]
+Caplog = pytest.LogCaptureFixture
 
 
 @pytest.fixture
@@ -48,7 +51,7 @@ def records(case: dict[str, Any], tmp_path: Path) -> Records:
 
 def save(mask: Path, values: Any, signature: str = "") -> None:
     """A mask; with a signature, as inference writes it."""
-    array = np.asarray(values, np.uint8).reshape(2, 2, 2)
+    array = np.asarray(values, np.uint8).reshape(2, 2, -1)
     image = nib.Nifti1Image(array, np.eye(4))
     image.header["descrip"] = signed(signature, array) if signature else b""
     nib.save(image, mask)
@@ -68,7 +71,7 @@ def test_a_case_is_done_by_its_mask_and_its_record(records: Records, case: dict[
 
 @pytest.mark.parametrize("name", ["{root}/a_mine.txt", "../a_mine.txt", "b_seg.nii.gz", "link/a_mine.txt"])
 def test_a_record_that_leads_elsewhere_removes_nothing(records: Records, case: dict[str, Any], name: str) -> None:
-    """As one of a stranger may: what it names is gone neither as damaged nor as of an earlier run."""
+    """As one of a stranger may: what it names goes neither as damaged nor as of an earlier run."""
     (records.output_dir / "link").symlink_to(records.output_dir.parent)
     name = name.format(root=records.output_dir.parent)
     other = records.output_dir / name
@@ -77,7 +80,7 @@ def test_a_record_that_leads_elsewhere_removes_nothing(records: Records, case: d
     same = {"file": name, "bytes": 4, "mtime_ns": other.stat().st_mtime_ns, "sha256": ""}
     for outputs in ([*record["outputs"], same], [{**same, "bytes": 10**6}]):
         records.path("a").write_text(json.dumps({**record, "outputs": outputs}))
-        records.forget(case)
+        records.put_aside(case)
         records.remove_others(case, [])
         assert other.read_text() == "mine"
 
@@ -145,18 +148,113 @@ def test_data_that_moved_are_the_same(records: Records, case: dict[str, Any], tm
     assert records.why(case, FROM) == ""
 
 
-def test_a_corrected_mask_stays_and_a_damaged_one_goes(records: Records, case: dict[str, Any]) -> None:
+def cut_off(mask: Path) -> bytes:
+    """What is left of a file whose end is lost."""
+    whole = mask.read_bytes()
+    mask.write_bytes(whole[: len(whole) // 2])
+    return mask.read_bytes()
+
+
+def test_a_corrected_mask_stays(records: Records, case: dict[str, Any]) -> None:
     mask = records.output_dir / "a_seg.nii.gz"
     save(mask, np.ones(8))
     assert records.why(case, FROM) == ""
     assert records.why(case, {**FROM, "version": "2"}).startswith("corrected: the mask stays, and version changed;")
-    records.forget(case)
+    records.put_aside(case)
     assert mask.is_file()
-    mask.write_bytes(mask.read_bytes()[:-9])
-    assert records.why(case, FROM) == "damaged"
-    records.forget(case)
-    assert not mask.exists()
-    assert json.loads(records.path("a").read_text())["case"] == "a"
+
+
+def test_a_mask_of_ours_that_was_cut_off_is_put_aside(records: Records, case: dict[str, Any], caplog: Caplog) -> None:
+    """It may be somebody's correction that is saved right now: nothing is removed, nor is what was put aside before."""
+    mask = records.output_dir / "a_seg.nii.gz"
+    lost = []
+    for seed in (1, 2):
+        save(mask, np.random.default_rng(seed).integers(0, 4, 32**3), "segmented by a")
+        lost.append(cut_off(mask))
+        assert records.why(case, FROM) == "damaged"
+        records.put_aside(case)
+        assert records.why(case, FROM) == "missing"
+    aside = [path for path in records.output_dir.iterdir() if path.suffix == ".damaged"]
+    assert sorted(path.read_bytes() for path in aside) == sorted(lost)
+    assert all(".nii" not in path.name and path.name in caplog.text for path in aside)
+
+
+def as_nii(mask: Path) -> None:
+    """Uncompressed, under a name that says it is not."""
+    mask.write_bytes(gzip.decompress(mask.read_bytes()))
+
+
+def as_colours(mask: Path) -> None:
+    header = nib.load(mask).header
+    colours = np.zeros((2, 2, 2), [(channel, "u1") for channel in "RGB"])
+    image = nib.Nifti1Image(colours, np.eye(4))
+    image.header["descrip"] = header["descrip"]
+    nib.save(image, mask)
+
+
+def as_unsigned_half(mask: Path) -> None:
+    save(mask, np.random.default_rng(1).integers(0, 4, 32**3))
+    cut_off(mask)
+
+
+@pytest.mark.parametrize("spoil", [as_nii, as_colours, as_unsigned_half])
+def test_a_mask_that_is_none_of_ours_is_a_failure_and_stays(
+    records: Records, case: dict[str, Any], spoil: Callable[[Path], None]
+) -> None:
+    mask = records.output_dir / "a_seg.nii.gz"
+    save(mask, np.ones(8), "segmented by a")
+    spoil(mask)
+    before = mask.read_bytes()
+    why = records.why(case, FROM)
+    assert why.startswith(f"unreadable: {mask} stays: found ")
+    assert "; expected " in why
+    records.put_aside(case)
+    assert mask.read_bytes() == before
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "denied"), OSError(errno.EIO, "disk"), MemoryError()])
+def test_a_mask_that_cannot_be_read_is_a_failure_and_stays(
+    records: Records, case: dict[str, Any], error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask = records.output_dir / "a_seg.nii.gz"
+    save(mask, np.ones(8), "segmented by a")
+
+    def fail(path: Path) -> bytes:
+        raise error
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert records.why(case, FROM).startswith(f"unreadable: {mask} stays: found ")
+    assert type(error).__name__ in records.why(case, FROM)
+    records.put_aside(case)
+    assert mask.is_file()
+
+
+def test_a_folder_that_cannot_be_looked_into_is_a_failure_of_the_case(
+    records: Records, case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mask, stat = records.output_dir / "a_seg.nii.gz", Path.stat
+
+    def stale(path: Path, **more: Any) -> os.stat_result:
+        if path == mask:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(path, **more)
+
+    monkeypatch.setattr(Path, "stat", stale)
+    assert records.why(case, FROM).startswith(f"unreadable: {mask} stays: found ")
+
+
+def test_a_mask_whose_header_was_repaired_is_corrected(records: Records, case: dict[str, Any]) -> None:
+    """Its voxels are still those that were written."""
+    mask = records.output_dir / "a_seg.nii.gz"
+    save(mask, np.ones(8), "segmented by a")
+    records.write(case, [mask], inputs_of(case), TOLD)
+    image = nib.load(mask)
+    affine = np.diag([-1.0, 1, 1, 1])
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), affine, image.header), mask)
+    assert records.why(case, FROM) == ""
+    assert records.why(case, {**FROM, "version": "2"}).startswith("corrected: the mask stays")
+    collect_volumes(records.output_dir)
+    assert [row["flags"] for row in VolumeTable(records.output_dir).rows()] == ["mask_corrected"]
 
 
 def test_a_mask_of_another_run_is_computed_again(records: Records, case: dict[str, Any]) -> None:
@@ -180,6 +278,36 @@ def test_rows_of_a_corrected_mask_are_flagged(records: Records) -> None:
         save(mask, np.ones(8))
 
 
+def flags_after(records: Records) -> list[str]:
+    collect_volumes(records.output_dir)
+    return [row["flags"] for row in VolumeTable(records.output_dir).rows()]
+
+
+def test_rows_of_a_mask_that_is_gone_or_cannot_be_read_are_flagged(records: Records, caplog: Caplog) -> None:
+    mask = records.output_dir / "a_seg.nii.gz"
+    mask.write_bytes(b"no mask")
+    assert flags_after(records) == ["mask_unreadable"]
+    mask.unlink()
+    assert flags_after(records) == ["mask_missing"]
+    assert "1 case(s) with the flag mask_missing: a" in caplog.text
+
+
+def test_rows_of_scans_that_changed_are_flagged(records: Records, case: dict[str, Any]) -> None:
+    first, _, second = map(Path, case["image"])
+    assert flags_after(records) == [""]
+    whole = first.read_bytes()
+    first.write_bytes(b"cut off")
+    assert flags_after(records) == ["outdated"]
+    (row,) = VolumeTable(records.output_dir).rows()
+    assert row["reasons"] == "Changed since this row was written: a_t1.nii.gz"
+    first.write_bytes(whole)
+    assert flags_after(records) == [""]
+    first.unlink()
+    assert flags_after(records) == ["outdated"]
+    second.unlink()  # none is left: the data were moved, or the case is no longer of the data set
+    assert flags_after(records) == [""]
+
+
 @pytest.mark.parametrize("name", ["../evil", "a/b", "..", ""])
 def test_a_name_that_is_no_files_has_no_record(records: Records, case: dict[str, Any], name: str) -> None:
     with pytest.raises(BundleError, match="expected the name of a file"):
@@ -197,7 +325,7 @@ def test_the_mask_alone_decides(records: Records, case: dict[str, Any], correcte
     if corrected:
         save(mask, np.ones(8))
     assert records.why(case, FROM) == ""
-    records.forget(case)
+    records.put_aside(case)
     assert json.loads(sidecar.read_text())["Manual"]
 
 

@@ -75,6 +75,14 @@ def failures(out: Path) -> dict[str, str]:
         return {row["case"]: row["reason"] for row in csv.DictReader(file)}
 
 
+def outdated(out: Path) -> list[str]:
+    """Cases all of whose rows have the flag."""
+    flagged: dict[str, set[bool]] = {}
+    for row in VolumeTable(out).rows():
+        flagged.setdefault(row["case"], set()).add("outdated" in row["flags"].split(";"))
+    return [case for case, found in flagged.items() if found == {True}]
+
+
 def names(out: Path, pattern: str = "*_seg.nii.gz") -> list[str]:
     return sorted(path.name for path in out.rglob(pattern))
 
@@ -145,11 +153,40 @@ def test_what_changed_is_computed_again_and_what_fails_is_told(planned: Planned,
     outcome = run_cohort(found, findings, plan, ONE)
     assert outcome.computed == [first, second]
     assert [key.rpartition("/")[2] for key in failures(out)] == [third]
+    assert outdated(out) == [third]
     assert names(out, "*_probabilities.nii.gz") == [f"{name}_probabilities.nii.gz" for name in (first, second)]
     record = json.loads((out / "records" / f"{first}.json").read_text())
     assert [entry["file"] for entry in record["outputs"]] == [
         f"{first}_{kind}.nii.gz" for kind in ("seg", "probabilities")
     ]
+
+
+@pytest.mark.usefixtures("in_this_process")
+def test_rows_of_a_case_that_fails_again_are_flagged(
+    planned: Planned, cases: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    plan, found, findings = planned()
+    names_ = [case["case"] for case in found]
+    run_cohort(found, findings, plan, ONE)
+    assert not outdated(out)
+
+    def refused(*_: Any) -> dict[str, Any]:
+        return {"refused": "a damaged scan", "ends_run": False}
+
+    monkeypatch.setattr(running, "segment_case", refused)
+    file = Path(found[0]["image"][0])
+    file.write_bytes(file.read_bytes()[:-9])
+    outcome = run_cohort(found, findings, plan, ONE)
+    assert (list(outcome.failures), outcome.done) == (names_[:1], names_[1:])
+    assert outdated(out) == names_[:1]
+    assert f"{names_[0]}_seg.nii.gz" in names(out)
+    run_cohort(found, findings, planned(flips=True)[0], ONE)
+    assert outdated(out) == names_
+    shutil.move(cases, tmp_path / "moved")  # which is no reason to compute or to flag anything
+    plan, found, findings = planned(dataset=tmp_path / "moved")
+    assert run_cohort(found, findings, plan, ONE).done == names_[1:]
+    assert outdated(out) == names_[:1]
 
 
 @pytest.mark.usefixtures("in_this_process")
@@ -291,14 +328,15 @@ def test_workers_that_cannot_be_are_refused(given: dict[str, Any], told: str) ->
     assert told in str(error.value)
 
 
-def test_a_corrected_mask_that_keeps_a_case_from_being_computed_is_told_without_a_worker(
-    planned: Planned, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("reason", ["corrected: the mask stays", "unreadable: the mask stays"])
+def test_a_mask_that_keeps_a_case_from_being_computed_is_told_without_a_worker(
+    planned: Planned, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plan, (first, *others), _ = planned()
-    why = {first["case"]: "corrected: the mask stays", **{case["case"]: "" for case in others}}
+    why = {first["case"]: reason, **{case["case"]: "" for case in others}}
     monkeypatch.setattr(running, "to_do", lambda *_: why)
     outcome = run_cohort([first, *others], [], plan, Workers(scheduler="tcp://127.0.0.1:9"))  # which is not asked
-    assert (len(outcome.done), outcome.failures) == (2, {first["case"]: "corrected: the mask stays"})
+    assert (len(outcome.done), outcome.failures) == (2, {first["case"]: reason})
     assert failures(Path(plan.output_dir)) == outcome.failures
     tools.cohort._tell(outcome.failures, 3)
     assert "0 of 3 cases would be computed, 2 are done, 1 would fail." in capsys.readouterr().out

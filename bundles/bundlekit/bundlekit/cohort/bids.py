@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bundlekit.cases.case import Case
+from bundlekit.cohort.records import ASIDE
 from bundlekit.errors import BundleError, Finding, printable
 from bundlekit.files import write_result
 from bundlekit.report.table import COLUMNS
@@ -30,6 +31,7 @@ _IGNORED = (
     "failures.csv",
     "volumes.*",
     "*_overlay.png",
+    f"*{ASIDE}",
 )  # of a derivative, what BIDS has no name for
 _README = """# Segmentations by {bundle}
 

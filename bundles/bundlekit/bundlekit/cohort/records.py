@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from bundlekit.cases.case import Case, unsafe_name
 from bundlekit.errors import BundleError
 from bundlekit.files import sha256_of, write_result
 from bundlekit.images.nifti import read_array
-from bundlekit.images.writing import left_as_segmented
+from bundlekit.images.writing import remark_in, written_by
 from bundlekit.report.table import COLUMNS
 
+_log = logging.getLogger(__name__)
 FOLDER = "records"
-MISSING, DONE = "missing", ""
-CORRECTED = "corrected"  # what `why` begins with where the mask is somebody's, who has to move it away
+MISSING, DAMAGED, DONE = "missing", "damaged", ""
+CORRECTED, UNREADABLE = "corrected", "unreadable"
+KEPT = (CORRECTED, UNREADABLE)  # what `why` begins with where the mask is or may be somebody's, who has to see to it
+ASIDE = ".damaged"  # end of the name of what was put aside
 # of a case, what its mask does not depend on; `image` is compared file by file
 _NO_MATTER = {
     *("case", "image", "patient", "subset", "notice"),
@@ -29,9 +35,9 @@ class Records:
 
     A record holds `case`; `bundle`, `version` and `bundlekit`, the versions; `weights_sha256`; `settings` that were
     given and `config_sha256` of all of them; `inputs`, in the order of the network's channels, null for one that is
-    not there, and `outputs`, the mask first, each file with its SHA-256, bytes and time of modification; `read_as`,
-    what else of the case decides, such as `label_values`; `volumes`, the rows of `volumes.csv`; `computed_by`,
-    `seconds`, `host` and `finished`.
+    not there, and `outputs`, the mask first, each file with its SHA-256, bytes and time of modification, and the mask
+    with the remark of its header, which holds the CRC-32 of its voxels; `read_as`, what else of the case decides, such
+    as `label_values`; `volumes`, the rows of `volumes.csv`; `computed_by`, `seconds`, `host` and `finished`.
 
     Args:
         output_dir: folder of the results.
@@ -76,6 +82,7 @@ class Records:
             BundleError: if it cannot be written.
         """
         files = [_describe(path, path.relative_to(self.output_dir).as_posix()) for path in outputs]
+        files[0]["remark"] = remark_in(outputs[0])
         content = {"case": case["case"], **told, "read_as": _read_as(case), "inputs": inputs, "outputs": files}
         text = json.dumps(content, indent=1) + "\n"
         write_result(self.path(case["case"]), lambda file: file.write(text.encode()), "output_dir")
@@ -84,9 +91,9 @@ class Records:
         """Why a case has to be computed: "missing", "damaged", or "changed: " and what; "" if it is done.
 
         The mask decides: other results may be gone, or may have been changed. A mask that somebody corrected is done;
-        where what it was made from has changed, the answer begins with "corrected", and the case cannot be computed. A
-        file whose path, size and time of modification are those in the record is taken for the same; any other is
-        hashed.
+        where what it was made from has changed, the answer begins with "corrected", and the case cannot be computed,
+        nor can one whose mask cannot be read ("unreadable"). A file whose path, size and time of modification are those
+        in the record is taken for the same; any other is hashed.
 
         Args:
             case: as `find_cases` gives it.
@@ -94,26 +101,54 @@ class Records:
         """
         record = self.read(case["case"])
         mask = MISSING if record is None else self.mask_of(record)
-        if record is None or mask in (MISSING, "damaged"):
+        if record is None or mask in (MISSING, DAMAGED) or mask.startswith(UNREADABLE):
             return mask
-        changed = [name for name, value in made_from.items() if record.get(name) != value]
-        changed += ["read_as"] if record.get("read_as") != _read_as(case) else []
-        files, recorded = case["image"], record["inputs"]
-        if len(files) != len(recorded):
-            changed.append(f"{len(files)} files, {len(recorded)} before")
-        for file, entry in zip(files, recorded, strict=False):
-            if not _same_input(file, entry):
-                changed.append(Path(file or entry["file"]).name)
+        changed = self.changed(record, made_from, case)
         if mask == CORRECTED and changed:
             return f"{CORRECTED}: the mask stays, and {', '.join(changed)} changed; to compute it again, move it away"
         changed += ["mask"] if mask == "changed" else []
         return f"changed: {', '.join(changed)}" if changed else DONE
 
-    def forget(self, case: Case) -> None:
-        """Remove the mask of a case if it is damaged, so that it can be written again."""
+    def changed(self, record: Mapping[str, Any], made_from: Mapping[str, Any], case: Case | None = None) -> list[str]:
+        """What a record was made from and is another now: names of settings and files.
+
+        Args:
+            record: of a case.
+            made_from: as for `why`.
+            case: as `find_cases` gives it now; None: it is not found. Its files are looked for where they were then; if
+                none is left there, they were moved, or are no longer of the data set, and nothing is told of them.
+        """
+        changed = [name for name, value in made_from.items() if record.get(name) != value]
+        recorded = record["inputs"]
+        if case is not None:
+            changed += ["read_as"] if record.get("read_as") != _read_as(case) else []
+            files = case["image"]
+        else:
+            files = [entry["file"] if entry else "" for entry in recorded]
+            if not any(map(os.path.exists, files)):
+                return changed
+        if len(files) != len(recorded):
+            changed.append(f"{len(files)} files, {len(recorded)} before")
+        for file, entry in zip(files, recorded, strict=False):
+            if not _same_input(file, entry):
+                changed.append(Path(file or entry["file"]).name)
+        return changed
+
+    def put_aside(self, case: Case) -> None:
+        """Rename the mask of a case if it is damaged, so that it can be written again; the log says so."""
         record = self.read(case["case"])
-        if record is not None and self.mask_of(record) == "damaged":
-            self._remove(record["outputs"][0])
+        if record is None or self.mask_of(record) != DAMAGED:
+            return
+        path = self.output_dir / record["outputs"][0]["file"]
+        if not self._is_within(path):
+            return
+        # a name that no other file has, and that is not taken for a scan's
+        aside = path.with_name(f"{path.name.removesuffix('.nii.gz')}.{uuid4().hex[:8]}{ASIDE}")
+        try:
+            path.rename(aside)
+            _log.warning("%s: the mask was cut off; it is kept as %s, and computed again", case["case"], aside)
+        except OSError as error:  # the mask stays, and the case is refused
+            _log.warning("%s: the mask was cut off, and cannot be put aside (%s)", case["case"], error)
 
     def remove_others(self, case: Case, kept: Collection[Path]) -> None:
         """Remove what the record of a case lists beside `kept`: an earlier run wrote it, with other settings.
@@ -122,34 +157,40 @@ class Records:
         """
         for entry in (self.read(case["case"]) or {"outputs": []})["outputs"]:
             path = self.output_dir / entry["file"]
-            if path not in kept and _same(path, entry):
-                self._remove(entry)
+            if path not in kept and _same(path, entry) and self._is_within(path):
+                path.unlink()
 
     def mask_of(self, record: Mapping[str, Any]) -> str:
-        """What became of the mask of a record: "", "missing", "damaged", "corrected" by somebody, or "changed".
+        """What became of the mask of a record.
 
-        A mask that is another one than the record's, and as inference has written it, is of another run: of one that
-        was killed before it wrote its record, or of one without records.
+        "", "missing", "damaged", "corrected" by somebody, "changed", or "unreadable: " and why.
+
+        A mask with other voxels than the record's, and as inference has written it, is of another run: of one that was
+        killed before it wrote its record, or of one without records. One with the same voxels has another header, which
+        somebody repaired. Only what inference wrote can be damaged: a file that has its remark, and was cut off.
         """
         entry = record["outputs"][0]
         path = self.output_dir / entry["file"]
-        if not path.is_file():
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
             return MISSING
+        except OSError as error:
+            return _unreadable(path, f"cannot be looked at ({type(error).__name__}: {error})")
         if _same(path, entry):
             return ""
-        if left_as_segmented(path):
-            return "changed"
+        bundle, untouched = written_by(path)
+        if untouched:
+            return CORRECTED if remark_in(path) == entry.get("remark") else "changed"
         try:
             read_array(str(path))
             return CORRECTED
-        except BundleError:
-            return "damaged"
+        except BundleError as error:
+            return DAMAGED if bundle and _is_cut_off(error) else _unreadable(path, error.findings[0].found)
 
-    def _remove(self, entry: Mapping[str, Any]) -> None:
-        """Remove a result, unless a link leads to it."""
-        path = self.output_dir / entry["file"]
-        if path.parent.resolve().is_relative_to(self.output_dir.resolve()):
-            path.unlink()
+    def _is_within(self, path: Path) -> bool:
+        """Whether a result lies in the output folder, without a link that leads elsewhere."""
+        return path.parent.resolve().is_relative_to(self.output_dir.resolve())
 
 
 def inputs_of(case: Case) -> list[dict[str, Any] | None]:
@@ -159,6 +200,18 @@ def inputs_of(case: Case) -> list[dict[str, Any] | None]:
         OSError: if one cannot be read.
     """
     return [_describe(Path(file), str(Path(file).absolute())) if file else None for file in case["image"]]
+
+
+def _unreadable(path: Path, found: str) -> str:
+    fix = "mend it; or move it away, and it is computed again"
+    return f"{UNREADABLE}: {path} stays: found {found}; expected a mask that can be read; {fix}"
+
+
+def _is_cut_off(error: BundleError) -> bool:
+    """Whether `read_array` failed by what is in a file: neither by the system nor by colours."""
+    cause = error.__cause__
+    of_system = isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno is not None)
+    return cause is not None and not of_system
 
 
 def _describe(path: Path, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,16 @@ from typing import Any
 from tqdm import tqdm
 
 from bundlekit.cases.case import Case
-from bundlekit.cohort.bids import begin_derivative, require_derivative, write_volumes_tsv
+from bundlekit.cohort.bids import begin_derivative, require_derivative, some, write_volumes_tsv
 from bundlekit.cohort.cluster import Workers, connected, dask
 from bundlekit.cohort.pipeline import Plan, segment_case
-from bundlekit.cohort.records import CORRECTED, DONE, MISSING, Records
+from bundlekit.cohort.records import CORRECTED, DAMAGED, DONE, KEPT, MISSING, UNREADABLE, Records
 from bundlekit.errors import BundleError, Finding, printable
 from bundlekit.files import write_result
 from bundlekit.report.table import DICTIONARY, TABLE, VolumeTable
 
 _log = logging.getLogger(__name__)
 FAILURES, JOBS = "failures.csv", "jobs"
-_FLAG = "mask_corrected"
 _COLUMNS = ("case", "reason")
 _TABLES = (TABLE, DICTIONARY, FAILURES, "volumes.tsv")
 _PART = re.compile(r"\.(.+)\.[0-9a-f]{8}\.part")
@@ -81,12 +80,12 @@ def run_cohort(
     outcome = Outcome(failures=_findings(findings))
     why = to_do(cases, plan)
     outcome.done = [name for name, reason in why.items() if reason == DONE]
-    outcome.failures |= {name: reason for name, reason in why.items() if reason.startswith(CORRECTED)}
+    outcome.failures |= {name: reason for name, reason in why.items() if reason.startswith(KEPT)}
     left = [case for case in cases if why[str(case["case"])] != DONE and str(case["case"]) not in outcome.failures]
     records = Records(out)
     for case in left:
-        if why[str(case["case"])] != MISSING:
-            records.forget(case)
+        if why[str(case["case"])] == DAMAGED:
+            records.put_aside(case)
     if collect:
         write_failures(out, outcome.failures)
     table = VolumeTable(out)
@@ -110,7 +109,14 @@ def run_cohort(
                             write_failures(out, outcome.failures)
     finally:
         if collect:
-            collect_volumes(out, plan.bids is not None)
+            by_name = {str(case["case"]): case for case in cases}
+            done = {*outcome.done, *outcome.computed}
+
+            def changed(record: Mapping[str, Any]) -> list[str]:
+                name = record["case"]
+                return [] if name in done else records.changed(record, plan.made_from, by_name.get(name))
+
+            collect_volumes(out, plan.bids is not None, changed)
     _remove_parts(out, {str(case["case"]) for case in left}, collect)
     return outcome
 
@@ -188,31 +194,62 @@ def write_failures(output_dir: Path, failures: Mapping[str, str]) -> None:
     write_result(output_dir / FAILURES, lambda file: file.write(printable(text.getvalue()).encode()), "output_dir")
 
 
-def _flagged(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a mask that is no longer as it was measured."""
-    flags = ";".join(filter(None, (row.get("flags"), _FLAG)))
-    reasons = " | ".join(filter(None, (row.get("reasons"), "The mask was corrected after this row was written")))
-    return {**row, "flags": flags, "reasons": reasons}
+def _flags(mask: str, changed: Sequence[str]) -> dict[str, str]:
+    """Flags of rows that no longer hold, and what is told of each.
+
+    Args:
+        mask: what became of the mask, see `Records.mask_of`.
+        changed: what is another now, see `Records.changed`.
+    """
+    flags = {}
+    if mask == CORRECTED:
+        flags["mask_corrected"] = "The mask was corrected after this row was written"
+    elif mask == MISSING:
+        flags["mask_missing"] = "The mask is no longer there"
+    elif mask == DAMAGED or mask.startswith(UNREADABLE):
+        flags["mask_unreadable"] = "The mask can no longer be read"
+    if changed:
+        flags["outdated"] = f"Changed since this row was written: {', '.join(changed)}"
+    return flags
 
 
-def collect_volumes(output_dir: Path, bids: bool = False) -> None:
+def _flagged(row: Mapping[str, Any], flags: Mapping[str, str]) -> dict[str, Any]:
+    """A row with flags beside those that it has."""
+    return {
+        **row,
+        "flags": ";".join(filter(None, (row.get("flags"), *flags))),
+        "reasons": " | ".join(filter(None, (row.get("reasons"), *flags.values()))),
+    }
+
+
+def collect_volumes(
+    output_dir: Path, bids: bool = False, changed: Callable[[Mapping[str, Any]], Sequence[str]] | None = None
+) -> None:
     """Write `volumes.csv` of all cases with a record, and of those that were in it without one, by case.
 
-    The rows of a mask that was corrected are those of before, and have the flag `mask_corrected`. The record of a mask
-    that another run has written since does not count.
+    Rows that no longer hold stay and have a flag: `mask_corrected`, `mask_missing`, `mask_unreadable`, `outdated`; the
+    log tells of which cases. The record of a mask that another run has written since does not count.
 
     Args:
         output_dir: folder of the results.
         bids: it is a BIDS derivative, and has `volumes.tsv`, of the cases with a record.
+        changed: what a record was made from and is another now; None: of scans alone, where the record has them.
 
     Raises:
         BundleError: if it cannot be written.
     """
     records = Records(output_dir)
     found = {}
+    flagged: dict[str, list[str]] = {}
     for record in records.all():
-        if (mask := records.mask_of(record)) != "changed":  # its rows are of another mask
-            found[record["case"]] = [_flagged(row) if mask == CORRECTED else row for row in record["volumes"]]
+        if (mask := records.mask_of(record)) == "changed":  # its rows are of another mask
+            continue
+        flags = _flags(mask, changed(record) if changed is not None else records.changed(record, {}))
+        found[record["case"]] = [_flagged(row, flags) for row in record["volumes"]]
+        for flag in flags:
+            flagged.setdefault(flag, []).append(record["case"])
+    for flag, names in flagged.items():
+        _log.warning("%s: %d case(s) with the flag %s: %s", output_dir, len(names), flag, some(names))
     if bids:
         write_volumes_tsv(output_dir, [row for case in sorted(found) for row in found[case]])
         return
