@@ -45,6 +45,8 @@ def prepare(
     device: str | None = None,
     seed: int = 0,
     study: str | None = None,
+    dicomweb: str | None = None,
+    dicomweb_user: str | None = None,
 ) -> None:
     """Register the scans of a head, resample them to 1 mm and strip them, as the bundles for BraTS data want them.
 
@@ -67,10 +69,12 @@ def prepare(
         mask_bundle: folder of brain_mask_unet; None: the one of this project.
         device: that computes the brain masks; None: the GPU if there is one.
         seed: of the registration.
-        study: UID of the DICOM study, where the folder has several.
+        study: UID of the DICOM study, where the folder has several, or that is fetched.
+        dicomweb: address of a DICOMweb server, from which the study is fetched into `folder`; None there: OUT/dicom.
+        dicomweb_user: of that server, with the password in the environment variable DICOMWEB_PASSWORD.
 
     Raises:
-        ValueError: for what is missing, damaged, open or doubtful; nothing is written then.
+        ValueError: for what is missing, damaged, open or doubtful; nothing is written then but what was fetched.
     """
     _required(out, "--out", "the folder for the prepared case")
     flags = {"fill_missing": fill_missing, "accept_doubtful": accept_doubtful, "n4": n4}
@@ -79,10 +83,14 @@ def prepare(
             raise ValueError(f"--{name} is {value!r}; expected True or False.")
     given = zip(MODALITIES, (t1, t1ce, t2, flair), strict=True)
     files: dict[str, Any] = {modality: str(file) for modality, file in given if file is not None}
+    server = _server(dicomweb, dicomweb_user)
+    if server is not None:
+        folder = str(folder or Path(str(out)) / "dicom")
+        _fetch(server, study, folder)
     if folder is not None:
         case, files = _of_folder(str(folder), files, case, study, fill_missing)
     elif study is not None:
-        raise ValueError("--study is given without a folder; give the folder of the DICOM study.")
+        raise ValueError("--study is given without a folder; give the folder of the DICOM study, or --dicomweb URL.")
     if not files:
         raise ValueError(
             "no scan is given; give --t1, --t1ce, --t2 and --flair, or a folder with BraTS-like names or DICOM."
@@ -95,6 +103,41 @@ def prepare(
         told = [f"rotated by {move['rotation_degrees']:.1f} degrees", f"brain overlap {entry['brain_overlap']:.2f}"]
         print(f"{modality:<6}" + "; ".join(told + [f"DOUBTFUL: {doubt}" for doubt in move["doubts"]]))
     print(Path(str(out)) / "prepared.json")
+
+
+def _server(url: str | None, user: str | None) -> Any:
+    """The DICOMweb server of this address; None if there is no address."""
+    if url is not None:
+        return _dicom("dicomweb").DicomWeb(str(url), None if user is None else str(user))
+    if user is not None:
+        raise ValueError("--dicomweb_user is given without a server; give --dicomweb URL.")
+    return None
+
+
+def _fetch(server: Any, study: str | None, folder: str) -> None:
+    """Bring a study into the folder."""
+    _required(study, "--study", f"the UID of the study on {server.url}")
+    fetched, there = server.fetch(str(study), folder)
+    print(f"{folder}: {fetched} files fetched, {there} were there (they hold the patient's name)", flush=True)
+
+
+def _where_to_store(store: bool, url: str | None, user: str | None, seg_on: str | None) -> Any:
+    """The DICOMweb server that gets the DICOM-SEG; None if none does."""
+    if not store:
+        return None
+    if url is None:
+        raise ValueError("--store True needs the server that gets the DICOM-SEG; give --dicomweb URL.")
+    if str(seg_on).lower() == "none":
+        raise ValueError("--store True and --seg_on none are given: without a DICOM-SEG there is nothing to store.")
+    return _server(url, user)
+
+
+def _refuse_nothing_to_store(server: Any, stacks: Mapping[str, Any]) -> None:
+    if server is not None and not stacks:
+        raise ValueError(
+            "--store True is given, and there is no DICOM-SEG: the reference was a NIfTI file; "
+            "name a modality that was DICOM (--seg_on)."
+        )
 
 
 def _of_folder(
@@ -119,11 +162,11 @@ def _of_folder(
 
 
 def _dicom(module: str) -> Any:
-    """A module of bundlekit that needs pydicom and highdicom."""
+    """A module of bundlekit that needs the packages of the extra `dicom`."""
     try:
         return import_module(f"bundlekit.preparation.{module}")
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("pydicom", "highdicom"):
+        if (error.name or "").partition(".")[0] not in ("pydicom", "highdicom", "dicomweb_client"):
             raise
         raise ValueError(f"{error.name} is not installed, which DICOM needs: pip install -e '.[dicom]'") from None
 
@@ -136,6 +179,9 @@ def restore(
     sources: str | None = None,
     seg_on: str | None = None,
     weights: str | None = None,
+    dicomweb: str | None = None,
+    dicomweb_user: str | None = None,
+    store: bool = False,
 ) -> None:
     """Bring the mask of a prepared case back to the grid of each scan it was prepared from.
 
@@ -153,10 +199,16 @@ def restore(
         sources: folder with the scans, if they were moved.
         seg_on: modality whose series the DICOM-SEG is on, "all" or "none"; None: the reference.
         weights: checkpoint that made the mask; its SHA-256 goes into the DICOM-SEG.
+        dicomweb: address of a DICOMweb server, which gets the DICOM-SEG.
+        dicomweb_user: of that server, with the password in the environment variable DICOMWEB_PASSWORD.
+        store: send the DICOM-SEG to that server.
 
     Raises:
-        ValueError: if a file is missing or another one.
+        ValueError: if a file is missing or another one, or the server does not take the DICOM-SEG.
     """
+    if (dicomweb is not None or dicomweb_user is not None) and not store:
+        raise ValueError("--dicomweb is given, and nothing to do there; --store True sends the DICOM-SEG.")
+    server = _where_to_store(store, dicomweb, dicomweb_user, seg_on)
     _required(mask, "--mask", "the label map of the prepared case")
     path = Path(str(mask)).expanduser()
     beside = path.with_name(path.name.replace("_seg.nii", "_probabilities.nii"))
@@ -167,10 +219,13 @@ def restore(
     if weights is not None:
         maker["weights"] = _hash(weights)
     stacks = _seg_stacks(seg_on, read_record(prepared), sources)
-    _restore(prepared, path, out, probabilities, sources, stacks, maker)
+    _refuse_nothing_to_store(server, stacks)
+    _restore(prepared, path, out, probabilities, sources, stacks, maker, server)
 
 
-def segment(bundle: str, folder: str | None = None, out: str | None = None, **settings: Any) -> None:
+def segment(
+    bundle: str, folder: str | None = None, out: str | None = None, store: bool = False, **settings: Any
+) -> None:
     """Prepare the scans of a head, segment them, and bring the mask back to each scan.
 
     Leaves in OUT: prepared/ (the case, prepared.json), segmented/ (mask and probabilities at 1 mm),
@@ -182,13 +237,16 @@ def segment(bundle: str, folder: str | None = None, out: str | None = None, **se
     Args:
         bundle: brats_resunet (gliomas) or brain_metastasis_attention_unet.
         folder: with the scans of one head in BraTS-like names, in place of the four files; or with a DICOM study.
-        out: folder for all results.
+        out: folder for all results; a study that is fetched (--dicomweb URL --study UID) goes into OUT/dicom, or into
+            `folder` if it is given.
+        store: send the DICOM-SEG to the server that the study was fetched from.
         settings: those of `prepare` (--t1 FILE to --flair FILE, --case, --reference, --fill_missing, --accept_doubtful,
-            --n4, --mask_bundle, --device, --seed, --study), --seg_on of `restore`, and those of the bundle's
-            inference.yaml, e.g. --flips True, --et_label 3.
+            --n4, --mask_bundle, --device, --seed, --study, --dicomweb, --dicomweb_user), --seg_on of `restore`, and
+            those of the bundle's inference.yaml, e.g. --flips True, --et_label 3.
 
     Raises:
-        ValueError: for another bundle, an unknown setting, and for what is missing, damaged or doubtful.
+        ValueError: for another bundle, an unknown setting, for what is missing, damaged or doubtful, and if a server
+            does not give the study or does not take the DICOM-SEG.
     """
     if bundle not in _BUNDLES:
         raise ValueError(f"{bundle!r} takes no BraTS-like cases; expected {' or '.join(_BUNDLES)}.")
@@ -201,17 +259,23 @@ def segment(bundle: str, folder: str | None = None, out: str | None = None, **se
     known: Any = parse(bundle, "inference.yaml").config
     refuse_settings(known, settings, f"{bundle}'s inference.yaml")
     root = Path(str(out)).expanduser()
+    server = _where_to_store(store, of_prepare.get("dicomweb"), of_prepare.get("dicomweb_user"), seg_on)
+    if of_prepare.get("dicomweb") is not None and folder is None:
+        folder = str(root / "dicom")
     device = of_prepare["device"] = of_prepare.get("device") or _device()
     prepare(folder, str(root / "prepared"), **of_prepare)
     record = read_record(root / "prepared")
     stacks = _seg_stacks(seg_on, record, None)  # what cannot be is told before anything is segmented
+    _refuse_nothing_to_store(server, stacks)
     _refuse_replacing(record, root, stacks)
     where = {"dataset_dir": str(root / "prepared"), "output_dir": str(root / "segmented"), "device": device}
     _infer(bundle, {**where, "save_probabilities": True, "num_workers": 0, **settings}, bool(record["missing"]))
     name = root / "segmented" / record["case"]
     checkpoint = parse(bundle, "inference.yaml", **settings).get_parsed_content("checkpoint")
     maker = {"name": bundle, "version": _version(bundle), "weights": _hash(checkpoint)}
-    _restore(root / "prepared", Path(f"{name}_seg.nii.gz"), root, f"{name}_probabilities.nii.gz", None, stacks, maker)
+    _restore(
+        root / "prepared", Path(f"{name}_seg.nii.gz"), root, f"{name}_probabilities.nii.gz", None, stacks, maker, server
+    )
 
 
 def _restore(
@@ -222,20 +286,29 @@ def _restore(
     sources: str | None,
     stacks: Mapping[str, Any],
     maker: dict[str, Any],
+    server: Any = None,
 ) -> None:
-    """Masks on the grid of each scan, DICOM-SEG on the stacks of these modalities, and the volumes printed."""
+    """Masks on the grid of each scan, DICOM-SEG on the stacks of these modalities, and the volumes printed.
+
+    The DICOM-SEG go to a server if one is given.
+    """
     writing: Any = _dicom("dicom_seg") if stacks else None
     if stacks and mask.is_file():  # before anything is written
         writing.check_values(read_volume(str(mask)), mask)
     record = read_record(prepared)
     _refuse_replacing(record, out, stacks)
     volumes = restore_case(prepared, mask, out, probabilities, sources)
+    written = []
     for modality, stack in stacks.items():
         restored = path_on(record, modality, out)
         path = _seg_path(restored)
         writing.write_seg(stack, restored, path, record["case"], writing.Maker(**maker))
         print(f"{path} (holds the patient's name, as its study does)")
+        written.append(path)
     _tell(volumes)
+    for path in written if server is not None else ():
+        server.store(path)
+        print(f"{path} stored on {server.url}")
 
 
 def _seg_path(restored: Path) -> Path:
