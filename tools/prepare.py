@@ -127,7 +127,7 @@ def _where_to_store(store: bool, url: str | None, user: str | None, seg_on: str 
         return None
     if url is None:
         raise ValueError("--store True needs the server that gets the DICOM-SEG; give --dicomweb URL.")
-    if str(seg_on).lower() == "none":
+    if seg_on is not None and str(seg_on).lower() == "none":
         raise ValueError("--store True and --seg_on none are given: without a DICOM-SEG there is nothing to store.")
     return _server(url, user)
 

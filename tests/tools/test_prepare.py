@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from bundlekit.files import sha256_of
+from bundlekit.preparation.dicom_series import Stack
 from bundlekit.preparation.dicom_volumes import grid_of
 from bundlekit.preparation.grids import Grid
 from bundlekit.preparation.record import write_record
@@ -178,14 +179,42 @@ def test_without_pydicom_the_package_is_named(
         prepare(str(dicom_study), out=str(tmp_path / "out"))
 
 
-def test_restore_writes_a_dicom_seg(dicom_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stack = _of_folder(str(dicom_study), {}, None, None, False)[1]["T1ce"]
+def test_without_dicomweb_client_the_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delitem(sys.modules, "bundlekit.preparation.dicomweb", raising=False)
+    monkeypatch.setitem(sys.modules, "dicomweb_client.web", None)
+    with pytest.raises(ValueError, match=r"dicomweb_client\.web is not installed, which DICOM needs: pip install"):
+        prepare(out=str(tmp_path / "out"), dicomweb="http://127.0.0.1/dicom-web", study="1.2.3")
+
+
+def test_options_of_a_server_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    out, url = str(tmp_path / "out"), "http://127.0.0.1:1/dicom-web"
+    with pytest.raises(ValueError, match="--study is missing; give the UID of the study on http"):
+        prepare(out=out, dicomweb=url)
+    with pytest.raises(ValueError, match="--dicomweb_user is given without a server"):
+        prepare("x", out=out, dicomweb_user="me")
+    with pytest.raises(ValueError, match="--store True needs the server"):
+        segment("brats_resunet", "x", out=out, store=True)
+    with pytest.raises(ValueError, match="--store True and --seg_on none"):
+        segment("brats_resunet", out=out, dicomweb=url, study="1.2.3", store=True, seg_on="none")
+    with pytest.raises(ValueError, match="--store True sends the DICOM-SEG"):
+        restore("x", out, "m", dicomweb=url)
+
+
+def test_without_a_dicom_seg_nothing_can_be_stored(tmp_path: Path) -> None:
+    grid = Grid((4, 4, 4), AFFINE).as_dict()
+    entry = {"source": "a.nii.gz", "sha256": "", "grid": grid, "to_prepared_ras": np.eye(4).tolist()}
+    write_record(tmp_path, {"case": "x", "reference": "T1", "grid": grid, "modalities": {"T1": entry}})
+    with pytest.raises(ValueError, match="the reference was a NIfTI file"):
+        restore(str(tmp_path), str(tmp_path / "out"), "m", dicomweb="http://127.0.0.1:1/x", store=True)
+
+
+def prepare_t1ce(stack: Stack, folder: Path, mask: Path) -> np.ndarray:
+    """Write the record of a case x of one DICOM series, as it came, and a mask of it, whose labels are returned."""
     grid = grid_of(stack)
-    source = tmp_path / "prepared" / "source" / "T1ce.nii.gz"
-    source.parent.mkdir(parents=True)
     labels = np.zeros(grid.shape, np.uint8)
     labels[4:8, 4:8, 2:5] = 4
-    mask = tmp_path / "x_seg.nii.gz"
+    source = folder / "source" / "T1ce.nii.gz"
+    source.parent.mkdir(parents=True)
     for path in (source, mask):
         nib.save(nib.Nifti1Image(labels, grid.affine), path)
     entry = {
@@ -193,10 +222,19 @@ def test_restore_writes_a_dicom_seg(dicom_study: Path, tmp_path: Path, capsys: p
         "sha256": sha256_of(source),
         "grid": grid.as_dict(),
         "to_prepared_ras": np.eye(4).tolist(),
-        "dicom": {"folder": str(dicom_study), "series": "5", "slices": 8, "digest": stack.digest},
+        "dicom": {"folder": stack.root, "series": stack.key, "slices": 8, "digest": stack.digest},
     }
-    record = {"case": "x", "reference": "T1ce", "grid": grid.as_dict(), "modalities": {"T1ce": entry}}
-    write_record(tmp_path / "prepared", record)
+    modalities = {"T1ce": entry}
+    write_record(
+        folder, {"case": "x", "reference": "T1ce", "missing": [], "grid": grid.as_dict(), "modalities": modalities}
+    )
+    return labels
+
+
+def test_restore_writes_a_dicom_seg(dicom_study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stack = _of_folder(str(dicom_study), {}, None, None, False)[1]["T1ce"]
+    source, mask = tmp_path / "prepared" / "source" / "T1ce.nii.gz", tmp_path / "x_seg.nii.gz"
+    labels = prepare_t1ce(stack, tmp_path / "prepared", mask)
     restore(str(tmp_path / "prepared"), str(tmp_path / "out"), str(mask), weights=str(source))
     seg = pydicom.dcmread(tmp_path / "out" / "x_seg_on_t1ce.dcm")
     assert seg.pixel_array.sum() == (labels > 0).sum()
