@@ -35,6 +35,8 @@ _UID = re.compile(r"[0-9]+(\.[0-9]+)*")  # with the zeros in front that some sca
 _TRIES, _WAIT_MS = 3, 500  # waits of 1 and 2 s
 _SECONDS = (10, 120)  # to connect; between two parts of an answer, which may come from an archive
 _NO_SUCH_SERVICE = (404, 405, 501)
+# what is accepted where a request says nothing: the answer of a storage; compressing takes longer than it saves
+_HEADERS = {"Accept": "application/dicom+json", "Accept-Encoding": "identity"}
 _ONE_BODY = 2**31  # bytes; what is sent in chunks would be sent empty by the library's second try
 # FailureReason of DICOM PS3.18, annex I: first, last, and what they mean
 _FAILURES = (
@@ -75,7 +77,7 @@ class DicomWeb:
         self._client = DICOMwebClient(
             self.url,
             session,
-            headers={"Accept": "application/dicom+json"},  # of what does not say otherwise: the answer of a storage
+            headers=_HEADERS,
             callback=_check_answer,
             chunk_size=_ONE_BODY,
             timeout=_SECONDS,

@@ -123,6 +123,7 @@ def test_the_mr_series_are_fetched_and_what_is_there_stays(
     assert {file.name for file in folder.iterdir()} == {f"{image.SOPInstanceUID}.dcm" for image in server.images}
     assert len(read_headers(folder)) == 5
     assert not any("1.2.3" in path for path in server.asked)  # the report
+    assert server.headers[-1]["Accept-Encoding"] == "identity"  # Orthanc compresses four times longer than it sends
     assert server.headers[0]["Host"] == f"127.0.0.1:{server.server_port}"
     server.asked.clear()
     next(folder.iterdir()).unlink()
