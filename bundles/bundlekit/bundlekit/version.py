@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from bundlekit.errors import BundleError
+from bundlekit.errors import BundleError, show_clear_errors
 
 __version__ = "0.3.0"
 
@@ -47,10 +47,21 @@ def _require_same(root: Path) -> None:
     if found is None or found[1].split(".")[:2] == __version__.split(".")[:2]:
         return
     loaded = Path(__file__).resolve().parents[1]
-    raise BundleError(
+    raise _refusal(
         f"{root.name} ({root}) came with bundlekit {found[1]}, but this process has loaded bundlekit {__version__} of "
         f"{loaded.name} ({loaded}). Run each in a process of its own, or take both from one release."
     )
+
+
+def _refusal(message: str) -> BundleError:
+    """An error that a command of monai.bundle ends with alone, although its run is not prepared yet."""
+    if _is_monai_bundle(sys.argv):
+        show_clear_errors()
+    return BundleError(message)
+
+
+def _is_monai_bundle(arguments: Sequence[str]) -> bool:
+    return bool(arguments) and Path(arguments[0]).parent.match("monai/bundle")
 
 
 def root_of(package: str | os.PathLike) -> str:
@@ -64,7 +75,7 @@ def root_of(package: str | os.PathLike) -> str:
     """
     folder = Path(package).resolve().parent
     if not _metadata(folder.parent).is_file():
-        raise BundleError(
+        raise _refusal(
             f"{folder} has no configs and weights beside it: it was installed without them. Run from the root of the "
             f"bundle's unpacked zip, or give that folder as --bundle_root."
         )
@@ -147,7 +158,7 @@ def require_exporter(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: with that one line; MONAI's configs go on after other errors of an import.
     """
-    if list(arguments[1:2]) != ["onnx_export"] or not Path(arguments[0]).parent.match("monai/bundle"):
+    if list(arguments[1:2]) != ["onnx_export"] or not _is_monai_bundle(arguments):
         return
     missing = [package for package in ("onnx", "onnxscript") if find_spec(package) is None]
     if missing:

@@ -38,10 +38,11 @@ def box() -> np.ndarray:
         ("brain_volume", [900, 1200], [900, 1199], 1200),
         ("removed", 0.5, 0.4, 0.5),
         ("intensities", 50, 49, 50),
+        ("confidence", {"all": 0.9}, {"all": 0.91}, 0.9),
     ],
 )
 def test_a_limit(check: str, good: Any, bad: Any, value: float) -> None:
-    case = replace(result(box(), brain_ml=1200, removed_ml=0.5), intensity_distance=50)
+    case = replace(result(box(), brain_ml=1200, removed_ml=0.5), intensity_distance=50, confidence={"all": 0.9})
     assert flags_of(case, {check: good}) == []
     (flag,) = flags_of(case, {check: bad})
     assert (flag.name, flag.value) == (check, pytest.approx(value))
@@ -85,6 +86,7 @@ def test_an_unknown_brain_is_no_wrong_one() -> None:
         ({"many_components": {"WT": "3"}}, "numbers by name"),
         ({"share": {"NCR": [0.1, 0.2]}}, r"\[whole, least, most\] by name"),
         ({"removed": True}, "expected: ml"),
+        ({"confidence": 0.9}, "shares by name, of NCR, WT"),
         ({"nothing_found": 1}, "expected: true"),
     ],
 )

@@ -30,7 +30,7 @@ def rows(out: Path, shard: str | None = None, **item: Any) -> list[dict[str, str
     image = MetaTensor(torch.ones(4, 10, 10, 10), affine=AFFINE)
     pred = torch.zeros(1, 10, 10, 10)
     pred[0, 1:3, 4:6, 4:6] = 1
-    output = {"pred": MetaTensor(pred, affine=AFFINE)}
+    output = {"pred": MetaTensor(pred, affine=AFFINE), "confidence": {"WT": 0.91234}}
     engine = Engine(lambda _, batch: [output])
     given: dict[str, Any] = {"brain": "image", "checks": {"grid_unknown": True}, "shard": shard}
     WriteVolumes(str(out), ["NCR"], "mine", [], {"WT": [1]}, **given).attach(engine)
@@ -43,6 +43,7 @@ def test_volume_place_and_side(tmp_path: Path) -> None:
     assert (found["name"], found["ml"], found["hemisphere"], found["brain_ml"]) == ("NCR", "0.064", "right", "8")
     assert (found["x_mm"], found["y_mm"], found["z_mm"]) == ("-3.0", "-9.0", "9.0")
     assert (region["name"], region["kind"], region["flags"]) == ("WT", "region", "")
+    assert (found["confidence"], region["confidence"]) == ("", "0.912")
 
 
 def test_where_the_grid_is_unknown_no_side_and_no_place_is_told(tmp_path: Path) -> None:

@@ -93,11 +93,14 @@ class Runtime:
             several: whether windows will come in numbers, to be computed side by side.
         """
 
+        threads = torch.get_num_threads()
+
         def compile_ahead() -> None:
+            torch.set_num_threads(threads)  # a thread may begin with another number
             with contextlib.suppress(Exception):
                 runtime, precision = self._choose(network, inputs)
                 if runtime == "openvino" and _is_whole(self.cache_dir / (key := self._key(network))):
-                    streams = min(_STREAMS, torch.get_num_threads()) if several else 1
+                    streams = min(_STREAMS, threads) if several else 1
                     self._queue(network, precision, key, _shape_of(inputs), streams)
 
         self._ahead = threading.Thread(target=compile_ahead)

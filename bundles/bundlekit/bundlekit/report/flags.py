@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class Result:
     grid_known: bool = True  # whether its file tells voxel size and orientation
     order_doubt: str = ""  # which modalities look like others
     intensity_distance: float = 0.0  # squared Mahalanobis distance from the scans of known cases
+    confidence: Mapping[str, float] = field(default_factory=dict)  # of classes and regions, see `AddConfidenced`
 
 
 def flags_of(result: Result, limits: Mapping[str, Any]) -> list[Flag]:
@@ -181,6 +182,15 @@ def _intensities(result: Result, limit: float) -> Flag | None:
     return Flag("intensities", distance, f"{told}: a strong bias field, another contrast, or exchanged files.")
 
 
+def _confidence(result: Result, limit: Mapping[str, float]) -> Flag | None:
+    for name, least in limit.items():
+        found = result.confidence.get(name, 1.0)
+        if found < least:
+            told = f"The network is unsure of {name}: confidence {found:.2f}, below {least:g}"
+            return Flag("confidence", found, f"{told}. Where masks were right, few were below.")
+    return None
+
+
 @dataclass(frozen=True)
 class Check:
     """A reason to look at a case, and what its limit has to be."""
@@ -199,6 +209,7 @@ CHECKS = {
     "brain_volume": Check(_brain_volume, "the least and the most ml, e.g. [900, 2000]", _range),
     "many_components": Check(_many_components, "numbers by name, of {names}", _by_name),
     "largest_part": Check(_largest_part, "shares by name, of {names}", _by_name),
+    "confidence": Check(_confidence, "shares by name, of {names}", _by_name),
     "removed": Check(_removed, "ml", _number),
     "share": Check(_share, "[whole, least, most] by name, of {names}", _shares),
 }

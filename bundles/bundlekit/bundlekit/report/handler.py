@@ -103,6 +103,7 @@ class WriteVolumes:
                 grid_known=bool(item.get("grid_known", True)),
                 order_doubt=str(item.get("order_doubt", "")),
                 intensity_distance=float(item.get("intensity_distance", 0.0)),
+                confidence=output.get("confidence", {}),
             )
             rows = self._rows(str(item["case"]), result, affine, item.get("image"))
             common = {"bundle": self.bundle, "weights_sha256": self._hashes, "computed_by": computed_by}
@@ -123,7 +124,7 @@ class WriteVolumes:
             "flags": ";".join(flag.name for flag in flags),
             "reasons": " | ".join(flag.sentence for flag in flags),
         }
-        return [{**_row(case, volume, brain_ml), **found} for volume in volumes]
+        return [{**_row(case, volume, brain_ml, result.confidence.get(volume.name)), **found} for volume in volumes]
 
 
 class WriteReport:
@@ -182,7 +183,7 @@ def names_of(cases: Sequence[Case], classes: Sequence[str]) -> Callable[[str], d
     return names
 
 
-def _row(case: str, volume: Volume, brain_ml: float | None) -> dict[str, Any]:
+def _row(case: str, volume: Volume, brain_ml: float | None, confidence: float | None) -> dict[str, Any]:
     centroid = ("", "", "") if volume.centroid_mm is None else tuple(f"{v:.1f}" for v in volume.centroid_mm)
     return {
         "case": case,
@@ -191,6 +192,7 @@ def _row(case: str, volume: Volume, brain_ml: float | None) -> dict[str, Any]:
         "ml": f"{volume.ml:.6g}",
         "components": volume.components,
         "largest_ml": f"{volume.largest_ml:.6g}",
+        "confidence": "" if confidence is None else f"{confidence:.3f}",
         **dict(zip(("x_mm", "y_mm", "z_mm"), centroid, strict=True)),
         "hemisphere": volume.hemisphere,
         "brain_ml": "" if brain_ml is None else f"{brain_ml:.6g}",

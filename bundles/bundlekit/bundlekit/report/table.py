@@ -22,6 +22,10 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "ml": {"Description": "Volume on the scan's own grid", "Units": "mL"},
     "components": {"Description": "Number of 26-connected components"},
     "largest_ml": {"Description": "Volume of the largest component", "Units": "mL"},
+    "confidence": {
+        "Description": "Soft Dice of the network's mask with its own probabilities, before the mask is cleaned, from 0 "
+        "to 1; empty where the class is nowhere in it"
+    },
     "x_mm": {"Description": "Centroid, from left to right, by the scan's affine (RAS+)", "Units": "mm"},
     "y_mm": {"Description": "Centroid, from posterior to anterior", "Units": "mm"},
     "z_mm": {"Description": "Centroid, from inferior to superior", "Units": "mm"},
