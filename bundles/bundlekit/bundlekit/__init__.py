@@ -14,6 +14,7 @@ from bundlekit.images.normalising import NormaliseForegroundd
 from bundlekit.images.writing import WriteSegmentations
 from bundlekit.inference.ahead import CompileAhead
 from bundlekit.inference.brain_masks import StripSkulld
+from bundlekit.inference.confidence import AddConfidenced
 from bundlekit.inference.ensemble import EnsembleInferer, fold_checkpoints
 from bundlekit.inference.unreadable import CaseDataset, SkipUnreadable
 from bundlekit.inference.windows import ForegroundInferer, argmax_labels
@@ -21,7 +22,6 @@ from bundlekit.losses import IgnoringDiceCELoss, WeightedDiceFocalLoss
 from bundlekit.patches.dataset import EpochSeed, PatchDataset
 from bundlekit.patches.deformation import RandDeformedPatchd
 from bundlekit.progress import Progress, installed
-from bundlekit.report.confidence import AddConfidenced
 from bundlekit.report.handler import WriteReport, WriteVolumes
 from bundlekit.run import prepare_run
 from bundlekit.scores.comparing import is_higher, is_lower
