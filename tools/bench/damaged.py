@@ -1,0 +1,192 @@
+"""How many bad masks the checks of `brats_resunet` flag: labelled gliomas, as they are and in damaged copies."""
+
+from __future__ import annotations
+
+import csv
+import tempfile
+from collections.abc import Callable, Hashable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import RandBiasField, Transform
+from scipy import ndimage
+from sklearn.metrics import roc_auc_score
+
+from bundlekit.brats.naming import MODALITIES
+from tools.bundles import parse
+
+Damage = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""From the intensities of T1, T1ce, T2 and FLAIR (4HWD float32, 0 is air) and a generator to damaged ones."""
+
+BAD = 0.7
+"""Dice of the whole tumour below which a mask is bad."""
+
+_BETWEEN = "-damage-"  # the name of a case, and of what was done to it
+
+
+def _inside(change: Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray], *which: int) -> Damage:
+    """Change intensities where there is tissue; `which`: modalities, none: all."""
+
+    def damage(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        out = image.copy()
+        for number in which or range(len(image)):
+            tissue = image[number] != 0
+            out[number] = np.where(tissue, change(image[number], tissue, rng), 0)
+        return out
+
+    return damage
+
+
+def _noise(share: float) -> Damage:
+    """Gaussian noise, by the standard deviation of the tissue."""
+    return _inside(lambda scan, tissue, rng: scan + share * scan[tissue].std() * rng.standard_normal(scan.shape))
+
+
+def _bias(coefficient: float) -> Damage:
+    """MONAI's bias field of degree 3, all of whose coefficients are this."""
+
+    def change(scan: np.ndarray, tissue: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        field = RandBiasField(prob=1, degree=3, coeff_range=(coefficient, coefficient))
+        field.set_random_state(int(rng.integers(10**6)))
+        return np.asarray(field(scan[None])[0])
+
+    return _inside(change)
+
+
+def _inverted(*which: int) -> Damage:
+    return _inside(lambda scan, tissue, rng: scan[tissue].max() + scan[tissue].min() - scan, *which)
+
+
+def _exchanged(one: int, other: int) -> Damage:
+    order = list(range(len(MODALITIES)))
+    order[one], order[other] = other, one
+    return lambda image, rng: image[order]
+
+
+def _missing(*which: int) -> Damage:
+    return lambda image, rng: np.stack([0 * scan if n in which else scan for n, scan in enumerate(image)])
+
+
+def _eroded(voxels: int) -> Damage:
+    """A brain mask that is too small."""
+    return lambda image, rng: image * ndimage.binary_erosion((image != 0).any(0), iterations=voxels)
+
+
+def _cut_off(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Without the uppermost 30 % of the brain's slices."""
+    slices = np.flatnonzero((image != 0).any((0, 1, 2)))
+    out = image.copy()
+    out[..., slices[0] + int(0.7 * len(slices)) :] = 0
+    return out
+
+
+def _moved(number: int, voxels: float) -> Damage:
+    """One modality beside the others, in a random direction."""
+
+    def damage(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        way = rng.standard_normal(3)
+        out = image.copy()
+        out[number] = ndimage.shift(image[number], voxels * way / np.linalg.norm(way), order=1)
+        return out
+
+    return damage
+
+
+def _thick(factor: int) -> Damage:
+    """Slices as thick as that many voxels."""
+
+    def change(scan: np.ndarray, tissue: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        thick = ndimage.zoom(scan, (1, 1, 1 / factor), order=1)
+        return ndimage.zoom(thick, np.array(scan.shape) / np.array(thick.shape), order=1)
+
+    return _inside(change)
+
+
+DAMAGES: dict[str, Damage] = {
+    "none": lambda image, rng: image,
+    "noise_0.5": _noise(0.5),
+    "noise_1": _noise(1.0),
+    "bias_0.6": _bias(0.6),
+    "bias_1.2": _bias(1.2),
+    "T1_and_T1ce_exchanged": _exchanged(0, 1),
+    "T1ce_and_FLAIR_exchanged": _exchanged(1, 3),
+    "T2_and_FLAIR_exchanged": _exchanged(2, 3),
+    "T1_and_T2_exchanged": _exchanged(0, 2),
+    "no_T1ce": _missing(1),
+    "no_FLAIR": _missing(3),
+    "no_T2_and_FLAIR": _missing(2, 3),
+    "FLAIR_inverted": _inverted(3),
+    "all_inverted": _inverted(),
+    "eroded_6": _eroded(6),
+    "eroded_12": _eroded(12),
+    "cut_off": _cut_off,
+    "FLAIR_moved_10": _moved(3, 10),
+    "T1ce_moved_10": _moved(1, 10),
+    "slices_of_5": _thick(5),
+    "blurred_2": _inside(lambda scan, tissue, rng: ndimage.gaussian_filter(scan, 2.0)),
+}
+
+
+class DamageCased(Transform):
+    """Do to `image` what the name of the case says, the same for every case of a data set."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Damage one case, as the bundle's reader gives it."""
+        image, name = data["image"], str(data["case"]).rpartition(_BETWEEN)[2]
+        rng = np.random.default_rng([7, list(DAMAGES).index(name)])
+        made = DAMAGES[name](image.numpy(), rng).astype(np.float32)
+        return {**data, "image": MetaTensor(torch.from_numpy(np.ascontiguousarray(made)), affine=image.affine)}
+
+
+def flags(dataset_dir: str, checkpoint: str | None = None, out: str | None = None, **settings: Any) -> None:
+    """Masks with a Dice of the whole tumour below 0.7, and how many of them and of the others each check flags.
+
+    Every case is segmented as it is and in 20 damaged copies: noise, bias fields, exchanged, missing, inverted and
+    moved modalities, a brain mask that is too small or cut off, thick slices, blur. The area under the curve is that of
+    the confidence of the whole tumour; where nothing is found it is 0.
+
+    Args:
+        dataset_dir: folder of labelled cases that did not train the network.
+        checkpoint: of `brats_resunet`; None: the weights that it comes with, which have seen most public gliomas here.
+        out: folder for `scores.csv`, `volumes.csv` and the masks; None: they are not kept.
+        settings: of the bundle's `inference.yaml`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        where = Path(out or scratch)
+        chosen = {"checkpoint": checkpoint} if checkpoint else {}
+        given = {**settings, **chosen, "dataset_dir": dataset_dir, "subset": "all", "output_dir": str(where)}
+        parser = parse("brats_resunet", "inference.yaml", "evaluate.yaml", **given)
+        parser["preprocessing"]["transforms"].insert(1, {"_target_": f"{__name__}.DamageCased"})
+        parser.get_parsed_content("initialize")
+        cases = parser.get_parsed_content("dataset").data
+        cases[:] = [{**case, "case": f"{case['case']}{_BETWEEN}{name}"} for case in cases for name in DAMAGES]
+        parser.get_parsed_content("evaluating")
+        tell(where)
+
+
+def tell(folder: Path) -> None:
+    """Print the table.
+
+    Args:
+        folder: with `scores.csv` and `volumes.csv`.
+    """
+    with (folder / "scores.csv").open(newline="") as file:
+        dice = {row["case"]: float(row["dice_WT"]) for row in csv.DictReader(file)}
+    with (folder / "volumes.csv").open(newline="") as file:
+        rows = {row["case"]: row for row in csv.DictReader(file) if row["name"] == "WT"}
+    bad = {case for case, value in dice.items() if value < BAD}
+    found = {case: set(filter(None, rows[case]["flags"].split(";"))) for case in dice}
+    names = sorted(set().union(*found.values()))
+    print(f"{len(dice)} masks, of which {len(bad)} have a Dice of the whole tumour below {BAD}")
+    print(f"{'flag':<20}{'bad':>6}{'others':>8}")
+    for name in [*names, "any of them"]:
+        on = [case for case, flags in found.items() if (flags if name == "any of them" else name in flags)]
+        print(f"{name:<20}{sum(case in bad for case in on):>6}{sum(case not in bad for case in on):>8}")
+    if 0 < len(bad) < len(dice):
+        unsure = [1 - float(rows[case]["confidence"] or 0) for case in dice]
+        print(f"area under the curve of the confidence: {roc_auc_score([case in bad for case in dice], unsure):.3f}")
+    missed = sorted((dice[case], case) for case in bad if not found[case])
+    print("\n".join(["bad and not flagged:", *(f"  {case} {value:.2f}" for value, case in missed)]) if missed else "")
