@@ -166,7 +166,7 @@ def _dicom(module: str) -> Any:
     try:
         return import_module(f"bundlekit.preparation.{module}")
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in ("pydicom", "highdicom", "dicomweb_client"):
+        if (error.name or "").partition(".")[0] not in ("pydicom", "highdicom", "dicomweb_client", "requests"):
             raise
         raise ValueError(f"{error.name} is not installed, which DICOM needs: pip install -e '.[dicom]'") from None
 

@@ -149,6 +149,8 @@ def test_a_scan_whose_name_and_folders_disagree_is_told(tmp_path: Path, file: st
         ("sub-01/*_T1w.nii.gz", ["sub-01", "sub-01_run-2", "sub-02_ses-1"]),  # a star ends at a folder
         ("*_T1w.nii.gz/", ["sub-01", "sub-01_run-2", "sub-02_ses-1"]),  # of folders alone
         ("/sub-*\n!/sub-02\n", ["sub-02_ses-1"]),
+        ("sub-02/**/*_T1w*\n", ["sub-01", "sub-01_run-2"]),
+        ("\ufeffsub-01/\n", ["sub-02_ses-1"]),  # of an editor under Windows
     ],
 )
 def test_what_bidsignore_lists_is_no_scan(tmp_path: Path, lines: str, left: list[str]) -> None:
@@ -163,6 +165,9 @@ def test_scans_that_bids_has_no_name_for_are_taken_though_bidsignore_lists_them(
     root = dataset(tmp_path, "sub-01/ct/sub-01_ct.nii.gz")
     (root / ".bidsignore").write_text("*_ct.nii.gz\n")
     assert [entry["case"] for entry in find_entries(root, ["CT"])[0]] == ["sub-01"]
+    dataset(tmp_path, "sub-02/ct/sub-02_ct.nii.gz")
+    (root / ".bidsignore").write_text("*_ct.nii.gz\nsub-01/\n")  # who is listed is not taken
+    assert [entry["case"] for entry in find_entries(root, ["CT"])[0]] == ["sub-02"]
 
 
 def test_a_data_set_by_a_path_with_dots_or_a_link(tmp_path: Path) -> None:

@@ -337,3 +337,27 @@ def test_files_of_an_earlier_run_go_with_its_record(records: Records, case: dict
     others[1].write_text("other text")
     records.remove_others(case, [mask])
     assert [file.is_file() for file in (mask, *others)] == [True, False, True, True]
+
+
+def test_a_mask_that_was_packed_again_is_no_correction(records: Records, case: dict[str, Any]) -> None:
+    mask = records.output_dir / "a_seg.nii.gz"
+    save(mask, np.arange(8), "segmented by a")
+    records.write(case, [mask], inputs_of(case), TOLD)
+    mask.write_bytes(gzip.compress(gzip.decompress(mask.read_bytes()), 1, mtime=7))
+    assert records.why(case, FROM) == ""
+    assert records.mask_of(records.read("a") or {}) == ""
+
+
+def test_a_record_of_an_earlier_version_is_one(records: Records, case: dict[str, Any]) -> None:
+    mask = records.output_dir / "a_seg.nii.gz"
+    save(mask, np.arange(8), "segmented by a")
+    records.write(case, [mask], inputs_of(case), TOLD)
+    file = records.path("a")
+    content = json.loads(file.read_text())
+    del content["volumes"][0]["confidence"], content["outputs"][0]["remark"], content["outputs"][0]["content_sha256"]
+    file.write_text(json.dumps(content))
+    assert records.why(case, FROM) == ""
+    assert (records.read("a") or {})["volumes"] == [ROW]
+    image = nib.load(mask)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), 2 * image.affine, image.header), mask)
+    assert records.mask_of(records.read("a") or {}) == "corrected"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import logging
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -292,3 +294,16 @@ def test_what_cannot_be_converted_stays_with_pytorch(
     assert "cannot compute this network on 32x32x32 voxels: PyTorch does" in caplog.text
     with pytest.raises(BundleError, match=r"cannot be traced\): give --runtime torch"):
         logits(runtime("openvino"), network, inputs)
+
+
+def test_two_threads_may_import_openvino_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    imports = builtins.__import__
+
+    def slow(name: str, *args: object, **kwargs: object) -> object:
+        if name == "openvino":
+            time.sleep(0.05)
+        return imports(name, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(builtins, "__import__", slow)
+    with ThreadPoolExecutor(2) as pool:
+        assert len({id(module) for module in pool.map(lambda _: openvino.__wrapped__(), range(4))}) == 1

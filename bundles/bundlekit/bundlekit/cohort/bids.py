@@ -11,7 +11,7 @@ import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from bundlekit.cases.case import Case
@@ -350,7 +350,8 @@ def _scans(layout: Any, root: Path, suffixes: list[str]) -> tuple[list[_Scan], l
         place = path.relative_to(root)
         if not place.parts[0].startswith("sub-"):
             continue
-        if match[2] not in _WANTED["CT"].suffixes and _ignored(place, rules):  # a valid data set has to list its CTs
+        # a valid data set has to list its CTs, of which BIDS does not know; of those only folders that are listed count
+        if _ignored(place, rules, folders_alone=match[2] in _WANTED["CT"].suffixes):
             ignored += 1
             continue
         parsed = isinstance(file, layout.schema.Artifact) and file.name.startswith("sub-")
@@ -369,32 +370,37 @@ def _scans(layout: Any, root: Path, suffixes: list[str]) -> tuple[list[_Scan], l
     return sorted(found, key=lambda scan: str(scan.path)), sorted(odd, key=lambda one: one.file)
 
 
-def _ignore_rules(root: Path) -> list[tuple[str, bool, bool]]:
-    """Lines of `.bidsignore`, each a pattern for `PurePosixPath.match`.
+def _ignore_rules(root: Path) -> list[tuple[re.Pattern[str], bool, bool]]:
+    """Lines of `.bidsignore`, each a pattern of a whole path below the data set.
 
     With each, whether it is of folders alone, and whether of what is taken all the same ("!"). They are in the syntax
-    of `.gitignore`. ancpbids heeds them as patterns of fnmatch, where a folder ("sub-01/") fits nothing and a star does
-    not end at a slash; pathspec, which knows them all, does not come with the packages that this one needs. Of the
-    syntax, `a/**/b` (here one folder between them) and a backslash are not known.
+    of `.gitignore`, but for backslashes. ancpbids heeds them as patterns of fnmatch, where a folder ("sub-01/") fits
+    nothing and a star does not end at a slash; pathspec, which knows them all, does not come with the packages that
+    this one needs.
     """
     path, rules = root / ".bidsignore", []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+    for line in path.read_text("utf-8-sig", "replace").splitlines() if path.is_file() else []:
         text = line.strip().removeprefix("!")
         body = text.rstrip("/")
-        if text.startswith("#"):
+        if not body or text.startswith("#"):
             continue
-        if "/" in body:  # of one place, where ** does not say otherwise
-            body = body.removeprefix("**/") if body.startswith("**/") else "/" + body.lstrip("/")
-        if PurePosixPath(body).parts:
-            rules.append((body, text.endswith("/"), line.strip().startswith("!")))
+        place = body.lstrip("/") if "/" in body else f"**/{body}"  # anywhere, where it names no folder
+        rules.append((re.compile(_expression(place)), text.endswith("/"), line.strip().startswith("!")))
     return rules
 
 
-def _ignored(place: Path, rules: Sequence[tuple[str, bool, bool]]) -> bool:
+def _expression(pattern: str) -> str:
+    """A pattern of `.gitignore` as a regular expression."""
+    known = {"**/": "(.*/)?", "/**": "/.*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    parts = re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?|\[[^]/]+\])", pattern)
+    return "".join(known.get(part, part if part[:1] == "[" else re.escape(part)) for part in parts)
+
+
+def _ignored(place: Path, rules: Sequence[tuple[re.Pattern[str], bool, bool]], folders_alone: bool) -> bool:
     """Whether a file, or a folder that it lies in, is one that the last fitting rule ignores."""
-    file = PurePosixPath("/", *place.parts)
-    for path in (file, *list(file.parents)[:-1]):
-        fitting = [taken for pattern, folders, taken in rules if path.match(pattern) and not (folders and path == file)]
+    for path in [*([] if folders_alone else [place]), *list(place.parents)[:-1]]:
+        name = path.as_posix()
+        fitting = [taken for rule, folders, taken in rules if rule.fullmatch(name) and not (folders and path == place)]
         if fitting and not fitting[-1]:
             return True
     return False

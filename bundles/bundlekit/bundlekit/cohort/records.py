@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -9,6 +10,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+
+from isal import igzip
 
 from bundlekit.cases.case import Case, unsafe_name
 from bundlekit.errors import BundleError
@@ -36,8 +39,9 @@ class Records:
     A record holds `case`; `bundle`, `version` and `bundlekit`, the versions; `weights_sha256`; `settings` that were
     given and `config_sha256` of all of them; `inputs`, in the order of the network's channels, null for one that is
     not there, and `outputs`, the mask first, each file with its SHA-256, bytes and time of modification, and the mask
-    with the remark of its header, which holds the CRC-32 of its voxels; `read_as`, what else of the case decides, such
-    as `label_values`; `volumes`, the rows of `volumes.csv`; `computed_by`, `seconds`, `host` and `finished`.
+    with the remark of its header, which holds the CRC-32 of its voxels, and the SHA-256 of what is packed in it;
+    `read_as`, what else of the case decides, such as `label_values`; `volumes`, the rows of `volumes.csv`;
+    `computed_by`, `seconds`, `host` and `finished`.
 
     Args:
         output_dir: folder of the results.
@@ -82,7 +86,7 @@ class Records:
             BundleError: if it cannot be written.
         """
         files = [_describe(path, path.relative_to(self.output_dir).as_posix()) for path in outputs]
-        files[0]["remark"] = remark_in(outputs[0])
+        files[0] |= {"remark": remark_in(outputs[0]), "content_sha256": _content_sha256(outputs[0])}
         content = {"case": case["case"], **told, "read_as": _read_as(case), "inputs": inputs, "outputs": files}
         text = json.dumps(content, indent=1) + "\n"
         write_result(self.path(case["case"]), lambda file: file.write(text.encode()), "output_dir")
@@ -167,7 +171,8 @@ class Records:
 
         A mask with other voxels than the record's, and as inference has written it, is of another run: of one that was
         killed before it wrote its record, or of one without records. One with the same voxels has another header, which
-        somebody repaired. Only what inference wrote can be damaged: a file that has its remark, and was cut off.
+        somebody repaired, or is only packed in another way, which is no change. Only what inference wrote can be
+        damaged: a file that has its remark, and was cut off.
         """
         entry = record["outputs"][0]
         path = self.output_dir / entry["file"]
@@ -181,7 +186,10 @@ class Records:
             return ""
         bundle, untouched = written_by(path)
         if untouched:
-            return CORRECTED if remark_in(path) == entry.get("remark") else "changed"
+            remark = remark_in(path)
+            if remark != entry.get("remark", remark):
+                return "changed"
+            return "" if _content_sha256(path) == entry.get("content_sha256") else CORRECTED
         try:
             read_array(str(path))
             return CORRECTED
@@ -214,6 +222,12 @@ def _is_cut_off(error: BundleError) -> bool:
     return cause is not None and not of_system
 
 
+def _content_sha256(path: Path) -> str:
+    """Of a file as it is unpacked; it can be read."""
+    content = path.read_bytes()
+    return hashlib.sha256(igzip.decompress(content) if content[:2] == b"\x1f\x8b" else content).hexdigest()
+
+
 def _describe(path: Path, name: str) -> dict[str, Any]:
     seen = path.stat()
     return {"file": name, "sha256": sha256_of(path), "bytes": seen.st_size, "mtime_ns": seen.st_mtime_ns}
@@ -227,7 +241,10 @@ def _read_as(case: Case) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
-        return content if _is_record(content, path.stem) else None
+        if not _is_record(content, path.stem):
+            return None
+        # of an earlier version, whose tables had fewer columns
+        return {**content, "volumes": [{**dict.fromkeys(COLUMNS, ""), **row} for row in content["volumes"]]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -236,7 +253,7 @@ def _is_record(content: Any, case: str) -> bool:
     """Whether all is there that is read from a record; what is wrong may also end in an error."""
     files = [*content["outputs"], *filter(None, content["inputs"])]
     described = all({"file", "sha256", "bytes", "mtime_ns"} <= entry.keys() for entry in files)
-    rows = all(row.keys() == COLUMNS.keys() for row in content["volumes"])
+    rows = all({"case", "name", "kind", "ml"} <= row.keys() <= COLUMNS.keys() for row in content["volumes"])
     # files of these names are removed: a record of a stranger may not lead out of its folder, nor to another case
     own = all(_stays(Path(entry["file"]), case) for entry in content["outputs"])
     return content["case"] == case and bool(content["outputs"]) and described and rows and own

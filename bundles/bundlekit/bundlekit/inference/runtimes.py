@@ -35,6 +35,7 @@ _EXAMPLE = 64  # voxels along each axis of the volume that a network is traced w
 # waits for the slowest of them (two cores, V-Net, windows of 96^3 in bf16: 0.78 s a window, 0.43 s side by side)
 _STREAMS = 2
 _FILES = ("network.xml", "network.bin")
+_IMPORTING = threading.Lock()  # of OpenVINO, by a thread that compiles and by one that reads
 _COMPUTING = threading.Lock()  # a queue of OpenVINO takes windows of one thread at a time, and there is one processor
 
 
@@ -304,17 +305,18 @@ def openvino() -> ModuleType:
         ImportError: if it is not installed.
     """
     name = "openvino_telemetry"
-    before = sys.modules.get(name)
-    sys.modules[name] = None  # type: ignore[assignment]  # import fails, and OpenVINO takes its own empty stand-in
-    try:
-        import openvino as ov
+    with _IMPORTING:
+        before = sys.modules.get(name)
+        sys.modules[name] = None  # type: ignore[assignment]  # import fails, and OpenVINO takes its own empty stand-in
+        try:
+            import openvino as ov
 
-        return ov
-    finally:
-        if before is None:
-            del sys.modules[name]
-        else:
-            sys.modules[name] = before
+            return ov
+        finally:
+            if before is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = before
 
 
 @functools.cache

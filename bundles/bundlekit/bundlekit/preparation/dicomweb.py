@@ -74,11 +74,15 @@ class DicomWeb:
                     Finding(self.url, found, "both", f"put the password into the environment variable {PASSWORD}")
                 )
             session.auth = HTTPBasicAuth(user.encode(), password.encode())  # text would go as Latin-1
+        else:
+            session.auth = _nobody
+        session.max_redirects = 0  # an image with the patient's name goes to the address that was given, or nowhere
+        self._partial = False  # whether the last answer told that it does not hold all
         self._client = DICOMwebClient(
             self.url,
             session,
             headers=_HEADERS,
-            callback=_check_answer,
+            callback=self._check,
             chunk_size=_ONE_BODY,
             timeout=_SECONDS,
         )
@@ -151,12 +155,14 @@ class DicomWeb:
         """Series of each instance of a study that may be of MR, both by UID."""
         with self._told(f"for study {study}"):
             try:
-                rows = _all_pages(partial(self._client.search_for_series, study), "SeriesInstanceUID")
+                rows = self._all_pages(partial(self._client.search_for_series, study), "SeriesInstanceUID")
                 series = [row for row in rows if _may_be_mr(row)]
                 found = []
                 for uid in [_uid_in(row, "SeriesInstanceUID") for row in series]:
                     search = partial(self._client.search_for_instances, study, uid)
-                    found += [(_uid_in(row, "SOPInstanceUID"), uid) for row in _all_pages(search, "SOPInstanceUID")]
+                    found += [
+                        (_uid_in(row, "SOPInstanceUID"), uid) for row in self._all_pages(search, "SOPInstanceUID")
+                    ]
             except requests.HTTPError as error:
                 if _answer_of(error).status_code not in _NO_SUCH_SERVICE:
                     raise
@@ -170,6 +176,23 @@ class DicomWeb:
             modalities = ", ".join(sorted({_value(row, "Modality") for row in rows}))
             raise self._no_study(f"study {study} without MR images (it has: {modalities})")
         return dict(found)
+
+    def _check(self, answer: requests.Response, **_: Any) -> None:
+        self._partial = answer.headers.get("Warning", "").lstrip().startswith("299")  # DICOM PS3.18, 8.3.4.4
+        _check_answer(answer)
+
+    def _all_pages(self, search: Callable[..., list[dict[str, dict]]], keyword: str) -> list[dict[str, dict]]:
+        """All rows of a search of which the server may tell some at a time, or all each time."""
+        rows: dict[str, dict[str, dict]] = {}
+        while True:
+            page = {_uid_in(row, keyword): row for row in search(offset=len(rows))}
+            if page.keys() <= rows.keys():
+                if page and self._partial:
+                    found = f"the first {len(rows)} rows of a list, and the same again when asked for the others"
+                    fix = "fetch the study with another program, and give its folder"
+                    raise BundleError(Finding(self.url, found, "all images of the study", fix))
+                return list(rows.values())
+            rows.update(page)
 
     def _no_study(self, found: str) -> BundleError:
         expected = "an MR study, at the address of a DICOMweb service (Orthanc's is http://HOST:8042/dicom-web)"
@@ -191,6 +214,10 @@ class DicomWeb:
         except requests.JSONDecodeError as error:
             found = "a web page" if error.doc.lstrip().startswith("<") else "an answer that is no JSON or ends early"
             raise self._no_study(f"{found} when asked {asked}") from error
+        except requests.TooManyRedirects as error:
+            where = _answer_of(error).headers.get("Location", "nowhere")
+            expected, fix = "a server that answers itself", "give that address (--dicomweb), if it is the server's"
+            raise BundleError(Finding(self.url, f"a redirect to {where}", expected, fix)) from error
         except (requests.exceptions.ChunkedEncodingError, _CutError) as error:
             found = f"an answer that ends early when asked {asked} ({_reason(error)})"
             fix = "run the command again: it goes on where it ended; if it stays so, look into the server's log"
@@ -234,6 +261,11 @@ def _check_answer(answer: requests.Response, **_: Any) -> None:
         raise _CutError(f"{len(answer.content)} bytes without the closing boundary")
     if boundary is None and not {"Content-Length", "Transfer-Encoding"} & answer.headers.keys():
         raise _CutError("neither a length nor a boundary tells where it ends")
+
+
+def _nobody(request: Any) -> Any:
+    """Authentication that adds nothing: `requests` would send what ~/.netrc has of this host."""
+    return request
 
 
 def _answer_of(error: Any) -> requests.Response:
@@ -282,16 +314,6 @@ def _uid_in(row: Any, keyword: str) -> str:
 
 def _may_be_mr(row: Any) -> bool:
     return _value(row, "Modality") in ("MR", "")
-
-
-def _all_pages(search: Callable[..., list[dict[str, dict]]], keyword: str) -> list[dict[str, dict]]:
-    """All rows of a search of which the server may tell some at a time, or all each time."""
-    rows: dict[str, dict[str, dict]] = {}
-    while True:
-        page = {_uid_in(row, keyword): row for row in search(offset=len(rows))}
-        if page.keys() <= rows.keys():
-            return list(rows.values())
-        rows.update(page)
 
 
 def _refuse_others(folder: Path, files: set[Path]) -> None:

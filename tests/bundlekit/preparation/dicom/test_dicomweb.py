@@ -44,6 +44,7 @@ class StandIn(ThreadingHTTPServer):
         self.headers: list[Any] = []  # of each request
         self.stored: list[bytes] = []  # bodies
         self.page = 100  # rows of one answer
+        self.more: dict[str, str] = {}  # headers of every answer
         self.changed: dict[str, tuple] = {}  # end of a path -> status, type, body, and how it is cut
         self.store_answer: tuple[int, str, bytes] = (200, JSON, b"{}")
 
@@ -84,6 +85,8 @@ class _Handler(BaseHTTPRequestHandler):
         """The whole body, or half of it: with the length of the whole ("length") or without ("no length")."""
         self.send_response(status)
         self.send_header("Content-Type", kind)
+        for name, value in self.server.more.items():
+            self.send_header(name, value)
         if cut != "no length":
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -321,3 +324,29 @@ def test_what_the_server_does_not_keep_is_told_by_name(
         DicomWeb(server.url).store(file)
     assert server.url in str(error.value)
     assert file.name in str(error.value)
+
+
+def test_a_server_that_tells_a_part_of_a_list_each_time_is_refused(server: StandIn, tmp_path: Path) -> None:
+    rows = [image.to_json_dict(bulk_data_threshold=100) for image in server.images[:2]]
+    server.changed["/instances"] = (200, JSON, json.dumps(rows).encode())  # whatever the offset
+    server.more["Warning"] = '299 stand-in "There are additional results that can be requested"'
+    with pytest.raises(BundleError, match="the first 2 rows of a list, and the same again"):
+        DicomWeb(server.url).fetch(STUDY, tmp_path / "out")
+
+
+def test_nothing_goes_to_an_address_that_nobody_gave(server: StandIn, tmp_path: Path) -> None:
+    file = save([server.images[0]], tmp_path / "own")[0]
+    server.store_answer = (307, JSON, b"")
+    server.more["Location"] = f"{server.url}/elsewhere"
+    with pytest.raises(BundleError, match=f"(?s)a redirect to {server.url}/elsewhere.*give that address"):
+        DicomWeb(server.url).store(file)
+    assert len(server.stored) == dicomweb._TRIES
+
+
+def test_no_password_of_another_program_is_sent(
+    server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login joe password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    DicomWeb(server.url).fetch(STUDY, tmp_path / "out")
+    assert not any("Authorization" in headers for headers in server.headers)
