@@ -150,6 +150,9 @@ def test_a_scan_whose_name_and_folders_disagree_is_told(tmp_path: Path, file: st
         ("*_T1w.nii.gz/", ["sub-01", "sub-01_run-2", "sub-02_ses-1"]),  # of folders alone
         ("/sub-*\n!/sub-02\n", ["sub-02_ses-1"]),
         ("sub-02/**/*_T1w*\n", ["sub-01", "sub-01_run-2"]),
+        ("sub-0[!1]/\n", ["sub-01", "sub-01_run-2"]),
+        ("sub-0[1-2]\n!sub-0[^1]\n", ["sub-02_ses-1"]),
+        ("sub-[z-a]/\nsub-0[\\]\n", ["sub-01", "sub-01_run-2", "sub-02_ses-1"]),  # no lists of characters
         ("\ufeffsub-01/\n", ["sub-02_ses-1"]),  # of an editor under Windows
     ],
 )
@@ -166,7 +169,7 @@ def test_scans_that_bids_has_no_name_for_are_taken_though_bidsignore_lists_them(
     (root / ".bidsignore").write_text("*_ct.nii.gz\n")
     assert [entry["case"] for entry in find_entries(root, ["CT"])[0]] == ["sub-01"]
     dataset(tmp_path, "sub-02/ct/sub-02_ct.nii.gz")
-    (root / ".bidsignore").write_text("*_ct.nii.gz\nsub-01/\n")  # who is listed is not taken
+    (root / ".bidsignore").write_text("*_ct.nii.gz\nct/\nsub-*/ct\nsub-01/\n")  # who is listed is not taken
     assert [entry["case"] for entry in find_entries(root, ["CT"])[0]] == ["sub-02"]
 
 

@@ -340,6 +340,26 @@ def test_a_mask_that_somebody_corrected_stays(tmp_path: Path, run: Callable[[str
     assert run("one") == ["a", "b", "c"] * 2, "nothing was computed in between"
 
 
+def test_a_mask_that_is_corrected_while_others_are_computed_stays(tmp_path: Path) -> None:
+    source = write_nifti(tmp_path / "case_t1.nii.gz", scan())
+    file = tmp_path / "out" / "b_seg.nii.gz"
+
+    def step(engine: Engine, case: dict[str, Any]) -> list[dict[str, Any]]:
+        engine.state.batch = [item_of(source, case["case"])]  # type: ignore[assignment]
+        if case["case"] == "b":
+            write_nifti(file, scan())
+        return [{"pred": classes()}]
+
+    engine = Engine(step)
+    engine.logger.disabled = True
+    WriteSegmentations(str(tmp_path / "out"), written_by="one").attach(engine)
+    cases = [{"case": name, "image": [str(source)]} for name in ("a", "b")]
+    with pytest.raises(BundleError, match=r"b_seg[\s\S]*no bundle has put its name to[\s\S]*move it away"):
+        engine.run(DataLoader(Dataset(cases), batch_size=None))
+    assert (tmp_path / "out" / "a_seg.nii.gz").is_file()
+    assert nib.load(file).get_data_dtype() == nib.load(source).get_data_dtype()
+
+
 def test_a_mask_that_was_only_saved_again_is_replaced(tmp_path: Path, run: Callable[[str], list[str]]) -> None:
     run("one")
     mask = nib.load(tmp_path / "out" / "b_seg.nii.gz")

@@ -76,7 +76,7 @@ class Run:
             SaveCheckpoints(str(folder), *state),
         ]
         if resume is not None:
-            handlers.append(ResumeRun(str(resume), *state))
+            handlers.append(ResumeRun(str(resume), *state, ckpt_dir=str(folder)))
         self.trainer = SupervisedTrainer(
             device=torch.device("cpu"),
             max_epochs=epochs,

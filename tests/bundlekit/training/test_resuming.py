@@ -113,6 +113,17 @@ def test_best_model_survives_a_resume(tmp_path: Path) -> None:
     assert next(scores, None) is None
 
 
+def test_a_run_does_not_go_on_over_another_one(tmp_path: Path) -> None:
+    Run(tmp_path / "a").run(stop_after=2)
+    Run(tmp_path / "b", seed=1).run(stop_after=3)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir() if file.is_file()}
+    with pytest.raises(BundleError, match=rf"(?s){tmp_path / 'b'}.*another run.*give --ckpt_dir {tmp_path / 'a'}"):
+        Run(tmp_path / "b", resume=tmp_path / "a" / "last.pt").run()
+    assert {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir() if file.is_file()} == before
+    Run(tmp_path / "c", resume=tmp_path / "a" / "last.pt").run()
+    assert (tmp_path / "c" / "last.pt").is_file()
+
+
 def test_run_that_has_finished_is_not_resumed(tmp_path: Path) -> None:
     Run(tmp_path, epochs=2).run()
     for epochs in (1, 2):

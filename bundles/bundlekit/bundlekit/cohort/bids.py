@@ -350,8 +350,8 @@ def _scans(layout: Any, root: Path, suffixes: list[str]) -> tuple[list[_Scan], l
         place = path.relative_to(root)
         if not place.parts[0].startswith("sub-"):
             continue
-        # a valid data set has to list its CTs, of which BIDS does not know; of those only folders that are listed count
-        if _ignored(place, rules, folders_alone=match[2] in _WANTED["CT"].suffixes):
+        # a valid data set has to list its CTs, of which BIDS does not know: of them participants and sessions count
+        if _ignored(place, rules, of_ct=match[2] in _WANTED["CT"].suffixes):
             ignored += 1
             continue
         parsed = isinstance(file, layout.schema.Artifact) and file.name.startswith("sub-")
@@ -392,13 +392,25 @@ def _ignore_rules(root: Path) -> list[tuple[re.Pattern[str], bool, bool]]:
 def _expression(pattern: str) -> str:
     """A pattern of `.gitignore` as a regular expression."""
     known = {"**/": "(.*/)?", "/**": "/.*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?|\[[^]/]+\])", pattern)
-    return "".join(known.get(part, part if part[:1] == "[" else re.escape(part)) for part in parts)
+    parts = re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?|\[[!^]?\]?[^]/]*\])", pattern)
+    return "".join(known.get(part) or (_characters(part) if part[:1] == "[" else re.escape(part)) for part in parts)
 
 
-def _ignored(place: Path, rules: Sequence[tuple[re.Pattern[str], bool, bool]], folders_alone: bool) -> bool:
+def _characters(pattern: str) -> str:
+    """Characters in brackets, `[!1]` those that are not listed; what is no such list stands for itself."""
+    listed = pattern[1:-1].replace("\\", "\\\\")
+    listed = f"[^{listed[1:]}]" if listed[:1] in ("!", "^") else f"[{listed}]"
+    try:
+        re.compile(listed)
+    except re.error:
+        return re.escape(pattern)
+    return listed
+
+
+def _ignored(place: Path, rules: Sequence[tuple[re.Pattern[str], bool, bool]], of_ct: bool) -> bool:
     """Whether a file, or a folder that it lies in, is one that the last fitting rule ignores."""
-    for path in [*([] if folders_alone else [place]), *list(place.parents)[:-1]]:
+    paths = [place, *list(place.parents)[:-1]]
+    for path in [one for one in paths[1:] if one.name[:4] in ("sub-", "ses-")] if of_ct else paths:
         name = path.as_posix()
         fitting = [taken for rule, folders, taken in rules if rule.fullmatch(name) and not (folders and path == place)]
         if fitting and not fitting[-1]:

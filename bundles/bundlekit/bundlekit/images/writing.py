@@ -91,19 +91,27 @@ class WriteSegmentations:
         """Write the cases of this iteration.
 
         Raises:
-            BundleError: if a file cannot be written, or would replace an input.
+            BundleError: if a file cannot be written, or would replace an input or a mask that is not as inference left
+                it.
         """
         batch: Any = engine.state.batch  # ignite's annotations know nothing of MONAI's lists of dicts
         outputs: Any = engine.state.output
         for item, output in zip(batch, outputs, strict=True):
             values = np.asarray([int(v) for v in item["label_values"]], np.uint8)
             classes = convert_to_numpy(output["pred"])[0].astype(np.uint8)
+            self._keep_other(self._path(item["case"]))
             path, image = self._write(item, self.suffix, values[classes])
             _log.info("wrote %s: %s", path, self._volumes(classes, values, image.affine))
             if "probabilities" in output:
                 probabilities = np.moveaxis(convert_to_numpy(output["probabilities"]), 0, -1).astype(np.float32)
                 path, _ = self._write(item, self.probabilities, probabilities)
                 _log.info("wrote %s", path)
+
+    def _keep_other(self, path: Path) -> None:
+        """Refuse to replace a mask that somebody has corrected, or put there, since the run began."""
+        if self.signature and path.is_file() and (found := unlike(path, self.signature)):
+            expected = f"no file, or one {self.signature} and left as it was"
+            raise BundleError(Finding(str(path), found, expected, "move it away, and segment the case again"))
 
     def _volumes(self, classes: np.ndarray, values: np.ndarray, affine: np.ndarray) -> str:
         """Millilitres of each class but the background."""

@@ -215,7 +215,7 @@ class DicomWeb:
             found = "a web page" if error.doc.lstrip().startswith("<") else "an answer that is no JSON or ends early"
             raise self._no_study(f"{found} when asked {asked}") from error
         except requests.TooManyRedirects as error:
-            where = _answer_of(error).headers.get("Location", "nowhere")
+            where = _answer_of(error).headers.get("Location", "nowhere").partition("/studies")[0]
             expected, fix = "a server that answers itself", "give that address (--dicomweb), if it is the server's"
             raise BundleError(Finding(self.url, f"a redirect to {where}", expected, fix)) from error
         except (requests.exceptions.ChunkedEncodingError, _CutError) as error:

@@ -33,6 +33,7 @@ class ResumeRun:
         validator: as in `SaveCheckpoints`.
         settings: as in `RecordRun`; compared with what the run recorded.
         split: as in `RecordRun`; compared with what the run recorded, so that no case changes sides.
+        ckpt_dir: where the run goes on to write; it holds this run, or none. None: it is not looked at.
         also: as in `SaveCheckpoints`; one that the file does not have (it is of an earlier version) starts anew.
     """
 
@@ -46,7 +47,9 @@ class ResumeRun:
         settings: Mapping[str, Any] | None = None,
         also: Mapping[str, Any] | None = None,
         split: Mapping[str, Any] | None = None,
+        ckpt_dir: str | None = None,
     ) -> None:
+        self.ckpt_dir = ckpt_dir
         self.also = named_apart(also)
         self.split = split
         self.path = path
@@ -64,9 +67,11 @@ class ResumeRun:
         """Load everything.
 
         Raises:
-            BundleError: if the file is missing, damaged, no checkpoint of a run, or of another network, or if it
-                is already at the last epoch, or was made with another number of epochs or of iterations per epoch.
+            BundleError: if the folder has another run; if the file is missing, damaged, no checkpoint of a run, or of
+                another network; or if it is already at the last epoch, or was made with another number of epochs or of
+                iterations per epoch.
         """
+        self._no_other_run()
         saved = read_checkpoint(self.path)
         if not {"model", "optimizer", "lr_scheduler", "trainer"} <= set(saved):
             raise BundleError(
@@ -124,6 +129,17 @@ class ResumeRun:
             state: Any = self.validator.state
             state.best_metric, state.best_metric_epoch = saved["best"]["metric"], saved["best"]["epoch"]
         _log.info("resumed %s after epoch %d of %d", self.path, at["epoch"], engine.state.max_epochs)
+
+    def _no_other_run(self) -> None:
+        """Refuse to write over a run that is not the one that goes on."""
+        if self.ckpt_dir is None:
+            return
+        here, there = Path(self.ckpt_dir), Path(self.path).parent
+        others = [name for name in ("last.pt", "model.pt") if (here / name).is_file()]
+        if others and here.resolve() != there.resolve():
+            expected = f"the run that {self.path} is of, or no run"
+            fix = f"give --ckpt_dir {there}, or an empty folder"
+            raise BundleError(Finding(str(here), f"another run ({', '.join(others)})", expected, fix))
 
     def _same_settings(self) -> None:
         if self.settings is None:
