@@ -57,6 +57,24 @@ def test_the_margin_is_in_millimetres(margin_mm: float, grows: int) -> None:
     np.testing.assert_array_equal(decided(brain, margin_mm=margin_mm), expected)
 
 
+def test_a_brain_that_is_corrected_while_others_are_computed_stays(tmp_path: Path) -> None:
+    source, file = tmp_path / "a.nii.gz", tmp_path / "out" / "a_brain.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((4, 4, 4), np.int16), np.eye(4)), source)
+
+    def step(engine: Engine, case: dict) -> list[dict]:
+        engine.state.batch = [case]  # type: ignore[assignment]
+        file.parent.mkdir()
+        file.write_bytes(source.read_bytes())
+        return [{"pred": torch.ones(1, 4, 4, 4)}]
+
+    engine = Engine(step)
+    engine.logger.disabled = True
+    WriteStripped(tmp_path / "out").attach(engine)
+    with pytest.raises(BundleError, match=r"a_brain\.nii\.gz"):
+        engine.run(DataLoader(Dataset([{"case": "a", "source": str(source)}]), batch_size=None))
+    assert file.read_bytes() == source.read_bytes()
+
+
 def test_a_brain_that_somebody_corrected_stays(tmp_path: Path) -> None:
     """With the header kept, as tools do that open a scan, change it, and save it."""
     source = tmp_path / "a.nii.gz"

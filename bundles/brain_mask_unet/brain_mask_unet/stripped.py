@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from monai.utils import convert_to_numpy
 
 from bundlekit.files import write_result
 from bundlekit.images.nifti import read_volume
-from bundlekit.images.writing import on_grid_of, refuse_others, signed, to_gzip, unlike
+from bundlekit.images.writing import cases_of, on_grid_of, refuse_others, signed, to_gzip, unlike
 
 _log = logging.getLogger(__name__)
 _SIGNATURE = "stripped by brain_mask_unet"
@@ -46,9 +47,12 @@ class WriteStripped:
         Raises:
             BundleError: naming them.
         """
+        self._refuse_others([self._path(case) for case in cases_of(engine)])
+
+    @staticmethod
+    def _refuse_others(paths: Iterable[Path]) -> None:
         refuse_others(
-            engine,
-            self._path,
+            paths,
             partial(unlike, signature=_SIGNATURE, what="scan"),
             f"a new file, or one {_SIGNATURE} and left as it was",
             "move the file away, or give --write_brain False",
@@ -65,7 +69,7 @@ class WriteStripped:
         """Write the cases of this iteration.
 
         Raises:
-            BundleError: if a file cannot be written.
+            BundleError: if a file cannot be written, or would replace one that is not as this bundle wrote it.
         """
         batch: Any = engine.state.batch
         outputs: Any = engine.state.output
@@ -77,5 +81,6 @@ class WriteStripped:
             image = on_grid_of(item["source"], stripped)
             image.header["descrip"] = signed(_SIGNATURE, stripped)
             path = self._path(item["case"])
+            self._refuse_others([path])  # it may have been corrected since the run began
             write_result(path, lambda file, image=image: to_gzip(image, file), "output_dir")  # type: ignore[misc]
             _log.info("wrote %s", path)

@@ -354,7 +354,7 @@ def test_a_mask_that_is_corrected_while_others_are_computed_stays(tmp_path: Path
     engine.logger.disabled = True
     WriteSegmentations(str(tmp_path / "out"), written_by="one").attach(engine)
     cases = [{"case": name, "image": [str(source)]} for name in ("a", "b")]
-    with pytest.raises(BundleError, match=r"b_seg[\s\S]*no bundle has put its name to[\s\S]*move it away"):
+    with pytest.raises(BundleError, match=r"b_seg[\s\S]*no bundle has put its name to[\s\S]*move the file away"):
         engine.run(DataLoader(Dataset(cases), batch_size=None))
     assert (tmp_path / "out" / "a_seg.nii.gz").is_file()
     assert nib.load(file).get_data_dtype() == nib.load(source).get_data_dtype()

@@ -1,4 +1,4 @@
-"""Whether four scans are the modalities that they are given as, and like others: of a T2 as FLAIR a mask is wrong.
+"""Whether four scans are the modalities that they are given as, and whether they look like known cases.
 
 Of each scan five quantiles between its darkest and its brightest voxels, of each pair the rank correlation over the
 brain: 26 numbers, which no linear change of intensities moves. Their mean and covariance over 37 gliomas of BraTS tell

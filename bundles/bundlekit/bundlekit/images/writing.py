@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,12 @@ class WriteSegmentations:
         Raises:
             BundleError: naming them.
         """
+        self._refuse_others([self._path(case) for case in cases_of(engine)])
+
+    def _refuse_others(self, paths: Iterable[Path]) -> None:
         if self.signature:
             expected = f"a new file, or one {self.signature} and left as it was"
-            unlike_ours = partial(unlike, signature=self.signature)
-            refuse_others(engine, self._path, unlike_ours, expected, "or move the file away")
+            refuse_others(paths, partial(unlike, signature=self.signature), expected, "or move the file away")
 
     def _path(self, case: str, suffix: str = "") -> Path:
         return self.output_dir / f"{case}_{suffix or self.suffix}.nii.gz"
@@ -99,19 +101,13 @@ class WriteSegmentations:
         for item, output in zip(batch, outputs, strict=True):
             values = np.asarray([int(v) for v in item["label_values"]], np.uint8)
             classes = convert_to_numpy(output["pred"])[0].astype(np.uint8)
-            self._keep_other(self._path(item["case"]))
+            self._refuse_others([self._path(item["case"])])  # it may have been corrected since the run began
             path, image = self._write(item, self.suffix, values[classes])
             _log.info("wrote %s: %s", path, self._volumes(classes, values, image.affine))
             if "probabilities" in output:
                 probabilities = np.moveaxis(convert_to_numpy(output["probabilities"]), 0, -1).astype(np.float32)
                 path, _ = self._write(item, self.probabilities, probabilities)
                 _log.info("wrote %s", path)
-
-    def _keep_other(self, path: Path) -> None:
-        """Refuse to replace a mask that somebody has corrected, or put there, since the run began."""
-        if self.signature and path.is_file() and (found := unlike(path, self.signature)):
-            expected = f"no file, or one {self.signature} and left as it was"
-            raise BundleError(Finding(str(path), found, expected, "move it away, and segment the case again"))
 
     def _volumes(self, classes: np.ndarray, values: np.ndarray, affine: np.ndarray) -> str:
         """Millilitres of each class but the background."""
@@ -137,14 +133,17 @@ class WriteSegmentations:
         return path, image
 
 
-def refuse_others(
-    engine: Engine, path_of: Callable[[str], Path], unlike_ours: Callable[[Path], str], expected: str, otherwise: str
-) -> None:
-    """Before an evaluator computes anything, look for files of its cases that would be replaced and must not be.
+def cases_of(engine: Engine) -> list[str]:
+    """Names of the cases of an evaluator, those of its loader's data set."""
+    cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
+    return [case["case"] for case in cases]
+
+
+def refuse_others(paths: Iterable[Path], unlike_ours: Callable[[Path], str], expected: str, otherwise: str) -> None:
+    """Look for files that would be replaced and must not be.
 
     Args:
-        engine: the evaluator; its cases are those of its loader's data set.
-        path_of: file that will be written of a case.
+        paths: of what will be written.
         unlike_ours: what tells a file from one that may be replaced, for the message; "" if nothing does.
         expected: in place of such a file.
         otherwise: what can be done if not with another folder: "or ...".
@@ -152,8 +151,7 @@ def refuse_others(
     Raises:
         BundleError: naming them.
     """
-    cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
-    there = [path for path in (path_of(case["case"]) for case in cases) if path.is_file()]
+    there = [path for path in paths if path.is_file()]
     fix = f"set --output_dir to a folder for this bundle alone, {otherwise}"
     findings = [Finding(str(path), found, expected, fix) for path in there if (found := unlike_ours(path))]
     if findings:
