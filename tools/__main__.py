@@ -14,7 +14,19 @@ import fire
 
 from bundlekit.values import wrong_value
 from bundlekit.virtual import brats, ct, icbm152, metastases, tissue
-from tools.bench import case, deformation, flags, gliomas, loader, memory, network, painting, registration, resizing
+from tools.bench import (
+    case,
+    deformation,
+    flags,
+    gliomas,
+    loader,
+    memory,
+    missing,
+    network,
+    painting,
+    registration,
+    resizing,
+)
 from tools.card import card
 from tools.check import check
 from tools.check_gpu import check_gpu
@@ -61,6 +73,7 @@ COMMANDS = {
         "gliomas": gliomas,
         "resizing": resizing,
         "flags": flags,
+        "missing": missing,
     },
 }
 

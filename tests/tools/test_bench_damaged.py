@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from monai.data import MetaTensor
 
 from tools.bench import flags as measured
-from tools.bench.damaged import DAMAGES, DamageCased, tell
+from tools.bench import missing
+from tools.bench.damaged import DAMAGES, MISSING, DamageCased, tell
+from tools.bundles import parse
 
 
 def image() -> np.ndarray:
@@ -21,7 +24,7 @@ def image() -> np.ndarray:
     return out
 
 
-@pytest.mark.parametrize("name", [name for name in DAMAGES if name != "none"])
+@pytest.mark.parametrize("name", sorted((set(DAMAGES) | set(MISSING)) - {"none"}))
 def test_a_copy_differs_is_the_same_again_and_keeps_its_air(name: str) -> None:
     before = image()
     case = {"image": MetaTensor(torch.from_numpy(before.copy())), "case": f"a-damage-{name}"}
@@ -71,3 +74,35 @@ def test_a_case_and_a_copy_go_through(
     assert "2 masks" in told
     with (tmp_path / "scores.csv").open(newline="") as file:
         assert {row["case"].rpartition("-damage-")[2] for row in csv.DictReader(file)} == {"none", "no_T1ce"}
+
+
+def test_missing_modalities_by_the_networks_of_folds(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [path.name for path in sorted(cohort.iterdir()) if path.is_dir()]
+    network = parse("brats_resunet", "train.yaml", channels=[4, 4, 4, 4, 4]).get_parsed_content("network_def")
+    for fold in range(2):
+        place = tmp_path / "cv" / f"fold_{fold}"
+        place.mkdir(parents=True)
+        torch.save(network.state_dict(), place / "last.pt")
+        (place / "settings.json").write_text(json.dumps({"channels": [4, 4, 4, 4, 4], "patch_size": [24, 24, 24]}))
+        parts = {"training": cases[:fold] + cases[fold + 1 :], "validation": cases[fold : fold + 1]}
+        split = {part: [{"case": case} for case in those] for part, those in parts.items()}
+        (place / "datalist.json").write_text(json.dumps(split))
+    for name in set(MISSING) - {"none", "no_T1_and_T2"}:
+        monkeypatch.delitem(MISSING, name)
+    missing(
+        str(cohort), cv_dir=str(tmp_path / "cv"), out=str(tmp_path / "out"), num_workers=0, overlap=0, runtime="torch"
+    )
+    told = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in told[-2:]] == [["none", "2"], ["no_T1_and_T2", "2"]]
+    for fold in range(2):
+        with (tmp_path / "out" / f"fold_{fold}" / "scores.csv").open(newline="") as file:
+            assert {row["case"].partition("-damage-")[0] for row in csv.DictReader(file)} == {cases[fold]}
+
+
+def test_where_the_networks_are_is_told_once(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"fold_0/last\.pt"):
+        missing("here", cv_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="one of them"):
+        missing("here", checkpoint="a.pt", cv_dir=str(tmp_path))

@@ -1,7 +1,7 @@
 """Measurements of speed, memory and checks: `python -m tools bench NAME`, see `--help`."""
 
 from tools.bench.case import case
-from tools.bench.damaged import flags
+from tools.bench.damaged import flags, missing
 from tools.bench.deformation import deformation, painting
 from tools.bench.gliomas import gliomas
 from tools.bench.loader import loader

@@ -1,10 +1,11 @@
-"""How many bad masks the checks of `brats_resunet` flag: labelled gliomas, as they are and in damaged copies."""
+"""Labelled gliomas as they are and in damaged copies: how many bad masks are flagged, what a missing modality costs."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import tempfile
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from bundlekit.brats.naming import MODALITIES
+from bundlekit.brats.regions import REGIONS
 from tools.bundles import parse
 
 Damage = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -130,18 +132,31 @@ DAMAGES: dict[str, Damage] = {
 }
 
 
+MISSING: dict[str, Damage] = {
+    "none": DAMAGES["none"],
+    "no_T1": _missing(0),
+    "no_T1ce": _missing(1),
+    "no_T2": _missing(2),
+    "no_FLAIR": _missing(3),
+    "no_T1_and_T2": _missing(0, 2),
+}
+
+
 class DamageCased(Transform):
     """Do to `image` what the name of the case says, the same for every case of a data set."""
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Damage one case, as the bundle's reader gives it."""
         image, name = data["image"], str(data["case"]).rpartition(_BETWEEN)[2]
-        rng = np.random.default_rng([7, list(DAMAGES).index(name)])
-        made = DAMAGES[name](image.numpy(), rng).astype(np.float32)
+        damages = DAMAGES | MISSING
+        rng = np.random.default_rng([7, list(damages).index(name)])
+        made = damages[name](image.numpy(), rng).astype(np.float32)
         return {**data, "image": MetaTensor(torch.from_numpy(np.ascontiguousarray(made)), affine=image.affine)}
 
 
-def flags(dataset_dir: str, checkpoint: str | None = None, out: str | None = None, **settings: Any) -> None:
+def flags(
+    dataset_dir: str, checkpoint: str | None = None, out: str | None = None, cv_dir: str | None = None, **settings: Any
+) -> None:
     """Masks with a Dice of the whole tumour below 0.7, and how many of them and of the others each check flags.
 
     Every case is segmented as it is and in 20 damaged copies: noise, bias fields, exchanged, missing, inverted and
@@ -152,31 +167,83 @@ def flags(dataset_dir: str, checkpoint: str | None = None, out: str | None = Non
         dataset_dir: folder of labelled cases that did not train the network.
         checkpoint: of `brats_resunet`; None: the weights that it comes with, which have seen most public gliomas here.
         out: folder for `scores.csv`, `volumes.csv` and the masks; None: they are not kept.
+        cv_dir: folder of `python -m tools cv`, in place of a checkpoint: each fold's last network on its own cases.
         settings: of the bundle's `inference.yaml`.
     """
+    with _measured(DAMAGES, dataset_dir, checkpoint, out, cv_dir, settings) as where:
+        tell(where)
+
+
+def missing(
+    dataset_dir: str, checkpoint: str | None = None, out: str | None = None, cv_dir: str | None = None, **settings: Any
+) -> None:
+    """Mean Dice of each region with all modalities, without each of them, and with T1ce and FLAIR alone.
+
+    A missing modality is zeros, as with `--fill_missing True`.
+
+    Args:
+        dataset_dir: folder of labelled cases that did not train the network.
+        checkpoint: of `brats_resunet`; None: the weights that it comes with, which have seen most public gliomas here.
+        out: folder for `scores.csv`, `volumes.csv` and the masks; None: they are not kept.
+        cv_dir: folder of `python -m tools cv`, in place of a checkpoint: each fold's last network on its own cases.
+        settings: of the bundle's `inference.yaml`.
+    """
+    with _measured(MISSING, dataset_dir, checkpoint, out, cv_dir, settings) as where:
+        rows = _table(where, "scores.csv")
+    print(f"{'missing':<16}{'cases':>6}" + "".join(f"{region:>8}" for region in REGIONS) + "   mean Dice")
+    for name in MISSING:
+        own = [row for row in rows if row["case"].rpartition(_BETWEEN)[2] == name]
+        means = [np.mean([float(row[f"dice_{region}"]) for row in own]) for region in REGIONS]
+        print(f"{name:<16}{len(own):>6}" + "".join(f"{mean:>8.3f}" for mean in means))
+
+
+@contextlib.contextmanager
+def _measured(
+    names: Iterable[str],
+    dataset_dir: str,
+    checkpoint: str | None,
+    out: str | None,
+    cv_dir: str | None,
+    settings: Mapping[str, Any],
+) -> Iterator[Path]:
+    """The folder with the scores of every case with each of the damages; with `cv_dir` a folder in it for each fold."""
+    if checkpoint and cv_dir:
+        raise ValueError("--checkpoint and --cv_dir are both given; expected one of them.")
+    last = sorted(Path(cv_dir).glob("fold_*/last.pt")) if cv_dir else []
+    if cv_dir and not last:
+        raise ValueError(f"{cv_dir} has no fold_0/last.pt; expected a folder that `python -m tools cv` has filled.")
     with tempfile.TemporaryDirectory() as scratch:
         where = Path(out or scratch)
-        chosen = {"checkpoint": checkpoint} if checkpoint else {}
-        given = {**settings, **chosen, "dataset_dir": dataset_dir, "subset": "all", "output_dir": str(where)}
-        parser = parse("brats_resunet", "inference.yaml", "evaluate.yaml", **given)
-        parser["preprocessing"]["transforms"].insert(1, {"_target_": f"{__name__}.DamageCased"})
-        parser.get_parsed_content("initialize")
-        cases = parser.get_parsed_content("dataset").data
-        cases[:] = [{**case, "case": f"{case['case']}{_BETWEEN}{name}"} for case in cases for name in DAMAGES]
-        parser.get_parsed_content("evaluating")
-        tell(where)
+        networks = [(file, "validation", where / file.parent.name) for file in last] or [(checkpoint, "all", where)]
+        for network, subset, output_dir in networks:
+            chosen = {"checkpoint": str(network)} if network else {}
+            given = {**settings, **chosen, "dataset_dir": dataset_dir, "subset": subset, "output_dir": str(output_dir)}
+            parser = parse("brats_resunet", "inference.yaml", "evaluate.yaml", **given)
+            parser["preprocessing"]["transforms"].insert(1, {"_target_": f"{__name__}.DamageCased"})
+            parser.get_parsed_content("initialize")
+            cases = parser.get_parsed_content("dataset").data
+            cases[:] = [{**case, "case": f"{case['case']}{_BETWEEN}{name}"} for case in cases for name in names]
+            parser.get_parsed_content("evaluating")
+        yield where
+
+
+def _table(folder: Path, name: str) -> list[dict[str, str]]:
+    """Rows of a table in the folder, or in those of its folds."""
+    rows = []
+    for path in [folder / name] if (folder / name).is_file() else sorted(folder.glob(f"fold_*/{name}")):
+        with path.open(newline="") as file:
+            rows += list(csv.DictReader(file))
+    return rows
 
 
 def tell(folder: Path) -> None:
     """Print the table.
 
     Args:
-        folder: with `scores.csv` and `volumes.csv`.
+        folder: with `scores.csv` and `volumes.csv`, or with a folder for each fold that has them.
     """
-    with (folder / "scores.csv").open(newline="") as file:
-        dice = {row["case"]: float(row["dice_WT"]) for row in csv.DictReader(file)}
-    with (folder / "volumes.csv").open(newline="") as file:
-        rows = {row["case"]: row for row in csv.DictReader(file) if row["name"] == "WT"}
+    dice = {row["case"]: float(row["dice_WT"]) for row in _table(folder, "scores.csv")}
+    rows = {row["case"]: row for row in _table(folder, "volumes.csv") if row["name"] == "WT"}
     bad = {case for case, value in dice.items() if value < BAD}
     found = {case: set(filter(None, rows[case]["flags"].split(";"))) for case in dice}
     names = sorted(set().union(*found.values()))

@@ -19,7 +19,7 @@ from ignite.engine import Engine
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from bundlekit.brats.lesions import DILATION_VOXELS, MINIMUM_MM3, PENALTY_MM, SIZES, lesion_scores, voxel_mm3
+from bundlekit.brats.lesions import SIZES, SOURCE, lesion_rule, lesion_scores, voxel_mm3
 from bundlekit.brats.reading import read_label as read_original_label
 from bundlekit.brats.regions import REGIONS
 from bundlekit.cases.patients import patient_of
@@ -36,19 +36,6 @@ EMPTY_RULE = (
     "them: Dice and IoU 0, HD95 = length of the image diagonal in mm (373.13 mm on the BraTS grid of 240x240x155 "
     "voxels of 1 mm). Lesion-wise, neither a lesion nor a false positive: Dice 1, HD95 0 mm. Sensitivity without a "
     "lesion of that size is undefined: left out of the statistics, counted in n_undefined."
-)
-LESION_RULE = (
-    "BraTS-METS 2023. Lesions are the 26-connected components of the reference dilated by "
-    f"{DILATION_VOXELS} voxel (18-neighbourhood), scored on the undilated voxels. Each is compared with the union of "
-    "all 26-connected predicted components that overlap its dilation; a component that reaches several lesions counts "
-    f"whole against each. A missed lesion: Dice 0, HD95 {PENALTY_MM:g} mm. A predicted component that reaches no "
-    f"lesion, of any size, is a false positive: Dice 0, HD95 {PENALTY_MM:g} mm. Lesions of {MINIMUM_MM3:g} mm3 or less "
-    "are left out, and so are the components that reach only them. Departure from the challenge's evaluation: its HD95 "
-    "weights surface elements by area, ours counts surface voxels."
-)
-LESION_SOURCE = (
-    "github.com/rachitsaluja/BraTS-2023-Metrics (BraTS-MET: dilation 1, threshold 2); "
-    "synapse.org Synapse:syn51156910, discussion thread 10357; Moawad et al., arXiv:2306.00838"
 )
 METRIC_DEFINITIONS = {
     "dice": "2 TP / (2 TP + FP + FN) over the voxels of the region, 0 to 1",
@@ -75,8 +62,8 @@ METRIC_DEFINITIONS = {
 }
 NOTES = {
     "empty_region_rule": EMPTY_RULE,
-    "lesion_rule": LESION_RULE,
-    "lesion_rule_source": LESION_SOURCE,
+    "lesion_rule": lesion_rule("BraTS-METS 2023"),
+    "lesion_rule_source": SOURCE,
     "metric_definitions": METRIC_DEFINITIONS,
 }
 _log = logging.getLogger(__name__)

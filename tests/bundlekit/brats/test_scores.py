@@ -20,7 +20,7 @@ from scipy.spatial.distance import cdist
 
 import bundlekit.brats.scores as scores_module
 from bundlekit.brats.regions import REGIONS
-from bundlekit.brats.scores import EMPTY_RULE, METRIC_DEFINITIONS, NOTES, ScoreCases, region_scores
+from bundlekit.brats.scores import EMPTY_RULE, METRIC_DEFINITIONS, NOTES, ScoreCases, lesion_wise_scores, region_scores
 from bundlekit.errors import BundleError
 from bundlekit.scores import handler, statistics
 from tests.bundlekit.conftest import Scored, with_box
@@ -266,7 +266,8 @@ def test_summary_of_known_numbers() -> None:
 
 def test_every_score_is_defined_in_the_summary() -> None:
     volume = with_box((4, 4, 4), (1, 1, 1), 2, 3)
-    names = {name.rpartition("_")[0] for name in region_scores(volume, volume, ONE_MM)}
+    scores = region_scores(volume, volume, ONE_MM) | lesion_wise_scores(volume, volume, ONE_MM)
+    names = {name.rpartition("_")[0] for name in scores}
     assert names <= set(METRIC_DEFINITIONS)
 
 
@@ -299,6 +300,28 @@ def test_bootstrap_interval() -> None:
     assert summarise(rows, seed=1)["metrics"]["dice_WT"]["ci95"] != [low, high]
 
 
+# --- lesion_wise_scores -------------------------------------------------------------------------------------------
+
+
+def test_lesions_by_the_rules_of_the_glioma_challenge() -> None:
+    truth = empty((40, 12, 12))
+    truth[2:6, 2:6, 2:6] = 2  # 64 mm3: one lesion with what is 4 voxels off, which 3 voxels of dilation join
+    truth[10:14, 2:6, 2:6] = 3
+    truth[30:32, 2:7, 2:7] = 3  # 50 mm3: left out
+    pred = empty(truth.shape)
+    pred[2:6, 2:6, 2:6] = 2
+    pred[30:32, 2:7, 2:7] = 3
+    pred[20, 10, 10] = 1  # one voxel, reaches nothing
+    got = lesion_wise_scores(pred, truth, ONE_MM)
+    assert got["lesions_WT"] == got["lesions_detected_WT"] == got["false_positives_WT"] == 1
+    assert got["lesion_dice_WT"] == pytest.approx(2 * 64 / (128 + 64) / 2)
+    assert (got["lesions_ET"], got["lesions_detected_ET"], got["false_positives_ET"]) == (1, 0, 0)
+    assert (got["lesion_dice_ET"], got["lesion_hd95_ET"]) == (0, 374)
+    assert all(type(value) is float for value in got.values())
+    assert lesion_wise_scores(truth, truth, ONE_MM)["lesion_dice_ET"] == 1
+    assert lesion_wise_scores(empty(), empty(), ONE_MM)["lesion_dice_WT"] == 1
+
+
 # --- ScoreCases ---------------------------------------------------------------------------------------------------
 
 SHAPE = (6, 7, 8)
@@ -321,6 +344,8 @@ def test_handler_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert [r["hd95_ET"] for r in rows] == ["2", "0", f"{math.sqrt(12**2 + 7**2 + 24**2):.6g}"]  # spacing from affine
     assert [r["sensitivity_ET"] for r in rows] == ["0.666667", "1", ""]
     assert [r["volume_truth_ml_WT"] for r in rows] == ["0.162", "0.162", "0"]
+    assert [r["lesion_dice_ET"] for r in rows] == ["0.666667", "1", "0"]
+    assert [r["false_positives_ET"] for r in rows] == ["0", "0", "1"]
 
     summary = json.loads((out / "summary.json").read_text())
     assert summary["n_cases"] == 3

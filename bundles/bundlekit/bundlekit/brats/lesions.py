@@ -26,6 +26,31 @@ PENALTY_MM = 374.0
 # Classes of lesion volume: below 0.1 ml (a sphere of 5.8 mm), up to 1 ml (12.4 mm), above.
 SIZES = ("under_0.1ml", "0.1_to_1ml", "over_1ml")
 
+SOURCE = (
+    "github.com/rachitsaluja/BraTS-2023-Metrics (BraTS-MET: dilation 1, threshold 2; BraTS-GLI: 3 and 50); "
+    "synapse.org Synapse:syn51156910, discussion thread 10357; Moawad et al., arXiv:2306.00838"
+)
+
+
+def lesion_rule(challenge: str, dilation_voxels: int = DILATION_VOXELS, minimum_mm3: float = MINIMUM_MM3) -> str:
+    """The rules of `lesion_scores` in words, for result files.
+
+    Args:
+        challenge: whose they are, e.g. "BraTS-METS 2023".
+        dilation_voxels: as for `lesion_scores`.
+        minimum_mm3: likewise.
+    """
+    voxels = f"{dilation_voxels} voxel{'s' * (dilation_voxels != 1)}"
+    return (
+        f"{challenge}. Lesions are the 26-connected components of the reference dilated by {voxels} "
+        "(18-neighbourhood), scored on the undilated voxels. Each is compared with the union of all 26-connected "
+        "predicted components that overlap its dilation; a component that reaches several lesions counts whole "
+        f"against each. A missed lesion: Dice 0, HD95 {PENALTY_MM:g} mm. A predicted component that reaches no lesion, "
+        f"of any size, is a false positive: Dice 0, HD95 {PENALTY_MM:g} mm. Lesions of {minimum_mm3:g} mm3 or less are "
+        "left out, and so are the components that reach only them. Departure from the challenge's evaluation: its HD95 "
+        "weights surface elements by area, ours counts surface voxels."
+    )
+
 
 @dataclass(frozen=True)
 class Lesion:

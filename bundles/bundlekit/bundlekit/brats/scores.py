@@ -1,7 +1,8 @@
 """Scores of a segmentation against its reference: per case and region, summarised, and written by an ignite handler.
 
 Definitions follow Taha & Hanbury, "Metrics for evaluating 3D medical image segmentation", BMC Medical Imaging 2015,
-and the rules of the BraTS challenge for regions that are empty.
+and the rules of the BraTS challenge for regions that are empty. The lesion-wise ones are those of BraTS-GLI 2023, see
+`lesions.lesion_scores`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
+from bundlekit.brats.lesions import SOURCE, lesion_rule, lesion_scores
 from bundlekit.brats.reading import read_label as read_original_label
 from bundlekit.brats.regions import REGIONS
 from bundlekit.scores.handler import ScoreHandler
 from bundlekit.scores.statistics import hd95
 
+DILATION_VOXELS = 3
+MINIMUM_MM3 = 50.0
 N_CLASSES = 4  # 0 background, 1 necrotic core (NCR), 2 oedema (ED), 3 enhancing tumour (ET)
 EMPTY_RULE = (
     "Region empty in reference and prediction: Dice 1, HD95 0 mm. Empty in exactly one of them: Dice 0, HD95 = length "
@@ -34,10 +38,20 @@ METRIC_DEFINITIONS = {
     "specificity": "TN / (TN + FP) over all voxels of the volume, 0 to 1",
     "volume_truth_ml": "ml; reference voxels x voxel volume",
     "volume_pred_ml": "ml; predicted voxels x voxel volume",
+    "lesion_dice": "sum of the lesions' Dice / (lesions + false positives), 0 to 1; see lesion_rule",
+    "lesion_hd95": "mm; mean of HD95 over lesions and false positives; see lesion_rule",
+    "lesions": "reference lesions that count",
+    "lesions_detected": "those of them that a predicted component reaches: overlaps the lesion or its dilation",
+    "false_positives": "predicted components of the case that reach no reference lesion",
     "mean_dice": "mean of the regions' Dice in a case",
     "ci95": "95 % percentile bootstrap interval of the mean over cases",
 }
-NOTES = {"empty_region_rule": EMPTY_RULE, "metric_definitions": METRIC_DEFINITIONS}
+NOTES = {
+    "empty_region_rule": EMPTY_RULE,
+    "lesion_rule": lesion_rule("BraTS-GLI 2023", DILATION_VOXELS, MINIMUM_MM3),
+    "lesion_rule_source": SOURCE,
+    "metric_definitions": METRIC_DEFINITIONS,
+}
 
 
 def region_scores(
@@ -102,6 +116,40 @@ def region_scores(
     return scores
 
 
+def lesion_wise_scores(
+    pred: np.ndarray,
+    truth: np.ndarray,
+    spacing_mm: Sequence[float],
+    regions: Mapping[str, Sequence[int]] = REGIONS,
+) -> dict[str, float]:
+    """Lesion-wise scores of every region of one case, by the rules of BraTS-GLI 2023: see `lesions.lesion_scores`.
+
+    Args:
+        pred: predicted classes, shape HWD, values 0 to 3.
+        truth: reference classes on the same grid, shape HWD, values 0 to 3.
+        spacing_mm: voxel size along H, W and D in mm; may be anisotropic.
+        regions: region name -> the classes that make it up.
+
+    Returns:
+        For each region R: `lesion_dice_R`, `lesion_hd95_R` (mm), `lesions_R`, `lesions_detected_R`,
+        `false_positives_R`.
+
+    Raises:
+        ValueError: the shapes differ or are not 3-D, or the spacing is not three positive numbers.
+    """
+    scores: dict[str, float] = {}
+    for name, classes in regions.items():
+        masks = (np.isin(values, classes) for values in (pred, truth))
+        found = lesion_scores(*masks, spacing_mm, DILATION_VOXELS, MINIMUM_MM3)
+        lesions, detected = found.count()
+        scores[f"lesion_dice_{name}"] = found.dice
+        scores[f"lesion_hd95_{name}"] = found.hd95_mm
+        scores[f"lesions_{name}"] = float(lesions)
+        scores[f"lesions_detected_{name}"] = float(detected)
+        scores[f"false_positives_{name}"] = float(found.n_false_positives)
+    return scores
+
+
 class ScoreCases(ScoreHandler):
     """Ignite handler that scores every case against its original label file; see `ScoreHandler`.
 
@@ -124,9 +172,11 @@ class ScoreCases(ScoreHandler):
         self._read_label = read_original_label if read_label is None else read_label
 
     def score(self, item: Mapping[str, Any], pred: np.ndarray) -> dict[str, float]:
-        """Scores of one case on its original label, see `region_scores`."""
+        """Scores of one case on its original label, see `region_scores` and `lesion_wise_scores`."""
         truth, affine = self._read_label(str(item["label_file"]), [int(value) for value in item["label_values"]])
-        return region_scores(pred, truth, voxel_sizes(affine), self.regions)
+        spacing = voxel_sizes(affine)
+        scores = region_scores(pred, truth, spacing, self.regions)
+        return scores | lesion_wise_scores(pred, truth, spacing, self.regions)
 
 
 def _classes(values: np.ndarray, name: str) -> np.ndarray:
