@@ -214,9 +214,9 @@ def _measured(
         raise ValueError(f"{cv_dir} has no fold_0/last.pt; expected a folder that `python -m tools cv` has filled.")
     with tempfile.TemporaryDirectory() as scratch:
         where = Path(out or scratch)
-        networks = [(file, "validation", where / file.parent.name) for file in last] or [(checkpoint, "all", where)]
-        for network, subset, output_dir in networks:
-            chosen = {"checkpoint": str(network)} if network else {}
+        folds = [(str(file), "validation", where / file.parent.name) for file in last]
+        for network, subset, output_dir in folds or [(checkpoint or "", "all", where)]:
+            chosen = {"checkpoint": network} if network else {}
             given = {**settings, **chosen, "dataset_dir": dataset_dir, "subset": subset, "output_dir": str(output_dir)}
             parser = parse("brats_resunet", "inference.yaml", "evaluate.yaml", **given)
             parser["preprocessing"]["transforms"].insert(1, {"_target_": f"{__name__}.DamageCased"})

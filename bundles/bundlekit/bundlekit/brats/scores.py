@@ -139,8 +139,8 @@ def lesion_wise_scores(
     """
     scores: dict[str, float] = {}
     for name, classes in regions.items():
-        masks = (np.isin(values, classes) for values in (pred, truth))
-        found = lesion_scores(*masks, spacing_mm, DILATION_VOXELS, MINIMUM_MM3)
+        in_pred, in_truth = np.isin(pred, classes), np.isin(truth, classes)
+        found = lesion_scores(in_pred, in_truth, spacing_mm, DILATION_VOXELS, MINIMUM_MM3)
         lesions, detected = found.count()
         scores[f"lesion_dice_{name}"] = found.dice
         scores[f"lesion_hd95_{name}"] = found.hd95_mm
