@@ -15,6 +15,7 @@ import fire
 from bundlekit.values import wrong_value
 from bundlekit.virtual import brats, ct, icbm152, metastases, tissue
 from tools.bench import (
+    calibration,
     case,
     deformation,
     flags,
@@ -74,6 +75,7 @@ COMMANDS = {
         "resizing": resizing,
         "flags": flags,
         "missing": missing,
+        "calibration": calibration,
     },
 }
 

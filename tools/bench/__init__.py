@@ -8,4 +8,5 @@ from tools.bench.loader import loader
 from tools.bench.memory import memory
 from tools.bench.network import network
 from tools.bench.registration import registration
+from tools.bench.reliability import calibration
 from tools.bench.resizing import resizing

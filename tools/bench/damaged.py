@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import csv
-import tempfile
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import RandBiasField, Transform
 from scipy import ndimage
@@ -18,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.brats.regions import REGIONS
-from tools.bundles import parse
+from tools.bench.folds import evaluated, rows_of
 
 Damage = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """From the intensities of T1, T1ce, T2 and FLAIR (4HWD float32, 0 is air) and a generator to damaged ones."""
@@ -170,7 +168,7 @@ def flags(
         cv_dir: folder of `python -m tools cv`, in place of a checkpoint: each fold's last network on its own cases.
         settings: of the bundle's `inference.yaml`.
     """
-    with _measured(DAMAGES, dataset_dir, checkpoint, out, cv_dir, settings) as where:
+    with evaluated(dataset_dir, checkpoint, out, cv_dir, settings, _damaging(DAMAGES)) as where:
         tell(where)
 
 
@@ -188,8 +186,8 @@ def missing(
         cv_dir: folder of `python -m tools cv`, in place of a checkpoint: each fold's last network on its own cases.
         settings: of the bundle's `inference.yaml`.
     """
-    with _measured(MISSING, dataset_dir, checkpoint, out, cv_dir, settings) as where:
-        rows = _table(where, "scores.csv")
+    with evaluated(dataset_dir, checkpoint, out, cv_dir, settings, _damaging(MISSING)) as where:
+        rows = rows_of(where, "scores.csv")
     print(f"{'missing':<16}{'cases':>6}" + "".join(f"{region:>8}" for region in REGIONS) + "   mean Dice")
     for name in MISSING:
         own = [row for row in rows if row["case"].rpartition(_BETWEEN)[2] == name]
@@ -197,43 +195,15 @@ def missing(
         print(f"{name:<16}{len(own):>6}" + "".join(f"{mean:>8.3f}" for mean in means))
 
 
-@contextlib.contextmanager
-def _measured(
-    names: Iterable[str],
-    dataset_dir: str,
-    checkpoint: str | None,
-    out: str | None,
-    cv_dir: str | None,
-    settings: Mapping[str, Any],
-) -> Iterator[Path]:
-    """The folder with the scores of every case with each of the damages; with `cv_dir` a folder in it for each fold."""
-    if checkpoint and cv_dir:
-        raise ValueError("--checkpoint and --cv_dir are both given; expected one of them.")
-    last = sorted(Path(cv_dir).glob("fold_*/last.pt")) if cv_dir else []
-    if cv_dir and not last:
-        raise ValueError(f"{cv_dir} has no fold_0/last.pt; expected a folder that `python -m tools cv` has filled.")
-    with tempfile.TemporaryDirectory() as scratch:
-        where = Path(out or scratch)
-        folds = [(str(file), "validation", where / file.parent.name) for file in last]
-        for network, subset, output_dir in folds or [(checkpoint or "", "all", where)]:
-            chosen = {"checkpoint": network} if network else {}
-            given = {**settings, **chosen, "dataset_dir": dataset_dir, "subset": subset, "output_dir": str(output_dir)}
-            parser = parse("brats_resunet", "inference.yaml", "evaluate.yaml", **given)
-            parser["preprocessing"]["transforms"].insert(1, {"_target_": f"{__name__}.DamageCased"})
-            parser.get_parsed_content("initialize")
-            cases = parser.get_parsed_content("dataset").data
-            cases[:] = [{**case, "case": f"{case['case']}{_BETWEEN}{name}"} for case in cases for name in names]
-            parser.get_parsed_content("evaluating")
-        yield where
+def _damaging(names: Iterable[str]) -> Callable[[ConfigParser], None]:
+    """Change a parsed bundle so that it evaluates every case with each of the damages."""
 
+    def change(parser: ConfigParser) -> None:
+        parser["preprocessing"]["transforms"].insert(1, {"_target_": f"{__name__}.DamageCased"})
+        cases = parser.get_parsed_content("dataset").data
+        cases[:] = [{**case, "case": f"{case['case']}{_BETWEEN}{name}"} for case in cases for name in names]
 
-def _table(folder: Path, name: str) -> list[dict[str, str]]:
-    """Rows of a table in the folder, or in those of its folds."""
-    rows = []
-    for path in [folder / name] if (folder / name).is_file() else sorted(folder.glob(f"fold_*/{name}")):
-        with path.open(newline="") as file:
-            rows += list(csv.DictReader(file))
-    return rows
+    return change
 
 
 def tell(folder: Path) -> None:
@@ -242,8 +212,8 @@ def tell(folder: Path) -> None:
     Args:
         folder: with `scores.csv` and `volumes.csv`, or with a folder for each fold that has them.
     """
-    dice = {row["case"]: float(row["dice_WT"]) for row in _table(folder, "scores.csv")}
-    rows = {row["case"]: row for row in _table(folder, "volumes.csv") if row["name"] == "WT"}
+    dice = {row["case"]: float(row["dice_WT"]) for row in rows_of(folder, "scores.csv")}
+    rows = {row["case"]: row for row in rows_of(folder, "volumes.csv") if row["name"] == "WT"}
     bad = {case for case, value in dice.items() if value < BAD}
     found = {case: set(filter(None, rows[case]["flags"].split(";"))) for case in dice}
     names = sorted(set().union(*found.values()))

@@ -1,0 +1,52 @@
+"""Probabilities against labels."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+
+from tools.bench.reliability import draw, expected_error, near_tumour, reliability, temperature, warmed
+
+
+def drawn(sharper: float, n: int = 40_000) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities 4N, and classes that were drawn by them before they were made sharper."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 1.5, (4, n))
+    p = np.exp(logits) / np.exp(logits).sum(0)
+    label = (p.cumsum(0) < rng.random(n)).sum(0).clip(0, 3).astype(np.uint8)
+    return warmed(p, 1 / sharper), label
+
+
+def test_right_probabilities_have_no_error_and_temperature_1() -> None:
+    case = drawn(1)
+    assert temperature([case]) == pytest.approx(1, abs=0.03)
+    assert all(expected_error(*bins) < 0.01 for bins in reliability([case]).values())
+
+
+def test_overconfident_ones_are_told_and_mended() -> None:
+    case = drawn(2)
+    value = temperature([case])
+    assert value == pytest.approx(2, abs=0.05)
+    before, after = (reliability([(p, case[1])]) for p in (case[0], warmed(case[0], value)))
+    for region in before:
+        assert expected_error(*before[region]) > 5 * expected_error(*after[region])
+    assert np.isfinite(after["WT"][0]).all()
+    assert after["WT"][2].sum() == case[1].size
+
+
+def test_only_what_is_near_the_tumour_counts() -> None:
+    label = np.zeros((40, 9, 9), np.uint8)
+    label[20, 4, 4] = 3
+    probabilities = np.full((3, 40, 9, 9), 0.25, np.float32)
+    p, classes = near_tumour(probabilities, label, (2, 10, 10))
+    assert classes.size == 11 + 4  # along H up to 5 voxels, and the neighbours along W and D
+    assert np.array_equal(p[:, 0], [0.75, 0, 0, 0.25])
+    assert near_tumour(probabilities, 0 * label, (1, 1, 1))[1].size == label.size
+
+
+def test_the_picture() -> None:
+    file = io.BytesIO()
+    draw({"as they are": reliability([drawn(1, 500)])}, file)
+    assert file.getvalue().startswith(b"\x89PNG")
