@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import axe_core_python
 import nibabel as nib
 import numpy as np
 import pytest
@@ -209,6 +210,24 @@ return { told: told.textContent, broken: [...document.images].filter((image) => 
     found = in_browser(page, probe, "--disable-3d-apis")
     assert "no WebGL 2" in found["told"]
     assert found["broken"] == 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+@pytest.mark.parametrize(("name", "scheme"), [("index.html", "dark"), ("b.html", "light")])
+def test_axe_finds_nothing(results: Path, name: str, scheme: str) -> None:
+    """Contrast, names of what can be operated, order of headings, tables: the checks of axe-core, all that it has."""
+    page = write_report(results, scan_of, names_of_classes).with_name(name)
+    axe = Path(axe_core_python.__file__).with_name("axe.min.js").read_text()
+    probe = f"""{axe};
+const found = await axe.run(document);
+const seen = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+return {{ seen, passed: found.passes.length, violations: found.violations.map((one) => [one.id, one.nodes[0].html]) }};
+"""
+    dark = f"--blink-settings=preferredColorScheme={int(scheme == 'light')}"
+    found = in_browser(page, probe, "--disable-gpu", dark)
+    assert found["seen"] == scheme
+    assert found["passed"] > 30
+    assert found["violations"] == []
 
 
 def test_volumes_of_the_view_hold_the_scan_and_the_mask(results: Path) -> None:
