@@ -51,7 +51,7 @@ def calibration(
             probabilities = np.moveaxis(np.asarray(nib.load(path).dataobj, np.float32), -1, 0)  # type: ignore[attr-defined]
             folds.setdefault(path.parent.name, []).append(near_tumour(probabilities, label, voxel_sizes(affine)))
         found = {"as they are": reliability([case for cases in folds.values() for case in cases])}
-        if cv_dir:
+        if len(folds) > 1:
             fitted = {
                 name: temperature([case for other, cases in folds.items() if other != name for case in cases])
                 for name in folds
