@@ -163,7 +163,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("overlap", "dropout"), Number(0, 1, below=True)),
     **dict.fromkeys(("plateau_factor", "threshold"), Number(0, 1, above=True, below=True)),
     "rotation_degrees": Number(0, 180),
-    **dict.fromkeys(("minimum_core_ml", "minimum_enhancing_ml", "minimum_lesion_ml"), Number(0)),
+    **dict.fromkeys(
+        ("minimum_core_ml", "minimum_enhancing_ml", "minimum_component_ml", "minimum_lesion_ml"), Number(0)
+    ),
     **dict.fromkeys(("patch_size", "uniform_shape"), _SIZE),
     "channels": Numbers(_COUNT, example="[16,32,64,128]"),
     "spacing": Numbers(Number(0, above=True), 3, null=True, example="[1.0,1.0,1.0]"),

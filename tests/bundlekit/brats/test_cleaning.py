@@ -7,7 +7,13 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundlekit.brats.cleaning import FillCored, RelabelUnenhancedd, RemoveCorelessd, RemoveSmallPartsd
+from bundlekit.brats.cleaning import (
+    FillCored,
+    RelabelSmallComponentsd,
+    RelabelUnenhancedd,
+    RemoveCorelessd,
+    RemoveSmallPartsd,
+)
 
 NCR, ED, ET = 1, 2, 3
 
@@ -167,3 +173,41 @@ def test_what_is_removed_is_told(caplog: pytest.LogCaptureFixture) -> None:
 def test_impossible_share(share: float) -> None:
     with pytest.raises(ValueError, match="minimum_share must be from 0 to 1"):
         RemoveSmallPartsd(share)
+
+
+def specks() -> MetaTensor:
+    """In oedema a core of 40 voxels of 2 mm3 with 8 and 1 of ET, and one apart of 3 voxels, 2 of them ET."""
+    labels = torch.full((1, 12, 12, 12), ED, dtype=torch.uint8)
+    labels[0, :4, :2, :5] = NCR
+    labels[0, :2, :2, :2], labels[0, 3, 1, 4] = ET, ET
+    labels[0, 9, 9, 8:10], labels[0, 9, 9, 10] = ET, NCR
+    return MetaTensor(labels, affine=torch.diag(torch.tensor([2.0, 1.0, 1.0, 1.0])))
+
+
+@pytest.mark.parametrize(
+    ("minimum_ml", "apart", "within"), [(0, False, False), (0.003, False, True), (0.007, True, True)]
+)
+def test_specks_of_a_region_are_of_the_region_around_it(minimum_ml: float, apart: bool, within: bool) -> None:
+    pred = specks()
+    expected = torch.as_tensor(pred).clone()
+    if within:
+        expected[0, 3, 1, 4] = NCR
+    if apart:
+        expected[0, 9, 9, 8:11] = ED
+    found = RelabelSmallComponentsd(minimum_ml)({"pred": pred, "image": "other"})
+    assert torch.equal(torch.as_tensor(found["pred"]), expected)
+    assert torch.equal(found["pred"].affine, pred.affine)
+    assert found["image"] == "other"
+
+
+def test_the_only_components_of_a_region_stay_however_small() -> None:
+    pred = specks()
+    assert torch.equal(RelabelSmallComponentsd(1)({"pred": pred})["pred"], pred)
+    alone = torch.zeros_like(pred)
+    assert torch.equal(RelabelSmallComponentsd(1)({"pred": alone})["pred"], alone)
+
+
+@pytest.mark.parametrize("minimum_ml", [-1, float("nan")])
+def test_impossible_volume_of_a_component(minimum_ml: float) -> None:
+    with pytest.raises(ValueError, match="minimum_component_ml must be a number of 0 or more"):
+        RelabelSmallComponentsd(minimum_ml)

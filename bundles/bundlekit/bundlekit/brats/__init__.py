@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from bundlekit.brats.cases import find_cases, scan_cases
-from bundlekit.brats.cleaning import FillCored, RelabelUnenhancedd, RemoveCorelessd, RemoveSmallPartsd
+from bundlekit.brats.cleaning import (
+    FillCored,
+    RelabelSmallComponentsd,
+    RelabelUnenhancedd,
+    RemoveCorelessd,
+    RemoveSmallPartsd,
+)
 from bundlekit.brats.missing import RandDropModalitiesd, tell_filled
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.brats.order import CheckOrderd

@@ -17,7 +17,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bundlekit.brats.regions import REGIONS
-from bundlekit.images.components import components
+from bundlekit.images.components import components, large_components
 
 _log = logging.getLogger(__name__)
 
@@ -150,6 +150,51 @@ class RemoveSmallPartsd(Transform):
             level = logging.WARNING if enhancing_ml else logging.INFO
             _log.log(level, "%s: %s", data.get("case", "the mask"), told)
         return {**data, self.key: _like(pred, kept), "removed_ml": removed_ml}
+
+
+class RelabelSmallComponentsd(Transform):
+    """Make components of TC that are smaller than a minimum ED, and those of ET within the core NCR.
+
+    Lesion-wise scores count each of them as a lesion. MONAI's `RemoveSmallObjects` makes them background, a hole in the
+    tumour. A region that has no larger component is left as it is.
+
+    Args:
+        minimum_ml: volume that a 26-connected component of the region must have, in ml; 0 leaves every prediction.
+        key: class indices, 1HWD `MetaTensor` on the scan's own grid.
+
+    Raises:
+        ValueError: if `minimum_ml` is negative or not finite.
+    """
+
+    def __init__(self, minimum_ml: float, key: str = "pred") -> None:
+        self.minimum_ml = _volume("minimum_component_ml", minimum_ml)
+        self.key = key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Relabel the prediction."""
+        pred = data[self.key]
+        minimum = math.ceil(self.minimum_ml / _voxel_ml(pred) * _NEARLY) if self.minimum_ml else 0
+        if minimum <= 1:
+            return dict(data)
+        return {**data, self.key: _like(pred, relabel_small_components(convert_to_numpy(pred)[0], minimum))}
+
+
+def relabel_small_components(labels: np.ndarray, minimum_voxels: int) -> np.ndarray:
+    """A copy of a class map HWD whose small components of TC are ED, and those of ET within the rest of TC are NCR.
+
+    Args:
+        labels: class indices as in `regions`, 0 is background.
+        minimum_voxels: components of fewer are small; a region of small ones alone is left as it is.
+    """
+    relabelled = labels.copy()
+    box = ndimage.find_objects(np.isin(labels, REGIONS["TC"]).view(np.uint8))
+    for region, instead in (("TC", ED), ("ET", NCR)) if box else ():
+        inside = relabelled[box[0]]
+        mask = np.isin(inside, REGIONS[region])
+        large = large_components(mask, minimum_voxels)
+        if large.any():
+            inside[mask & ~large] = instead
+    return relabelled
 
 
 def fill_core(labels: np.ndarray) -> np.ndarray:
