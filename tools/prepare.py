@@ -17,7 +17,7 @@ from bundlekit.configs import refuse_settings
 from bundlekit.errors import bundle_error_in
 from bundlekit.files import sha256_of
 from bundlekit.images.nifti import read_volume
-from bundlekit.images.writing import written_by
+from bundlekit.images.writing import are_of, written_by
 from bundlekit.preparation.preparing import prepare_case
 from bundlekit.preparation.record import read_record
 from bundlekit.preparation.restoring import path_on, refuse_corrected, restore_case
@@ -195,7 +195,7 @@ def restore(
         out: folder for the masks.
         mask: label map of the prepared case.
         probabilities: CASE_probabilities.nii.gz of the bundle, for smoother borders; None: the one beside the mask, if
-            there is one.
+            there is one that was written with it.
         sources: folder with the scans, if they were moved.
         seg_on: modality whose series the DICOM-SEG is on, "all" or "none"; None: the reference.
         weights: checkpoint that made the mask; its SHA-256 goes into the DICOM-SEG.
@@ -213,7 +213,10 @@ def restore(
     path = Path(str(mask)).expanduser()
     beside = path.with_name(path.name.replace("_seg.nii", "_probabilities.nii"))
     if probabilities is None and beside != path and beside.is_file():
-        probabilities = str(beside)
+        if are_of(beside, path):
+            probabilities = str(beside)
+        else:
+            print(f"{beside} is of another run than {path}, and left out; --probabilities takes it all the same")
     name, untouched = written_by(path)
     maker = {"name": name, "corrected": not untouched}  # of which version is not told by the mask
     if weights is not None:

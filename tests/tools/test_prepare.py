@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from bundlekit.files import sha256_of
+from bundlekit.images.writing import WriteSegmentations
 from bundlekit.preparation.dicom_series import Stack
 from bundlekit.preparation.dicom_volumes import grid_of
 from bundlekit.preparation.grids import Grid
@@ -54,6 +56,35 @@ def test_restore_writes_masks_and_prints_volumes(run: Run, tmp_path: Path) -> No
     assert "T1    label 2 0.2 ml" in done.stdout
     np.testing.assert_array_equal(np.asarray(nib.load(out / "x_seg_on_t1.nii.gz").dataobj), labels)
     assert json.loads((out / "x_volumes.json").read_text())["on"]["T1"] == {"2": 0.2}
+
+
+def test_restore_leaves_out_probabilities_of_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A second run without --save_probabilities leaves those of the first, of other weights, beside its mask."""
+    grid = Grid((10, 10, 10), AFFINE)
+    thick = Grid((10, 10, 5), AFFINE @ np.diag([1, 1, 2, 1.0]))
+    for place in (grid, thick):
+        scan = np.random.default_rng(0).normal(size=place.shape).astype(np.float32)
+        nib.save(nib.Nifti1Image(scan, place.affine), tmp_path / f"scan_{place.shape[2]}.nii.gz")
+    raw = tmp_path / "scan_5.nii.gz"
+    entry = {"source": str(raw), "sha256": sha256_of(raw), "grid": thick.as_dict()}
+    entry["to_prepared_ras"] = np.eye(4).tolist()
+    write_record(tmp_path / "prepared", {"case": "x", "grid": grid.as_dict(), "modalities": {"T1": entry}})
+    labels = np.zeros((2, *grid.shape), np.uint8)
+    labels[:, :, :5, :4] = 2  # ends within a thick slice
+    labels[0, 0, 0, 0] = 0
+    sure = np.where(labels[0] > 0, 0.99, 0.49).astype(np.float32)
+    item = {"case": "x", "source": str(tmp_path / "scan_10.nii.gz"), "label_file": "", "label_values": [0, 1, 2, 4]}
+    write = WriteSegmentations(str(tmp_path / "segmented"), written_by="brats_resunet")
+    first, second = ({"pred": torch.from_numpy(one)[None]} for one in labels)
+    first["probabilities"] = torch.from_numpy(np.stack([sure, 0 * sure, 0 * sure]))
+    mask, back = str(tmp_path / "segmented" / "x_seg.nii.gz"), []
+    for output in (first, second):
+        write(SimpleNamespace(state=SimpleNamespace(batch=[item], output=[output])))  # type: ignore[arg-type]
+        restore(str(tmp_path / "prepared"), str(tmp_path / "out"), mask)
+        back.append(np.asarray(nib.load(tmp_path / "out" / "x_seg_on_t1.nii.gz").dataobj).copy())
+        assert ("of another run than" in capsys.readouterr().out) == (output is second)
+    assert back[0][5, 2, 2] == 2, "by its probabilities"
+    assert back[1][5, 2, 2] == 0, "a quarter of the voxel, by the mask alone"
 
 
 def test_segment_brings_the_mask_of_the_bundle_back(

@@ -44,7 +44,9 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
         """Files that are or may be written of a case, the mask first."""
         return [*super().files_of(case), self.output_dir / f"{case}_{self.suffix}.h5"]
 
-    def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> tuple[Path, nib.Nifti1Image]:
+    def _write(
+        self, item: dict[str, Any], suffix: str, array: np.ndarray, remark: bytes
+    ) -> tuple[Path, nib.Nifti1Image]:
         source = Path(item["source"])
         path = self._path(item["case"], suffix)
         if path.parent.resolve() == source.parent.resolve():
@@ -62,7 +64,7 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
         for kind in ("set_qform", "set_sform"):
             getattr(image, kind)(header_affine, code=1)
         image.header.set_xyzt_units("mm")
-        image.header["descrip"] = self.remark(suffix, array)
+        image.header["descrip"] = remark
         write_result(path, partial(writing.to_gzip, image), "output_dir")
         if self.write_h5 and suffix == self.suffix:
             values = [int(v) for v in item["label_values"]]

@@ -25,7 +25,7 @@ from bundlekit.brats.cases import find_cases
 from bundlekit.brats.reading import LoadCased
 from bundlekit.errors import BundleError
 from bundlekit.images.nifti import read_array
-from bundlekit.images.writing import WriteSegmentations
+from bundlekit.images.writing import WriteSegmentations, are_of
 from tests.bundlekit.conftest import (
     LPS,
     NAMES_2018,
@@ -311,6 +311,19 @@ def test_only_masks_of_the_same_bundle_are_replaced(tmp_path: Path, run: Callabl
         run("two")
     assert computed == ["a", "b", "c"] * 2
     assert (tmp_path / "out" / "a_seg.nii.gz").read_bytes() == before
+
+
+def test_probabilities_are_known_as_those_of_their_mask(tmp_path: Path) -> None:
+    item = item_of(write_nifti(tmp_path / "case_t1.nii.gz", scan()))
+    writer = WriteSegmentations(str(tmp_path / "out"), written_by="one")
+    output = {"pred": classes(), "probabilities": torch.zeros(3, *SHAPE)}
+    writer(SimpleNamespace(state=SimpleNamespace(batch=[item], output=[output])))  # type: ignore[arg-type]
+    mask, probabilities = writer.files_of("case")
+    assert are_of(probabilities, mask)
+    assert are_of(write_nifti(tmp_path / "unsigned.nii.gz", scan()), mask)
+    output = {"pred": classes() // 2}
+    writer(SimpleNamespace(state=SimpleNamespace(batch=[item], output=[output])))  # type: ignore[arg-type]
+    assert not are_of(probabilities, mask)
 
 
 @pytest.mark.parametrize("way", ["nibabel", "itk", "of an earlier version", "cut off"])

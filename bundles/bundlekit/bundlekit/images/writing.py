@@ -36,10 +36,11 @@ class WriteSegmentations:
         output_dir: folder, made if missing.
         suffix: of the mask's name.
         classes: names of the classes but the background, for the log, which tells the volume of each.
-        written_by: the bundle, at most 50 characters. Its name goes into the headers (`descrip`), into that of the mask
-            with the CRC-32 of the voxels. A mask that is there already is replaced only if it has that name and its
-            voxels still have that checksum: what another bundle wrote or somebody corrected stays. The mask decides
-            for the other files of its case. "": no name, and every mask is replaced.
+        written_by: the bundle, at most 50 characters. Its name goes into the headers (`descrip`) with the CRC-32 of the
+            mask's voxels, by which probabilities are known as those of the mask (`are_of`). A mask that is there
+            already is replaced only if it has that name and its voxels still have that checksum: what another bundle
+            wrote or somebody corrected stays. The mask decides for the other files of its case. "": no name, and every
+            mask is replaced.
         probabilities: suffix of the probabilities' name.
     """
 
@@ -84,11 +85,6 @@ class WriteSegmentations:
         """Files that are or may be written of a case, the mask first."""
         return [self._path(case), self._path(case, self.probabilities)]
 
-    def remark(self, suffix: str, array: np.ndarray) -> bytes:
-        """What goes into the header (`descrip`, at most 80 bytes) of a file of a case."""
-        checked = self.signature and suffix == self.suffix
-        return signed(self.signature, array) if checked else self.signature.encode()
-
     def __call__(self, engine: Engine) -> None:
         """Write the cases of this iteration.
 
@@ -102,11 +98,13 @@ class WriteSegmentations:
             values = np.asarray([int(v) for v in item["label_values"]], np.uint8)
             classes = convert_to_numpy(output["pred"])[0].astype(np.uint8)
             self._refuse_others([self._path(item["case"])])  # it may have been corrected since the run began
-            path, image = self._write(item, self.suffix, values[classes])
+            mask = values[classes]
+            remark = signed(self.signature, mask) if self.signature else b""
+            path, image = self._write(item, self.suffix, mask, remark)
             _log.info("wrote %s: %s", path, self._volumes(classes, values, image.affine))
             if "probabilities" in output:
                 probabilities = np.moveaxis(convert_to_numpy(output["probabilities"]), 0, -1).astype(np.float32)
-                path, _ = self._write(item, self.probabilities, probabilities)
+                path, _ = self._write(item, self.probabilities, probabilities, remark)
                 _log.info("wrote %s", path)
 
     def _volumes(self, classes: np.ndarray, values: np.ndarray, affine: np.ndarray) -> str:
@@ -116,8 +114,10 @@ class WriteSegmentations:
         names = self.classes if len(self.classes) == len(volumes) else [f"label {value}" for value in values[1:]]
         return ", ".join(f"{name} {ml:.{1 if ml >= 1 else 2}f} ml" for name, ml in zip(names, volumes, strict=True))
 
-    def _write(self, item: dict[str, Any], suffix: str, array: np.ndarray) -> tuple[Path, nib.Nifti1Image]:
-        """Write one file of a case; its path and what it holds."""
+    def _write(
+        self, item: dict[str, Any], suffix: str, array: np.ndarray, remark: bytes
+    ) -> tuple[Path, nib.Nifti1Image]:
+        """Write one file of a case, with a remark in its header (`descrip`); its path and what it holds."""
         path = self._path(item["case"], suffix)
         source, label = Path(item["source"]), item["label_file"]
         if any(path.exists() and Path(file).samefile(path) for file in (source, label) if file):
@@ -128,7 +128,7 @@ class WriteSegmentations:
             found = "the folder of the scan itself, where a result is taken for a reference the next time"
             raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
         image = on_grid_of(source, array)
-        image.header["descrip"] = self.remark(suffix, array)
+        image.header["descrip"] = remark
         write_result(path, lambda file: to_gzip(image, file), "output_dir")
         return path, image
 
@@ -225,6 +225,12 @@ def left_as_segmented(path: str | os.PathLike) -> str:
     """
     name, untouched = written_by(Path(path))
     return f"{_SIGNATURE}{name}" if untouched else ""
+
+
+def are_of(probabilities: Path, mask: Path) -> bool:
+    """Whether probabilities were written with a mask, be it corrected since; True where a header has no checksum."""
+    theirs, its = (remark_in(path).partition(_CHECKSUM)[2] for path in (probabilities, mask))
+    return theirs == its or not (theirs and its)
 
 
 def _holds(path: str | os.PathLike, checksum: str) -> bool:
