@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
 
     The mask is uint8 with the case's own label values, on the grid of its image. The affine is the file's attribute
     `affine`; where there is none the identity, and a warning says so. In HDF5 the mask is the dataset `mask`, with the
-    affine and `label_values` as attributes.
+    affine, `label_values` and `remark` as attributes; `remark` holds the bundle's name and the CRC-32 of the voxels, by
+    which a file that somebody corrected is known and stays, as the NIfTI file does.
 
     Args:
         output_dir: folder, made if missing.
@@ -42,7 +44,23 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
 
     def files_of(self, case: str) -> list[Path]:
         """Files that are or may be written of a case, the mask first."""
-        return [*super().files_of(case), self.output_dir / f"{case}_{self.suffix}.h5"]
+        return [*super().files_of(case), _beside(self._path(case))]
+
+    def _refuse_others(self, paths: Iterable[Path]) -> None:
+        paths = list(paths)
+        super()._refuse_others(paths)
+        if self.write_h5 and self.signature:
+            expected = f"a new file, or one {self.signature} and left as it was"
+            fix = "move the file away, or leave out --write_h5"
+            writing.refuse_others(map(_beside, paths), self._unlike, expected, fix)
+
+    def _unlike(self, path: Path) -> str:
+        """What tells an HDF5 mask from one that was written here and left as it was; "" if nothing does."""
+        with contextlib.suppress(ValueError, KeyError, TypeError), open_h5(str(path)) as file:
+            mask = file["mask"]
+            if mask.attrs.get("remark") == writing.signed(self.signature, mask[...]).decode():
+                return ""
+        return "a mask that is not as it was written: somebody corrected it, or an earlier version wrote it"
 
     def _write(
         self, item: dict[str, Any], suffix: str, array: np.ndarray, remark: bytes
@@ -68,8 +86,7 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
         write_result(path, partial(writing.to_gzip, image), "output_dir")
         if self.write_h5 and suffix == self.suffix:
             values = [int(v) for v in item["label_values"]]
-            file = self.output_dir / f"{item['case']}_{suffix}.h5"
-            write_result(file, partial(_to_h5, array, affine, values), "output_dir")
+            write_result(_beside(path), partial(_to_h5, array, affine, values, remark.decode()), "output_dir")
         return path, image
 
 
@@ -79,9 +96,15 @@ def _affine_of(source: str) -> np.ndarray | None:
     return next((found for key in keys if (found := affine_in(source, key)) is not None), None)
 
 
-def _to_h5(array: np.ndarray, affine: np.ndarray | None, label_values: list[int], file: Any) -> None:
+def _beside(mask: Path) -> Path:
+    """The HDF5 file of a NIfTI mask."""
+    return mask.with_name(f"{mask.name.removesuffix('.nii.gz')}.h5")
+
+
+def _to_h5(array: np.ndarray, affine: np.ndarray | None, label_values: list[int], remark: str, file: Any) -> None:
     with h5py.File(file, "w") as out:
         out.create_dataset("mask", data=array, chunks=True, compression="gzip", shuffle=True, fletcher32=True)
         out["mask"].attrs["label_values"] = label_values
+        out["mask"].attrs["remark"] = remark
         if affine is not None:
             out.attrs["affine"] = affine
