@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from bundlekit.command_line import read_command_line
 from bundlekit.errors import BundleError
-from bundlekit.training.command import how_to_resume, require_same_command, write_resume
+from bundlekit.training.command import how_to_resume, require_own_folder, require_same_command, write_resume
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "bundles" / "brats_resunet" / "configs"
@@ -53,6 +54,25 @@ def test_it_resumes_by_itself(started: Path, monkeypatch: pytest.MonkeyPatch) ->
     write_resume("run")
     after = json.loads((started / "resume.json").read_text())
     assert after == before | {"epochs": 200, "time_limit": 9}, "for the rest it stays that of the start"
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_folder_that_was_copied_or_moved_goes_on_in_itself(
+    started: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, moved: bool
+) -> None:
+    (shutil.move if moved else shutil.copytree)(started, tmp_path / "other")
+    (tmp_path / "link").symlink_to(tmp_path / "other")
+    arguments = ["/x/monai/bundle/__main__.py", "run", "--args_file", "other/resume.json"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(BundleError, match=rf"copied or moved[\s\S]*add --ckpt_dir {tmp_path / 'other'}") as caught:
+        require_own_folder(str(started))
+    assert (f"in {started}, take" in str(caught.value)) == (not moved)
+    monkeypatch.setattr(sys, "argv", [*arguments, "--ckpt_dir", "link"])
+    require_own_folder("link")
+    write_resume("other")
+    assert json.loads((tmp_path / "other" / "resume.json").read_text())["ckpt_dir"] == str(tmp_path / "other")
+    monkeypatch.setattr(sys, "argv", arguments)
+    require_own_folder("other")
 
 
 def test_several_processes_are_resumed_by_torchrun(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:

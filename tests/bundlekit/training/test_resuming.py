@@ -120,8 +120,18 @@ def test_a_run_does_not_go_on_over_another_one(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=rf"(?s){tmp_path / 'b'}.*another run.*give --ckpt_dir {tmp_path / 'a'}"):
         Run(tmp_path / "b", resume=tmp_path / "a" / "last.pt").run()
     assert {file.name: file.read_bytes() for file in (tmp_path / "b").iterdir() if file.is_file()} == before
-    Run(tmp_path / "c", resume=tmp_path / "a" / "last.pt").run()
-    assert (tmp_path / "c" / "last.pt").is_file()
+
+
+def test_a_run_that_goes_on_elsewhere_takes_along_what_belongs_to_it(tmp_path: Path) -> None:
+    """Its best network, or a worse one would be the best there."""
+    scores = iter([0.1, 0.5, 0.4, 0.3])
+    Run(tmp_path / "a", score=lambda _: next(scores)).run(stop_after=2)
+    for name in ("resume.json", "trained_on.json"):
+        (tmp_path / "a" / name).write_text("[]")
+    Run(tmp_path / "b", score=lambda _: next(scores), resume=tmp_path / "a" / "last.pt").run()
+    assert read_checkpoint(str(tmp_path / "b" / "last.pt"))["best"] == {"metric": pytest.approx(0.1), "epoch": 1}
+    for name in ("model.pt", "resume.json", "trained_on.json"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
 
 
 def test_run_that_has_finished_is_not_resumed(tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ _MAY_CHANGE = SURROUNDINGS | {"pretrained", "epochs", "stop_patience", "batch_si
 def write_resume(ckpt_dir: str) -> None:
     """Write `resume.json`, which MONAI takes as `--args_file`, with the settings of this process's training.
 
-    A run that is itself resumed keeps the file that it has, with the `epochs` and the `time_limit` of now. Nothing is
-    written of a training that was not started by `python -m monai.bundle run`.
+    A run that is itself resumed keeps the file that it has, with the `ckpt_dir`, the `epochs` and the `time_limit` of
+    now. Nothing is written of a training that was not started by `python -m monai.bundle run`.
 
     Args:
         ckpt_dir: folder of the checkpoints.
@@ -39,7 +39,8 @@ def write_resume(ckpt_dir: str) -> None:
     if any(Path(file).stem == "resume" for file in command.files):
         if Path(ckpt_dir, RESUME).is_file():
             before, now = _read(Path(ckpt_dir, RESUME)), command.settings()
-            _write(ckpt_dir, before | {name: now[name] for name in ("epochs", "time_limit") if name in now})
+            now = {name: now[name] for name in ("epochs", "time_limit") if name in now}
+            _write(ckpt_dir, {**before, **now, "ckpt_dir": os.path.abspath(ckpt_dir)})
         return
     files = [str(Path(file).absolute()) for file in command.files]
     files.append(str(Path(files[0]).with_name(f"resume{Path(files[0]).suffix}")))
@@ -65,6 +66,26 @@ def how_to_resume(ckpt_dir: str) -> str:
         files = None
     several = any(Path(str(file)).stem == "multi_gpu" for file in files or [])
     return f"{'torchrun --nproc_per_node N' if several else 'python'} -m monai.bundle run --args_file {path}"
+
+
+def require_own_folder(ckpt_dir: str) -> None:
+    """Refuse a `resume.json` that was copied or moved with its folder, and would go on in the one that it was made in.
+
+    Args:
+        ckpt_dir: folder that would be written to.
+
+    Raises:
+        BundleError: naming both folders.
+    """
+    command = read_command_line()
+    file = command.given.get("args_file") if command is not None else None
+    if not isinstance(file, str) or Path(file).name != RESUME:
+        return
+    own, target = Path(file).resolve().parent, Path(ckpt_dir).resolve()
+    if own != target == Path(str(_read(Path(file)).get("ckpt_dir"))).resolve():
+        found, fix = f"the command of a run in {target}", f"add --ckpt_dir {own}"
+        fix += f"; to go on with the run in {target}, take the {RESUME} there" if (target / RESUME).is_file() else ""
+        raise BundleError(Finding(file, found, "that of the run beside it; it was copied or moved", fix))
 
 
 def require_same_command(ckpt_dir: str) -> None:

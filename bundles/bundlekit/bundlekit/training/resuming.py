@@ -8,13 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from bundlekit.cases.datalist import read_record
+from bundlekit.cases.datalist import TRAINED_ON, read_record
 from bundlekit.errors import BundleError, Finding
-from bundlekit.training.command import require_same_command
+from bundlekit.files import write_bytes
+from bundlekit.training.command import RESUME, require_own_folder, require_same_command
 from bundlekit.training.saving import named_apart
 from bundlekit.weights.loading import load_network, read_checkpoint
 from bundlekit.weights.settings import AFTER_TRAINING, trained_settings
@@ -33,7 +35,8 @@ class ResumeRun:
         validator: as in `SaveCheckpoints`.
         settings: as in `RecordRun`; compared with what the run recorded.
         split: as in `RecordRun`; compared with what the run recorded, so that no case changes sides.
-        ckpt_dir: where the run goes on to write; it holds this run, or none. None: it is not looked at.
+        ckpt_dir: where the run goes on to write; it holds this run, or none: then it gets the best network so far, the
+            cases behind the weights that a fine-tuning began with, and the command. None: it is not looked at.
         also: as in `SaveCheckpoints`; one that the file does not have (it is of an earlier version) starts anew.
     """
 
@@ -67,11 +70,12 @@ class ResumeRun:
         """Load everything.
 
         Raises:
-            BundleError: if the folder has another run; if the file is missing, damaged, no checkpoint of a run, or of
-                another network; or if it is already at the last epoch, or was made with another number of epochs or of
-                iterations per epoch.
+            BundleError: if the folder has another run, or is not that of the `resume.json` that was given; if the file
+                is missing, damaged, no checkpoint of a run, or of another network; or if it is already at the last
+                epoch, or was made with another number of epochs or of iterations per epoch.
         """
         self._no_other_run()
+        require_own_folder(self.ckpt_dir or str(Path(self.path).parent))
         saved = read_checkpoint(self.path)
         if not {"model", "optimizer", "lr_scheduler", "trainer"} <= set(saved):
             raise BundleError(
@@ -128,6 +132,7 @@ class ResumeRun:
         if self.validator is not None and saved.get("best"):
             state: Any = self.validator.state
             state.best_metric, state.best_metric_epoch = saved["best"]["metric"], saved["best"]["epoch"]
+        self._bring_along()
         _log.info("resumed %s after epoch %d of %d", self.path, at["epoch"], engine.state.max_epochs)
 
     def _no_other_run(self) -> None:
@@ -138,8 +143,19 @@ class ResumeRun:
         others = [name for name in ("last.pt", "model.pt") if (here / name).is_file()]
         if others and here.resolve() != there.resolve():
             expected = f"the run that {self.path} is of, or no run"
-            fix = f"give --ckpt_dir {there}, or an empty folder"
+            fix = (
+                f"give --ckpt_dir {there}, or an empty folder; or go on with this run: --resume_from {here / 'last.pt'}"
+            )
             raise BundleError(Finding(str(here), f"another run ({', '.join(others)})", expected, fix))
+
+    def _bring_along(self) -> None:
+        """Copy what belongs to the run into another folder, in which it goes on."""
+        here, there = Path(self.ckpt_dir or ""), Path(self.path).parent
+        if self.ckpt_dir is None or here.resolve() == there.resolve() or idist.get_rank() != 0:
+            return
+        for name in ("model.pt", TRAINED_ON, RESUME):
+            if (there / name).is_file():
+                write_bytes(here / name, (there / name).read_bytes(), "ckpt_dir")
 
     def _same_settings(self) -> None:
         if self.settings is None:
