@@ -153,6 +153,8 @@ def test_a_scan_whose_name_and_folders_disagree_is_told(tmp_path: Path, file: st
         ("sub-0[!1]/\n", ["sub-01", "sub-01_run-2"]),
         ("sub-0[1-2]\n!sub-0[^1]\n", ["sub-02_ses-1"]),
         ("sub-[z-a]/\nsub-0[\\]\n", ["sub-01", "sub-01_run-2", "sub-02_ses-1"]),  # no lists of characters
+        ("sub-0[[&&1]\n", ["sub-02_ses-1"]),
+        ("sub-01[!x]anat\n", ["sub-01", "sub-01_run-2", "sub-02_ses-1"]),  # no list has a slash
         ("\ufeffsub-01/\n", ["sub-02_ses-1"]),  # of an editor under Windows
     ],
 )
@@ -171,6 +173,16 @@ def test_scans_that_bids_has_no_name_for_are_taken_though_bidsignore_lists_them(
     dataset(tmp_path, "sub-02/ct/sub-02_ct.nii.gz")
     (root / ".bidsignore").write_text("*_ct.nii.gz\nct/\nsub-*/ct\nsub-01/\n")  # who is listed is not taken
     assert [entry["case"] for entry in find_entries(root, ["CT"])[0]] == ["sub-02"]
+    for every in ("sub-01/**", "sub-01/*"):
+        (root / ".bidsignore").write_text(f"*_ct.nii.gz\nsub-*/ct/**\n**/ct/*\n{every}\n")
+        assert [entry["case"] for entry in find_entries(root, ["CT"])[0]] == ["sub-02"]
+
+
+def test_hidden_files_are_no_scans(tmp_path: Path) -> None:
+    hidden = ["sub-01/anat/._sub-01_T1w.nii.gz", "sub-01/.git/annex/x_T1w.nii.gz"]
+    root = dataset(tmp_path, *anat("sub-01", "T1w"), *hidden)
+    entries, findings = find_entries(root, ["T1"])
+    assert ([entry["case"] for entry in entries], findings) == (["sub-01"], [])
 
 
 def test_a_data_set_by_a_path_with_dots_or_a_link(tmp_path: Path) -> None:

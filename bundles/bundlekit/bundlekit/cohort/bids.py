@@ -106,9 +106,9 @@ def find_entries(
     """Entries of a datalist, a case each, and what is wrong.
 
     A bundle of one channel takes every scan of its kind; one of several takes a scan of each channel for every session
-    of a participant. Files outside of `sub-*` are no scans, nor are those that `.bidsignore` lists, phases, real and
-    imaginary parts. A scan that is called `_T1w` and has the entity `ce` is one with contrast medium. One whose name is
-    not as BIDS has it, or that lies in the folder of another participant or session, is a finding.
+    of a participant. Files outside of `sub-*` are no scans, nor are hidden ones, those that `.bidsignore` lists,
+    phases, real and imaginary parts. A scan that is called `_T1w` and has the entity `ce` is one with contrast medium.
+    One whose name is not as BIDS has it, or that lies in the folder of another participant or session, is a finding.
 
     Args:
         root: of the data set.
@@ -348,8 +348,8 @@ def _scans(layout: Any, root: Path, suffixes: list[str]) -> tuple[list[_Scan], l
             continue
         path = Path(file.get_absolute_path())
         place = path.relative_to(root)
-        if not place.parts[0].startswith("sub-"):
-            continue
+        if not place.parts[0].startswith("sub-") or any(part.startswith(".") for part in place.parts):
+            continue  # hidden: what macOS leaves beside each file (._sub-01_T1w.nii.gz), what git keeps
         # a valid data set has to list its CTs, of which BIDS does not know: of them participants and sessions count
         if _ignored(place, rules, of_ct=match[2] in _WANTED["CT"].suffixes):
             ignored += 1
@@ -398,8 +398,8 @@ def _expression(pattern: str) -> str:
 
 def _characters(pattern: str) -> str:
     """Characters in brackets, `[!1]` those that are not listed; what is no such list stands for itself."""
-    listed = pattern[1:-1].replace("\\", "\\\\")
-    listed = f"[^{listed[1:]}]" if listed[:1] in ("!", "^") else f"[{listed}]"
+    listed = re.sub(r"[\\\[&~|]", r"\\\g<0>", pattern[1:-1])  # of which `re` would make more, today or some day
+    listed = f"(?!/)[^{listed[1:]}]" if listed[:1] in ("!", "^") else f"[{listed}]"
     try:
         re.compile(listed)
     except re.error:
@@ -411,8 +411,12 @@ def _ignored(place: Path, rules: Sequence[tuple[re.Pattern[str], bool, bool]], o
     """Whether a file, or a folder that it lies in, is one that the last fitting rule ignores."""
     paths = [place, *list(place.parents)[:-1]]
     for path in [one for one in paths[1:] if one.name[:4] in ("sub-", "ses-")] if of_ct else paths:
-        name = path.as_posix()
-        fitting = [taken for rule, folders, taken in rules if rule.fullmatch(name) and not (folders and path == place)]
+        names = [path.as_posix(), *([f"{path.as_posix()}/\0"] if of_ct else [])]  # or all that is in it: sub-01/**
+        fitting = [
+            taken
+            for rule, folders, taken in rules
+            if any(map(rule.fullmatch, names)) and not (folders and path == place)
+        ]
         if fitting and not fitting[-1]:
             return True
     return False
