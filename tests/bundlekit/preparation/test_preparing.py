@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Callable
@@ -199,6 +200,27 @@ def test_a_second_run_leaves_nothing_of_the_first(
     (tmp_path / "out" / "Head_02_t1.nii.gz").write_bytes(b"")
     with pytest.raises(BundleError, match=r"Head_02_t1\.nii\.gz[\s\S]*was not prepared there"):
         prepare_case(files, tmp_path / "out", no_mask, fill_missing=True)
+
+
+def test_where_the_disk_is_full_the_case_from_before_stays(
+    files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_case(files, tmp_path / "out", no_mask)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    write = preparing.to_gzip
+    images: list[Any] = []
+
+    def to_gzip(image: Any, file: Any) -> None:
+        images.append(image)
+        if len(images) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(image, file)
+
+    monkeypatch.setattr(preparing, "to_gzip", to_gzip)
+    with pytest.raises(BundleError, match="No space left"):
+        prepare_case(files, tmp_path / "out", no_mask, seed=1)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    assert prepare_case(files, tmp_path / "out", no_mask, seed=1)["parameters"]["seed"] == 1  # with room again
 
 
 def test_a_folder_holds_one_case(scanner: Path, tmp_path: Path) -> None:

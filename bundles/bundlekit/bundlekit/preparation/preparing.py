@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import cc3d
 import nibabel as nib
@@ -172,17 +174,24 @@ def prepare_case(
                 "sequence": scan.stack.parameters.times,
             }
     record["seconds"] = seconds
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in earlier:  # the record first: none of an earlier run stands beside new images
-        path.unlink(missing_ok=True)
-    for modality, scan in scans.items():
-        entry = record["modalities"][modality]
-        _write(folder / entry["prepared"], scan, grid, images.get(modality))
-        if scan.stack is not None:
-            path = folder / entry["source"]
-            _write(path, scan, scan.grid, scan.voxels)
-            entry["sha256"] = sha256_of(path)
-    write_record(folder, record)
+    new = folder / f".{uuid4().hex[:8]}.new"  # where the disk gets full, what was there stays
+    try:
+        for modality, scan in scans.items():
+            entry = record["modalities"][modality]
+            _write(new / entry["prepared"], scan, grid, images.get(modality))
+            if scan.stack is not None:
+                path = new / entry["source"]
+                _write(path, scan, scan.grid, scan.voxels)
+                entry["sha256"] = sha256_of(path)
+        written = [path for path in new.rglob("*") if path.is_file()]
+        written.append(write_record(new, record))
+        for path in earlier:  # the record first: none of an earlier run stands beside new images
+            path.unlink(missing_ok=True)
+        for path in written:
+            (folder / path.relative_to(new)).parent.mkdir(exist_ok=True)
+            path.replace(folder / path.relative_to(new))
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
     copied = "was prepared already, " + ("its bias field taken away" if n4 else "copied")
     how = copied if record["already_prepared"] else f"brain {record['brain_ml']:.0f} ml"
     _log.info("wrote %s: %s, %s", folder, name, how)
