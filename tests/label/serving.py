@@ -28,6 +28,7 @@ import requests
 import SimpleITK as sitk  # noqa: N813 (its usual name)
 import torch
 
+from bundlekit.cases.datalist import trained_cases
 from bundlekit.virtual import brats, ct, tissue
 from tests.conftest import ROOT
 from tools.bundles import find_cases_of, names, parse
@@ -518,6 +519,10 @@ def test_training_changes_the_copy_alone(server: Server, folder: Path, tmp_path:
     assert answer.status_code == 200, answer.text + server.log()[-3000:]
     outcome = answer.json()
     assert outcome["kept"] == "after", outcome
+    split = json.loads((served.parent / "training" / "datalist.json").read_text())
+    known = trained_cases(served.parent)
+    assert {entry["case"] for entry in split["training"]} <= known.keys(), "an evaluation counts them as seen"
+    assert not {entry["case"] for entry in split["validation"]} & known.keys()
     (earlier,) = (served.parent / "earlier").iterdir()
     assert (earlier / "model.pt").read_bytes() == before, "to be brought back"
     assert f"--weights {name}={earlier} takes them again" in server.log()

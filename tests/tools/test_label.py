@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bundlekit.cases.datalist import trained_cases, write_trained_cases
 from tests.conftest import ROOT
 from tools.bundles import names
 from tools.label import app_folder
@@ -42,6 +43,23 @@ def test_app_folder_is_a_copy(tmp_path: Path, weights: Path) -> None:
     assert (tmp_path / "app" / "bundlekit" / "__init__.py").is_file()
     assert not (copy / "bundlekit").exists(), "one copy for all"
     assert (tmp_path / "app" / "main.py").is_file()
+
+
+def test_the_cases_that_trained_the_weights_stay_known(tmp_path: Path, weights: Path) -> None:
+    """Else an evaluation of the served weights, or of what is fine-tuned from them, would flatter."""
+    write_trained_cases({"first": ""}, weights)
+    (weights / "datalist.json").write_text('{"training": [{"case": "second", "patient": "p2"}], "validation": []}')
+    models = tmp_path / "app" / "model" / NAME / "models"
+    make_app(tmp_path / "app", [NAME], {NAME: str(weights)})
+    assert trained_cases(models) == {"first": "", "second": "p2"}
+    (models / "model.pt").write_bytes(b"fine-tuned")
+    write_trained_cases({"third": ""}, models)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "model.pt").write_bytes(b"others")
+    make_app(tmp_path / "app", [NAME], {NAME: str(tmp_path / "other")})
+    assert trained_cases(models) == {}
+    (kept,) = (models / "earlier").iterdir()
+    assert trained_cases(kept) == {"third": ""}
 
 
 def test_fine_tuned_weights_are_kept_until_others_are_named(

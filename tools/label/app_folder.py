@@ -8,8 +8,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from bundlekit.cases.datalist import TRAINED_ON, trained_cases, write_trained_cases
 from bundlekit.files import write_whole
 from bundlekit.weights.aside import EARLIER, keep_aside
+from bundlekit.weights.settings import SETTINGS
 from tools.bundles import KIT, ROOT, names
 
 _APP = Path(__file__).resolve().parent / "app"
@@ -27,7 +29,8 @@ def make_app(folder: Path, bundles: Sequence[str] | None, weights: Mapping[str, 
     Args:
         folder: made if missing.
         bundles: names; None: all that have weights.
-        weights: name -> `model.pt` of a training, or its folder; `settings.json` beside it comes along.
+        weights: name -> `model.pt` of a training, or its folder; `settings.json` beside it comes along, and the cases
+            that trained it (`trained_on.json`), so that an evaluation of what is fine-tuned from it knows them.
         fresh: replace weights that the folder has, fine-tuned or not.
 
     Raises:
@@ -94,7 +97,7 @@ def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: boo
             print(f"{name}: keeping the weights in {models} ({why}); --fresh True takes {source} instead")
             return
         if not same:
-            kept = keep_aside(models)
+            kept = keep_aside(models, ("model.pt", SETTINGS, TRAINED_ON))
             print(f"{name}: now {source}. The weights served before are kept: --weights {name}={kept} takes them again")
     model.unlink(missing_ok=True)  # first: whatever interrupts this, the next start copies again
     for old in models.iterdir() if models.is_dir() else ():  # what belongs to the weights that go
@@ -105,6 +108,8 @@ def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: boo
         write_whole(models / "settings.json", lambda file: file.write(settings.read_bytes()))
     else:
         print(f"{name}: no settings.json beside {source}; taken for a network of the default widths")
+    if cases := trained_cases(source.parent):
+        write_trained_cases(cases, models)
     write_whole(model, lambda file: file.write(source.read_bytes()))
     record_of = json.dumps({"from": str(source.resolve()), "named": named, "sha256": digest}, indent=2)
     write_whole(models / _COPIED, lambda file: file.write(record_of.encode()))

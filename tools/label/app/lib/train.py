@@ -13,6 +13,7 @@ from typing import Any
 from monai.bundle import create_workflow
 from monailabel.tasks.train.bundle import BundleTrainTask
 
+from bundlekit.cases.datalist import TRAINED_ON, trained_cases, write_trained_cases
 from bundlekit.errors import BundleError
 from bundlekit.files import write_whole
 from bundlekit.training.beginning import RequireBetter
@@ -115,9 +116,10 @@ class CaseTrain(BundleTrainTask):
         }
         served = f"those from before stay (the last network of the training is {new / 'last.pt'})"
         if better:
-            earlier = keep_aside(self.models)
+            earlier = keep_aside(self.models, ("model.pt", SETTINGS, TRAINED_ON))
             settings = (new / SETTINGS).read_bytes()
             write_whole(self.models / SETTINGS, lambda file: file.write(settings))
+            write_trained_cases(trained_cases(new), self.models)  # an evaluation of these weights knows them
             os.replace(new / "model.pt", self.models / "model.pt")
             served = f"the new ones (those from before: --weights {self.name}={earlier} takes them again)"
         after = "not validated" if scores.after is None else f"{scores.after:.4f}"
@@ -157,9 +159,11 @@ class CaseTrain(BundleTrainTask):
             "network": "@network_def",
             "weights": model_pytorch,
         }
-        own = (loader["_target_"], first["_target_"])
+        record = {"_target_": "bundlekit.RecordPretraining", "pretrained": model_pytorch, "ckpt_dir": "@ckpt_dir"}
+        own = (loader["_target_"], first["_target_"], record["_target_"])
         others = [handler for handler in train_handlers if handler.get("_target_") not in own]
-        train_handlers[:] = [*([loader] if pretrained else []), first, *others]
+        before, behind = ([loader], [record]) if pretrained else ([], [])
+        train_handlers[:] = [*before, first, *others, *behind]
 
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
         config = self.bundle_config.config
