@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from bundlekit.errors import BundleError
+from bundlekit.images.writing import signed
 from bundlekit.report import view
 from bundlekit.report.pages import write_report
 from bundlekit.report.scans import Scan
@@ -75,8 +76,10 @@ def results(tmp_path: Path) -> Path:
     table.add(rows("a"))
     table.add(rows("b", "removed;largest_part", "1 ml removed. | Two pieces.", ml=3.0))
     table.add(rows(NASTY))
+    image = nib.Nifti1Image(mask(), AFFINE)
+    image.header["descrip"] = signed("segmented by brats_resunet", mask())
     for case in ("a", "b"):
-        nib.save(nib.Nifti1Image(mask(), AFFINE), out / f"{case}_seg.nii.gz")
+        nib.save(image, out / f"{case}_seg.nii.gz")
     return out
 
 
@@ -118,6 +121,20 @@ def test_pages_tell_what_the_table_holds_and_link_to_each_other(results: Path) -
     assert all(reason in pages["b.html"].words for reason in ("1 ml removed.", "Two pieces."))
     assert "To be looked at" not in pages["a.html"].words
     assert {"a_planes.png", "a_slices.png"} <= set(pages["a.html"].targets)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_volumes_of_before_a_correction_are_told(results: Path, kept: bool) -> None:
+    """Whether the program that it was corrected with keeps the remark in the header or not."""
+    image = nib.load(results / "a_seg.nii.gz")
+    labels = mask()
+    labels[6, 6, 4] = 0
+    nib.save(nib.Nifti1Image(labels, AFFINE, image.header if kept else None), results / "a_seg.nii.gz")
+    index = write_report(results, scan_of, names_of_classes)
+    assert "mask corrected" in Links(index).words
+    page = Links(index.with_name("a.html")).words
+    assert page.count("The mask was corrected after this row was written") == 1
+    assert "corrected" not in Links(index.with_name("b.html")).words
 
 
 def test_a_name_is_only_shown(results: Path) -> None:

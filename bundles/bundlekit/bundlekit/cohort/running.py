@@ -21,7 +21,7 @@ from bundlekit.cohort.pipeline import Plan, segment_case
 from bundlekit.cohort.records import CORRECTED, DAMAGED, DONE, KEPT, MISSING, UNREADABLE, Records
 from bundlekit.errors import BundleError, Finding, printable
 from bundlekit.files import write_result
-from bundlekit.report.table import DICTIONARY, TABLE, VolumeTable
+from bundlekit.report.table import DICTIONARY, MASK_CORRECTED, TABLE, VolumeTable, flagged
 
 _log = logging.getLogger(__name__)
 FAILURES, JOBS = "failures.csv", "jobs"
@@ -201,25 +201,14 @@ def _flags(mask: str, changed: Sequence[str]) -> dict[str, str]:
         mask: what became of the mask, see `Records.mask_of`.
         changed: what is another now, see `Records.changed`.
     """
-    flags = {}
-    if mask == CORRECTED:
-        flags["mask_corrected"] = "The mask was corrected after this row was written"
-    elif mask == MISSING:
+    flags = dict(MASK_CORRECTED) if mask == CORRECTED else {}
+    if mask == MISSING:
         flags["mask_missing"] = "The mask is no longer there"
     elif mask == DAMAGED or mask.startswith(UNREADABLE):
         flags["mask_unreadable"] = "The mask can no longer be read"
     if changed:
         flags["outdated"] = f"Changed since this row was written: {', '.join(changed)}"
     return flags
-
-
-def _flagged(row: Mapping[str, Any], flags: Mapping[str, str]) -> dict[str, Any]:
-    """A row with flags beside those that it has."""
-    return {
-        **row,
-        "flags": ";".join(filter(None, (row.get("flags"), *flags))),
-        "reasons": " | ".join(filter(None, (row.get("reasons"), *flags.values()))),
-    }
 
 
 def collect_volumes(
@@ -240,15 +229,15 @@ def collect_volumes(
     """
     records = Records(output_dir)
     found = {}
-    flagged: dict[str, list[str]] = {}
+    cases_of: dict[str, list[str]] = {}
     for record in records.all():
         if (mask := records.mask_of(record)) == "changed":  # its rows are of another mask
             continue
         flags = _flags(mask, changed(record) if changed is not None else records.changed(record, {}))
-        found[record["case"]] = [_flagged(row, flags) for row in record["volumes"]]
+        found[record["case"]] = [flagged(row, flags) for row in record["volumes"]]
         for flag in flags:
-            flagged.setdefault(flag, []).append(record["case"])
-    for flag, names in flagged.items():
+            cases_of.setdefault(flag, []).append(record["case"])
+    for flag, names in cases_of.items():
         _log.warning("%s: %d case(s) with the flag %s: %s", output_dir, len(names), flag, some(names))
     if bids:
         write_volumes_tsv(output_dir, [row for case in sorted(found) for row in found[case]])

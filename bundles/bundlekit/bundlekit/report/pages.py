@@ -19,8 +19,9 @@ from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_bytes, write_result
 from bundlekit.images.drawing import box_plot, draw, draw_slices, require_matplotlib
 from bundlekit.images.nifti import read_affine, read_array
+from bundlekit.images.writing import left_as_segmented
 from bundlekit.report.scans import Scan
-from bundlekit.report.table import TABLE, VolumeTable
+from bundlekit.report.table import MASK_CORRECTED, TABLE, VolumeTable, flagged
 from bundlekit.report.view import VIEWER, write_viewer, write_volumes
 
 FOLDER = "report"
@@ -73,6 +74,8 @@ def write_report(
 ) -> Path:
     """Write `report/` into a folder of results: index.html, a page and pictures for each case.
 
+    A case whose mask is not as inference wrote it has one more flag, `mask_corrected`: its volumes are of before.
+
     Args:
         folder: with `volumes.csv` and the masks.
         scan_of: name of a case -> its scan; None where there is none: the page has no picture then.
@@ -95,7 +98,7 @@ def write_report(
     if not table.path.is_file():
         fix = "give the --output_dir of an inference; those of earlier versions have no table: run it again"
         raise BundleError(Finding(str(folder), f"no {TABLE}", "a folder of results", fix))
-    cases = _cases(table)
+    cases = _cases(table, folder)
     if not cases:
         raise BundleError(Finding(str(table.path), "no case", "the rows of at least one", "run the inference first"))
     out = folder / FOLDER
@@ -141,11 +144,16 @@ def write_report(
     return out / "index.html"
 
 
-def _cases(table: VolumeTable) -> list[CaseOnPage]:
+def _cases(table: VolumeTable, folder: Path) -> list[CaseOnPage]:
     rows: dict[str, list[dict[str, str]]] = {}
     for row in table.rows():
         rows.setdefault(row["case"], []).append(row)
-    return [CaseOnPage(name, rows[name]) for name in sorted(rows)]
+    cases = [CaseOnPage(name, rows[name]) for name in sorted(rows)]
+    for case in cases:
+        mask = folder / case.mask
+        if mask.is_file() and not left_as_segmented(mask) and not set(MASK_CORRECTED) & set(case.flags):
+            case.rows = [flagged(row, MASK_CORRECTED) for row in case.rows]
+    return cases
 
 
 def _draw(case: CaseOnPage, folder: Path, out: Path, scan: Scan | None, names: Mapping[int, str] | None) -> None:

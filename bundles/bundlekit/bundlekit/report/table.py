@@ -14,6 +14,7 @@ from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 
 TABLE, DICTIONARY = "volumes.csv", "volumes.json"
+MASK_CORRECTED = {"mask_corrected": "The mask was corrected after this row was written"}  # a flag, and its sentence
 
 COLUMNS: dict[str, dict[str, Any]] = {
     "case": {"Description": "Name of the case, as in the name of its mask"},
@@ -144,6 +145,15 @@ class VolumeTable:
         if not self._cases:
             self._cases = {row["case"] for row in self.rows()}
         return self._cases
+
+
+def flagged(row: Mapping[str, Any], flags: Mapping[str, str]) -> dict[str, Any]:
+    """A row with flags, each with its sentence, beside those that it has."""
+    return {
+        **row,
+        "flags": ";".join(filter(None, (row.get("flags"), *flags))),
+        "reasons": " | ".join(filter(None, (row.get("reasons"), *flags.values()))),
+    }
 
 
 def _csv_text(rows: Sequence[Mapping[str, Any]], header: bool = True) -> bytes:
