@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
 from bundlekit.errors import BundleError
+from bundlekit.files import write_result
+from bundlekit.report import table as table_module
 from bundlekit.report.table import COLUMNS, VolumeTable
 
 
@@ -33,6 +37,24 @@ def test_cases_are_added_and_a_second_run_replaces_its_own(tmp_path: Path) -> No
     again.add(rows("b", 2.0))
     assert cases(again) == 2 * [("a", "1.0")] + 2 * [("b", "2.0")]
     assert json.loads((tmp_path / "out" / "volumes.json").read_text()).keys() == COLUMNS.keys()
+
+
+def test_what_another_process_adds_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = VolumeTable(tmp_path), VolumeTable(tmp_path)
+    one.begin()
+    one.add(rows("a"))
+    other.begin()
+    adding = Thread(target=lambda: other.add(rows("b")))
+
+    def replace(*arguments: Any) -> None:  # the table is read by now
+        adding.start()
+        adding.join(0.1)
+        write_result(*arguments)
+
+    monkeypatch.setattr(table_module, "write_result", replace)
+    one.add(rows("a", 2.0))
+    adding.join()
+    assert cases(one) == 2 * [("a", "2.0")] + 2 * [("b", "1.0")]
 
 
 def test_a_row_that_was_cut_off_is_dropped(tmp_path: Path) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 TABLE, DICTIONARY = "volumes.csv", "volumes.json"
 MASK_CORRECTED = {"mask_corrected": "The mask was corrected after this row was written"}  # a flag, and its sentence
@@ -47,7 +53,8 @@ class VolumeTable:
     """The table of an output folder, to which each case is added when it is done.
 
     A case's rows are written at once, so that a run that is killed leaves whole cases; a row that was cut off is
-    dropped by the next run. The rows of a case that is segmented again take the place of its old ones.
+    dropped by the next run. The rows of a case that is segmented again take the place of its old ones. Several
+    processes may write to one table at a time, each its own cases, where the file system has locks.
 
     Args:
         folder: the output folder, made if missing.
@@ -67,10 +74,11 @@ class VolumeTable:
         Raises:
             BundleError: if there is another table of that name, or it cannot be written.
         """
-        rows = [row for row in self.rows() if keeps(row["case"])] if self.path.is_file() else []
-        text = _csv_text(rows)
-        if not self.path.is_file() or self.path.read_bytes() != text:
-            write_result(self.path, lambda file: file.write(text), "output_dir")
+        with self._alone():
+            rows = [row for row in self.rows() if keeps(row["case"])] if self.path.is_file() else []
+            text = _csv_text(rows)
+            if not self.path.is_file() or self.path.read_bytes() != text:
+                write_result(self.path, lambda file: file.write(text), "output_dir")
         dictionary = (json.dumps(COLUMNS, indent=2) + "\n").encode()
         write_result(self.path.with_name(DICTIONARY), lambda file: file.write(dictionary), "output_dir")
 
@@ -103,7 +111,8 @@ class VolumeTable:
             BundleError: if it cannot be written; the earlier one is intact then.
         """
         text = _csv_text(rows)
-        write_result(self.path, lambda file: file.write(text), "output_dir")
+        with self._alone():
+            write_result(self.path, lambda file: file.write(text), "output_dir")
         self._cases = set()
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -113,11 +122,12 @@ class VolumeTable:
             BundleError: if they cannot be written.
         """
         again = {str(row["case"]) for row in rows}
-        if again & self._known():
-            kept = _csv_text([*(row for row in self.rows() if row["case"] not in again), *rows])
-            write_result(self.path, lambda file: file.write(kept), "output_dir")
-            return
-        self.append(rows)
+        with self._alone():
+            if again & self._known():
+                kept = _csv_text([*(row for row in self.rows() if row["case"] not in again), *rows])
+                write_result(self.path, lambda file: file.write(kept), "output_dir")
+                return
+            self._append(rows)
         self._cases |= again
 
     def append(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -126,6 +136,10 @@ class VolumeTable:
         Raises:
             BundleError: if they cannot be written.
         """
+        with self._alone():
+            self._append(rows)
+
+    def _append(self, rows: Sequence[Mapping[str, Any]]) -> None:
         text = _csv_text(rows, header=False)
         try:
             with self.path.open("ab") as file:
@@ -140,6 +154,17 @@ class VolumeTable:
         except OSError as error:
             fix = "free some space, or set --output_dir to another folder"
             raise BundleError(Finding(str(self.path), f"cannot be written ({error})", "room for it", fix)) from error
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Other processes that write to a table of the folder wait: what one adds while another replaces is lost."""
+        with contextlib.ExitStack() as stack:
+            if fcntl is not None:
+                with contextlib.suppress(OSError):  # there is no folder yet, or no lock, as on some network drives
+                    folder = os.open(self.path.parent, os.O_RDONLY)  # a lock file would be left among the results
+                    stack.callback(os.close, folder)
+                    fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
 
     def _known(self) -> set[str]:
         if not self._cases:
