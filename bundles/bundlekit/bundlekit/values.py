@@ -159,6 +159,7 @@ RULES: dict[str, Rule] = {
     "et_label": Number(3, 4, whole=True, null=True),
     **dict.fromkeys(("learning_rate", "weight_decay", "cross_entropy", "bce", "focal", "gamma", "smooth"), Number(0)),
     **dict.fromkeys(("time_limit", "cache_days"), Number(0, above=True, null=True)),
+    "temperature": Number(0, above=True),
     **dict.fromkeys(("train_fraction", "modality_dropout", "minimum_share"), _PART),
     **dict.fromkeys(("overlap", "dropout"), Number(0, 1, below=True)),
     **dict.fromkeys(("plateau_factor", "threshold"), Number(0, 1, above=True, below=True)),

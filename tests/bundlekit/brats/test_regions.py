@@ -48,6 +48,16 @@ def test_region_output_picks_one_channel_of_every_item(region: str, channel: int
     assert len(pred) == len(label) == 2
 
 
+def test_a_temperature_makes_the_probabilities_less_sure() -> None:
+    logits = MetaTensor(torch.tensor([0.0, 1.0, 2.0, 5.0])[:, None, None, None])
+    sure, less = (RegionProbabilitiesd(temperature=t)({"pred": logits})["probabilities"] for t in (1.0, 2.0))
+    assert torch.equal(less, RegionProbabilitiesd()({"pred": logits / 2})["probabilities"])
+    assert (less < sure).all()
+    for wrong in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="temperature must be above 0"):
+            RegionProbabilitiesd(temperature=wrong)
+
+
 def test_region_output_of_an_unknown_region() -> None:
     with pytest.raises(ValueError, match="NCR"):
         region_output("NCR")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -38,14 +39,22 @@ class RegionProbabilitiesd(Transform):
 
     Args:
         key: logits, NHWD.
+        temperature: that the logits are divided by, above 0 (Guo et al., On Calibration of Modern Neural Networks, ICML
+            2017). Above 1: less sure.
+
+    Raises:
+        ValueError: if `temperature` is not above 0.
     """
 
-    def __init__(self, key: str = "pred") -> None:
+    def __init__(self, key: str = "pred", temperature: float = 1.0) -> None:
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be above 0, got {temperature}.")
         self.key = key
+        self.temperature = temperature
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the probabilities to a copy of `data`, on the grid of the logits."""
         logits = data[self.key]
-        softmax = torch.softmax(torch.as_tensor(logits).float(), dim=0)
+        softmax = torch.softmax(torch.as_tensor(logits).float() / self.temperature, dim=0)
         regions = torch.stack([softmax[list(classes)].sum(dim=0) for classes in REGIONS.values()])
         return {**data, "probabilities": MetaTensor(regions, meta=dict(getattr(logits, "meta", {})))}
