@@ -47,7 +47,7 @@ BUNDLES = {
         ),
         shipped={
             **{"channels": WIDTHS, "patch_size": [96, 96, 96]},
-            **{"modality_dropout": 0.3, "minimum_share": 0.1, "minimum_component_ml": 0.05, "temperature": 1.5},
+            **{"modality_dropout": 0.3, "minimum_share": 0.1, "minimum_component_ml": 0.05, "temperature": 1.6},
         },
         golden={"dice_WT": 0.898, "dice_TC": 0.905, "dice_ET": 0.770},
         golden_settings={"overlap": 0.25},

@@ -144,7 +144,7 @@ def draw(found: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarr
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(REGIONS), sharey=True)
     for axes, region in zip(panels, REGIONS, strict=True):
