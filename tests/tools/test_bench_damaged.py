@@ -52,7 +52,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (tmp_path / "volumes.csv").open("w", newline="") as file:
         rows = [(name, part, *mask[1:]) for name, mask in masks.items() for part in ("ET", "WT")]
         csv.writer(file).writerows([("case", "name", "confidence", "flags"), *rows])
-    tell(tmp_path)
+    tell([tmp_path])
     told = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert told[0][:1] == ["5"]
     assert "3" in told[0]
@@ -104,5 +104,7 @@ def test_missing_modalities_by_the_networks_of_folds(
 def test_where_the_networks_are_is_told_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"fold_0/last\.pt"):
         missing("here", cv_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="--subset: the measurement sets this itself"):
+        missing("here", subset="training")
     with pytest.raises(ValueError, match="one of them"):
         missing("here", checkpoint="a.pt", cv_dir=str(tmp_path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,8 +168,8 @@ def flags(
         cv_dir: folder of `python -m tools cv`, in place of a checkpoint: each fold's last network on its own cases.
         settings: of the bundle's `inference.yaml`.
     """
-    with evaluated(dataset_dir, checkpoint, out, cv_dir, settings, _damaging(DAMAGES)) as where:
-        tell(where)
+    with evaluated(dataset_dir, checkpoint, out, cv_dir, settings, _damaging(DAMAGES)) as folders:
+        tell(folders)
 
 
 def missing(
@@ -186,8 +186,8 @@ def missing(
         cv_dir: folder of `python -m tools cv`, in place of a checkpoint: each fold's last network on its own cases.
         settings: of the bundle's `inference.yaml`.
     """
-    with evaluated(dataset_dir, checkpoint, out, cv_dir, settings, _damaging(MISSING)) as where:
-        rows = rows_of(where, "scores.csv")
+    with evaluated(dataset_dir, checkpoint, out, cv_dir, settings, _damaging(MISSING)) as folders:
+        rows = rows_of(folders, "scores.csv")
     print(f"{'missing':<16}{'cases':>6}" + "".join(f"{region:>8}" for region in REGIONS) + "   mean Dice")
     for name in MISSING:
         own = [row for row in rows if row["case"].rpartition(_BETWEEN)[2] == name]
@@ -206,14 +206,14 @@ def _damaging(names: Iterable[str]) -> Callable[[ConfigParser], None]:
     return change
 
 
-def tell(folder: Path) -> None:
+def tell(folders: Sequence[Path]) -> None:
     """Print the table.
 
     Args:
-        folder: with `scores.csv` and `volumes.csv`, or with a folder for each fold that has them.
+        folders: each with `scores.csv` and `volumes.csv`.
     """
-    dice = {row["case"]: float(row["dice_WT"]) for row in rows_of(folder, "scores.csv")}
-    rows = {row["case"]: row for row in rows_of(folder, "volumes.csv") if row["name"] == "WT"}
+    dice = {row["case"]: float(row["dice_WT"]) for row in rows_of(folders, "scores.csv")}
+    rows = {row["case"]: row for row in rows_of(folders, "volumes.csv") if row["name"] == "WT"}
     bad = {case for case, value in dice.items() if value < BAD}
     found = {case: set(filter(None, rows[case]["flags"].split(";"))) for case in dice}
     names = sorted(set().union(*found.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import nibabel as nib
@@ -17,7 +18,7 @@ from bundlekit.brats.reading import read_label
 from bundlekit.brats.regions import REGIONS
 from bundlekit.files import write_result
 from bundlekit.images.drawing import require_matplotlib
-from tools.bench.folds import evaluated, files_of
+from tools.bench.folds import evaluated
 from tools.bundles import find_cases_of
 
 BINS = 20
@@ -43,10 +44,11 @@ def calibration(
         settings: of the bundle's `inference.yaml`.
     """
     labels = {str(case["case"]): case for case in find_cases_of("brats_resunet")(dataset_dir)}
-    with evaluated(dataset_dir, checkpoint, out, cv_dir, {**settings, "save_probabilities": True}) as where:
+    with evaluated(dataset_dir, checkpoint, out, cv_dir, {**settings, "save_probabilities": True}) as folders:
         folds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-        for path in files_of(where, "*_probabilities.nii.gz"):
-            case = labels[path.name.removesuffix("_probabilities.nii.gz")]
+        for path in (path for folder in folders for path in sorted(folder.glob("*_probabilities.nii.gz"))):
+            if (case := labels.get(path.name.removesuffix("_probabilities.nii.gz"))) is None:
+                continue  # of an earlier call with other data
             label, affine = read_label(str(case["label"]), case["label_values"])
             probabilities = np.moveaxis(np.asarray(nib.load(path).dataobj, np.float32), -1, 0)  # type: ignore[attr-defined]
             folds.setdefault(path.parent.name, []).append(near_tumour(probabilities, label, voxel_sizes(affine)))
@@ -60,10 +62,9 @@ def calibration(
             shown = ", ".join(f"{value:.2f}" for value in fitted.values())
             found[f"with a temperature of the other folds ({shown})"] = reliability(scaled)
         if out:
-            write_result(where / "reliability.png", lambda file: draw(found, file), "out")
-    print(
-        f"expected calibration error of {sum(map(len, folds.values()))} cases, in the tumour and {NEAR_MM:g} mm around"
-    )
+            write_result(Path(out) / "reliability.png", lambda file: draw(found, file), "out")
+    n = sum(map(len, folds.values()))
+    print(f"expected calibration error of {n} cases, in the tumour and {NEAR_MM:g} mm around")
     print("".join(f"{region:>8}" for region in REGIONS))
     for name, bins in found.items():
         print("".join(f"{expected_error(*bins[region]):>8.4f}" for region in REGIONS) + f"   {name}")
@@ -93,7 +94,7 @@ def temperature(cases: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     """
     rng = np.random.default_rng(0)
     parts = []
-    for p, label in cases:
+    for p, label in (case for case in cases if case[1].size):
         chosen = rng.permutation(label.size)[:_SAMPLE]
         logits = torch.from_numpy(np.log(np.maximum(p[:, chosen], _FLOOR)).T)
         parts.append((logits, torch.from_numpy(label[chosen].astype(np.int64))))

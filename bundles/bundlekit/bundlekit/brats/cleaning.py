@@ -156,7 +156,7 @@ class RelabelSmallComponentsd(Transform):
     """Make components of TC that are smaller than a minimum ED, and those of ET within the core NCR.
 
     Lesion-wise scores count each of them as a lesion. MONAI's `RemoveSmallObjects` makes them background, a hole in the
-    tumour. A region that has no larger component is left as it is.
+    tumour. A region that has no larger component is left as it is; ET in a small component of TC goes with it.
 
     Args:
         minimum_ml: volume that a 26-connected component of the region must have, in ml; 0 leaves every prediction.
@@ -184,7 +184,8 @@ def relabel_small_components(labels: np.ndarray, minimum_voxels: int) -> np.ndar
 
     Args:
         labels: class indices as in `regions`, 0 is background.
-        minimum_voxels: components of fewer are small; a region of small ones alone is left as it is.
+        minimum_voxels: components of fewer are small; a region of small ones alone is left as it is, but ET in a small
+            component of TC goes with it.
     """
     relabelled = labels.copy()
     box = ndimage.find_objects(np.isin(labels, REGIONS["TC"]).view(np.uint8))
