@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from pydoc import locate
 from types import ModuleType
@@ -14,6 +15,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from bundlekit.configs import read_configs
+from bundlekit.errors import bundle_error_in
 
 ROOT = Path(__file__).resolve().parents[1] / "bundles"
 KIT = ROOT / "bundlekit" / "bundlekit"  # the package that the bundles share
@@ -95,3 +97,15 @@ def module_of(part: Any) -> ModuleType:
 def parse(bundle: str, *configs: str, **overrides: Any) -> ConfigParser:
     """Config files of a bundle, one over the other, with values for some of their entries."""
     return read_configs(folder_of(bundle), configs, overrides)
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise what a user can mend as ValueError, without the RuntimeErrors that MONAI puts around what a config does."""
+    try:
+        yield
+    except RuntimeError as error:
+        message = bundle_error_in(error)
+        if message is None:
+            raise
+        raise ValueError(message) from error

@@ -14,7 +14,6 @@ import torch
 from bundlekit import StripSkulld
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.configs import refuse_settings
-from bundlekit.errors import bundle_error_in
 from bundlekit.files import sha256_of
 from bundlekit.images.nifti import read_volume
 from bundlekit.images.writing import are_of, written_by
@@ -22,7 +21,7 @@ from bundlekit.preparation.preparing import prepare_case
 from bundlekit.preparation.record import read_record
 from bundlekit.preparation.restoring import path_on, refuse_corrected, restore_case
 from bundlekit.preparation.scans import find_scans, has_scans, holds_dicom
-from tools.bundles import ROOT, parse
+from tools.bundles import ROOT, parse, plain_errors
 
 _BUNDLES = ("brats_resunet", "brain_metastasis_attention_unet")
 _OF_SEGMENT = ("dataset_dir", "datalist", "output_dir", "save_probabilities")  # what `segment` gives to inference.yaml
@@ -376,14 +375,9 @@ def _required(value: Any, option: str, what: str) -> None:
 def _infer(bundle: str, settings: Mapping[str, Any], fill_missing: bool) -> None:
     """Run the bundle's inference.yaml as `monai.bundle run inferring` does, in this process."""
     parser = parse(bundle, "inference.yaml", **settings, fill_missing=fill_missing)
-    try:
+    with plain_errors():
         for step in ("initialize", "inferring"):
             parser.get_parsed_content(step)
-    except RuntimeError as error:  # MONAI's, of an expression
-        message = bundle_error_in(error)
-        if message is None:
-            raise
-        raise ValueError(message) from error
 
 
 def _tell(volumes: Mapping[str, Any]) -> None:

@@ -106,5 +106,9 @@ def test_where_the_networks_are_is_told_once(tmp_path: Path) -> None:
         missing("here", cv_dir=str(tmp_path))
     with pytest.raises(ValueError, match="--subset: the measurement sets this itself"):
         missing("here", subset="training")
+    with pytest.raises(ValueError, match=r"no setting --overlp.*Did you mean --overlap"):
+        missing("here", overlp=0)
+    with pytest.raises(ValueError, match=r"(?s)nowhere.*found"):
+        missing(str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="one of them"):
         missing("here", checkpoint="a.pt", cv_dir=str(tmp_path))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tools.bench.reliability import draw, expected_error, near_tumour, reliability, temperature, warmed
+from tools.bench.reliability import calibration, draw, expected_error, near_tumour, reliability, temperature, warmed
 
 
 def drawn(sharper: float, n: int = 40_000) -> tuple[np.ndarray, np.ndarray]:
@@ -50,3 +51,15 @@ def test_the_picture() -> None:
     file = io.BytesIO()
     draw({"as they are": reliability([drawn(1, 500)])}, file)
     assert file.getvalue().startswith(b"\x89PNG")
+
+
+def test_only_cases_of_this_call_count(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    case, other = [path for path in sorted(cohort.iterdir()) if path.is_dir()][:2]
+    (tmp_path / f"{other.name}_probabilities.nii.gz").write_bytes(b"of another call")
+    small = {"num_workers": 0, "overlap": 0, "patch_size": [24, 24, 24], "runtime": "torch"}
+    calibration(str(case), out=str(tmp_path), **small)
+    told = capsys.readouterr().out.splitlines()
+    assert told[-3].startswith("expected calibration error of 1 cases")
+    assert told[-1].endswith("as they are")
+    assert all(0 < float(value) < 1 for value in told[-1].split()[:3])
+    assert (tmp_path / "reliability.png").is_file()

@@ -11,7 +11,10 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from tools.bundles import parse
+from bundlekit.configs import refuse_settings
+from tools.bundles import parse, plain_errors
+
+_BUNDLE, _CONFIGS = "brats_resunet", ("inference.yaml", "evaluate.yaml")
 
 
 @contextlib.contextmanager
@@ -36,13 +39,16 @@ def evaluated(
         change: is called with the parsed configs before a network evaluates.
 
     Raises:
-        ValueError: `checkpoint` and `cv_dir` are both given, there is no fold in `cv_dir`, or `settings` has what this
-            sets itself.
+        ValueError: `checkpoint` and `cv_dir` are both given, there is no fold in `cv_dir`, `settings` has what this
+            sets itself or the bundle does not know, or a case or setting is refused while it evaluates.
     """
     if taken := sorted({"subset", "output_dir"} & set(settings)):
         raise ValueError(f"--{', --'.join(taken)}: the measurement sets this itself; results go to --out.")
     if checkpoint and cv_dir:
         raise ValueError("--checkpoint and --cv_dir are both given; expected one of them.")
+    whole = {name: value for name, value in settings.items() if "::" not in name}  # not parts of one
+    known: Any = parse(_BUNDLE, *_CONFIGS).config
+    refuse_settings(known, whole, f"{_BUNDLE}'s {' and '.join(_CONFIGS)}")
     last = sorted(Path(cv_dir).glob("fold_*/last.pt")) if cv_dir else []
     if cv_dir and not last:
         raise ValueError(f"{cv_dir} has no fold_0/last.pt; expected a folder that `python -m tools cv` has filled.")
@@ -53,10 +59,11 @@ def evaluated(
         for network, subset, output_dir in folds:
             chosen = {"checkpoint": network} if network else {}
             given = {**settings, **chosen, "dataset_dir": dataset_dir, "subset": subset, "output_dir": str(output_dir)}
-            parser = parse("brats_resunet", "inference.yaml", "evaluate.yaml", **given)
-            change(parser)
-            parser.get_parsed_content("initialize")
-            parser.get_parsed_content("evaluating")
+            parser = parse(_BUNDLE, *_CONFIGS, **given)
+            with plain_errors():
+                change(parser)
+                parser.get_parsed_content("initialize")
+                parser.get_parsed_content("evaluating")
         yield [folder for *_, folder in folds]
 
 

@@ -18,7 +18,7 @@ from bundlekit.brats.reading import read_label
 from bundlekit.brats.regions import REGIONS
 from bundlekit.files import write_result
 from bundlekit.images.drawing import require_matplotlib
-from tools.bench.folds import evaluated
+from tools.bench.folds import evaluated, rows_of
 from tools.bundles import find_cases_of
 
 BINS = 20
@@ -46,12 +46,12 @@ def calibration(
     labels = {str(case["case"]): case for case in find_cases_of("brats_resunet")(dataset_dir)}
     with evaluated(dataset_dir, checkpoint, out, cv_dir, {**settings, "save_probabilities": True}) as folders:
         folds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-        for path in (path for folder in folders for path in sorted(folder.glob("*_probabilities.nii.gz"))):
-            if (case := labels.get(path.name.removesuffix("_probabilities.nii.gz"))) is None:
-                continue  # of an earlier call with other data
+        scored = [(folder, row["case"]) for folder in folders for row in rows_of([folder], "scores.csv")]
+        for folder, name in scored:  # probabilities that lie beside them may be of another call
+            path, case = folder / f"{name}_probabilities.nii.gz", labels[name]
             label, affine = read_label(str(case["label"]), case["label_values"])
             probabilities = np.moveaxis(np.asarray(nib.load(path).dataobj, np.float32), -1, 0)  # type: ignore[attr-defined]
-            folds.setdefault(path.parent.name, []).append(near_tumour(probabilities, label, voxel_sizes(affine)))
+            folds.setdefault(folder.name, []).append(near_tumour(probabilities, label, voxel_sizes(affine)))
         found = {"as they are": reliability([case for cases in folds.values() for case in cases])}
         if len(folds) > 1:
             fitted = {

@@ -165,14 +165,13 @@ class ScoreMetastases(ScoreHandler):
 def _lesion_wise(region: str, pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
     """Lesion-wise scores of one region, under the names of the result files."""
     found = lesion_scores(pred, truth, spacing_mm)
-    scores = {f"lesion_dice_{region}": found.dice, f"lesion_hd95_{region}": found.hd95_mm}
-    for size in (None, *SIZES) if region in SIZED_REGIONS else (None,):
-        name = region if size is None else f"{size}_{region}"
+    scores = {**found.named(region), f"lesion_sensitivity_{region}": found.sensitivity()}
+    for size in SIZES if region in SIZED_REGIONS else ():
         lesions, detected = found.count(size)
-        scores[f"lesions_{name}"] = float(lesions)
-        scores[f"lesions_detected_{name}"] = float(detected)
-        scores[f"lesion_sensitivity_{name}"] = found.sensitivity(size)
-    return scores | {f"false_positives_{region}": float(found.n_false_positives)}
+        scores[f"lesions_{size}_{region}"] = float(lesions)
+        scores[f"lesions_detected_{size}_{region}"] = float(detected)
+        scores[f"lesion_sensitivity_{size}_{region}"] = found.sensitivity(size)
+    return scores
 
 
 def _class_wise(confusion: np.ndarray) -> dict[str, float]:

@@ -113,6 +113,19 @@ class LesionScores:
         lesions, detected = self.count(size)
         return detected / lesions if lesions else math.nan
 
+    def named(self, region: str) -> dict[str, float]:
+        """The scores as result files name them, of a region R: `lesion_dice_R`, `lesion_hd95_R` (mm), `lesions_R`,
+        `lesions_detected_R`, `false_positives_R`.
+        """
+        lesions, detected = self.count()
+        return {
+            f"lesion_dice_{region}": self.dice,
+            f"lesion_hd95_{region}": self.hd95_mm,
+            f"lesions_{region}": float(lesions),
+            f"lesions_detected_{region}": float(detected),
+            f"false_positives_{region}": float(self.n_false_positives),
+        }
+
 
 def lesion_scores(
     pred_mask: np.ndarray,

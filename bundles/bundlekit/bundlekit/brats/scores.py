@@ -124,15 +124,7 @@ def lesion_wise_scores(
 ) -> dict[str, float]:
     """Lesion-wise scores of every region of one case, by the rules of BraTS-GLI 2023: see `lesions.lesion_scores`.
 
-    Args:
-        pred: predicted classes, shape HWD, values 0 to 3.
-        truth: reference classes on the same grid, shape HWD, values 0 to 3.
-        spacing_mm: voxel size along H, W and D in mm; may be anisotropic.
-        regions: region name -> the classes that make it up.
-
-    Returns:
-        For each region R: `lesion_dice_R`, `lesion_hd95_R` (mm), `lesions_R`, `lesions_detected_R`,
-        `false_positives_R`.
+    Arguments are as for `region_scores`; the result is that of `LesionScores.named`, of each region.
 
     Raises:
         ValueError: the shapes differ or are not 3-D, or the spacing is not three positive numbers.
@@ -140,13 +132,7 @@ def lesion_wise_scores(
     scores: dict[str, float] = {}
     for name, classes in regions.items():
         in_pred, in_truth = np.isin(pred, classes), np.isin(truth, classes)
-        found = lesion_scores(in_pred, in_truth, spacing_mm, DILATION_VOXELS, MINIMUM_MM3)
-        lesions, detected = found.count()
-        scores[f"lesion_dice_{name}"] = found.dice
-        scores[f"lesion_hd95_{name}"] = found.hd95_mm
-        scores[f"lesions_{name}"] = float(lesions)
-        scores[f"lesions_detected_{name}"] = float(detected)
-        scores[f"false_positives_{name}"] = float(found.n_false_positives)
+        scores |= lesion_scores(in_pred, in_truth, spacing_mm, DILATION_VOXELS, MINIMUM_MM3).named(name)
     return scores
 
 
