@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,19 @@ def test_the_picture() -> None:
     file = io.BytesIO()
     draw({"as they are": reliability([drawn(1, 500)])}, file)
     assert file.getvalue().startswith(b"\x89PNG")
+
+
+def test_the_labels_are_those_of_the_cases_that_were_evaluated(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = next(path for path in sorted(cohort.iterdir()) if path.is_dir())
+    image = [str(case / f"{case.name}_{name}.nii.gz") for name in ("t1", "t1ce", "t2", "flair")]
+    entry = {"case": "mine", "image": image, "label": str(case / f"{case.name}_seg.nii.gz")}
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps({"validation": [entry]}))
+    small = {"num_workers": 0, "overlap": 0, "patch_size": [24, 24, 24], "runtime": "torch"}
+    calibration(str(case), datalist=str(datalist), **small)
+    assert "expected calibration error of 1 cases" in capsys.readouterr().out
 
 
 def test_only_cases_of_this_call_count(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,17 @@ def test_the_cases_that_trained_the_weights_stay_known(tmp_path: Path, weights: 
     assert trained_cases(kept) == {"third": ""}
 
 
+def test_an_app_folder_of_an_earlier_version_gets_to_know_who_trained_its_weights(
+    tmp_path: Path, weights: Path
+) -> None:
+    write_trained_cases({"first": ""}, weights)
+    models = tmp_path / "app" / "model" / NAME / "models"
+    make_app(tmp_path / "app", [NAME], {NAME: str(weights)})
+    (models / "trained_on.json").unlink()  # which it did not write
+    make_app(tmp_path / "app", [NAME], {NAME: str(weights)})
+    assert trained_cases(models) == {"first": ""}
+
+
 def test_fine_tuned_weights_are_kept_until_others_are_named(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

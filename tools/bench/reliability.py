@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 import torch
+from monai.bundle import ConfigParser
 from monai.metrics.calibration import calibration_binning
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
@@ -19,7 +20,6 @@ from bundlekit.brats.regions import REGIONS
 from bundlekit.files import write_result
 from bundlekit.images.drawing import require_matplotlib
 from tools.bench.folds import evaluated, rows_of
-from tools.bundles import find_cases_of
 
 BINS = 20
 NEAR_MM = 10.0
@@ -43,8 +43,12 @@ def calibration(
         cv_dir: folder of `python -m tools cv`, in place of a checkpoint: each fold's last network on its own cases.
         settings: of the bundle's `inference.yaml`.
     """
-    labels = {str(case["case"]): case for case in find_cases_of("brats_resunet")(dataset_dir)}
-    with evaluated(dataset_dir, checkpoint, out, cv_dir, {**settings, "save_probabilities": True}) as folders:
+    labels: dict[str, Any] = {}
+
+    def note(parser: ConfigParser) -> None:
+        labels.update({str(case["case"]): case for case in parser.get_parsed_content("dataset").data})
+
+    with evaluated(dataset_dir, checkpoint, out, cv_dir, {**settings, "save_probabilities": True}, note) as folders:
         folds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         scored = [(folder, row["case"]) for folder in folders for row in rows_of([folder], "scores.csv")]
         for folder, name in scored:  # probabilities that lie beside them may be of another call

@@ -89,6 +89,8 @@ def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: boo
         copied, served = recorded.get("sha256"), _digest(model)
         same = served == digest
         if same and copied == digest:
+            if not (models / TRAINED_ON).is_file():  # copied by an earlier version
+                _write_trained(source, models)
             return
         another = named and copied is not None and copied != digest
         newer = served == copied and not named and not recorded.get("named", True)  # of the bundle, and untouched
@@ -108,11 +110,16 @@ def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: boo
         write_whole(models / "settings.json", lambda file: file.write(settings.read_bytes()))
     else:
         print(f"{name}: no settings.json beside {source}; taken for a network of the default widths")
-    if cases := trained_cases(source.parent):
-        write_trained_cases(cases, models)
+    _write_trained(source, models)
     write_whole(model, lambda file: file.write(source.read_bytes()))
     record_of = json.dumps({"from": str(source.resolve()), "named": named, "sha256": digest}, indent=2)
     write_whole(models / _COPIED, lambda file: file.write(record_of.encode()))
+
+
+def _write_trained(source: Path, models: Path) -> None:
+    """Which cases know the weights of `source`, beside their copy."""
+    if cases := trained_cases(source.parent):
+        write_trained_cases(cases, models)
 
 
 def _digest(model: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from bundlekit.bfloat16 import BFloat16Inferer, channels_last_norms, computes_bfloat16
 from bundlekit.cases.case import Case, require_cases
-from bundlekit.cases.datalist import recorded_split
 from bundlekit.cases.shard import refuse_shard, shard_cases
 from bundlekit.cases.split import fold_cases, select_cases, split_cases
 from bundlekit.errors import BundleError, Finding
@@ -27,6 +26,7 @@ from bundlekit.run import prepare_run
 from bundlekit.scores.comparing import is_higher, is_lower
 from bundlekit.training.accumulating import AccumulatingTrainer
 from bundlekit.training.beginning import RequireBetter, ScoreBefore
+from bundlekit.training.command import recorded_split
 from bundlekit.training.diverging import StopAtNaN
 from bundlekit.training.resuming import ResumeRun
 from bundlekit.training.saving import RecordPretraining, RecordRun, SaveCheckpoints, require_new_run

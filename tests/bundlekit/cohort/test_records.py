@@ -262,7 +262,7 @@ def test_a_mask_of_another_run_is_computed_again(records: Records, case: dict[st
     save(records.output_dir / "a_seg.nii.gz", np.ones(8), "segmented by a")
     assert records.why(case, FROM) == "changed: mask"
     theirs = {**ROW, "ml": "1"}
-    VolumeTable(records.output_dir).replace([theirs])
+    VolumeTable(records.output_dir).rewrite(lambda _: [theirs])
     collect_volumes(records.output_dir)
     assert VolumeTable(records.output_dir).rows() == [theirs]
 

@@ -57,6 +57,22 @@ def test_what_another_process_adds_meanwhile_stays(tmp_path: Path, monkeypatch: 
     assert cases(one) == 2 * [("a", "2.0")] + 2 * [("b", "1.0")]
 
 
+def test_what_another_process_adds_while_the_table_is_rewritten_stays(tmp_path: Path) -> None:
+    one, other = VolumeTable(tmp_path), VolumeTable(tmp_path)
+    one.begin()
+    one.add(rows("a"))
+    adding = Thread(target=lambda: other.add(rows("b")))
+
+    def change(before: list[dict[str, str]]) -> list[dict[str, str]]:
+        adding.start()
+        adding.join(0.1)
+        return [{**row, "ml": "2.0"} for row in before]
+
+    one.rewrite(change)
+    adding.join()
+    assert cases(one) == 2 * [("a", "2.0")] + 2 * [("b", "1.0")]
+
+
 def test_a_row_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     table = VolumeTable(tmp_path)
     table.begin()

@@ -11,7 +11,13 @@ import pytest
 
 from bundlekit.command_line import read_command_line
 from bundlekit.errors import BundleError
-from bundlekit.training.command import how_to_resume, require_own_folder, require_same_command, write_resume
+from bundlekit.training.command import (
+    how_to_resume,
+    recorded_split,
+    require_own_folder,
+    require_same_command,
+    write_resume,
+)
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "bundles" / "brats_resunet" / "configs"
@@ -65,7 +71,7 @@ def test_a_folder_that_was_copied_or_moved_goes_on_in_itself(
     arguments = ["/x/monai/bundle/__main__.py", "run", "--args_file", "other/resume.json"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(BundleError, match=rf"copied or moved[\s\S]*add --ckpt_dir {tmp_path / 'other'}") as caught:
-        require_own_folder(str(started))
+        recorded_split(str(started))  # before any data are looked for
     assert (f"in {started}, take" in str(caught.value)) == (not moved)
     monkeypatch.setattr(sys, "argv", [*arguments, "--ckpt_dir", "link"])
     require_own_folder("link")

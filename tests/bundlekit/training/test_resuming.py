@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 
 from bundlekit.errors import BundleError
 from bundlekit.training.resuming import ResumeRun
@@ -132,6 +132,31 @@ def test_a_run_that_goes_on_elsewhere_takes_along_what_belongs_to_it(tmp_path: P
     assert read_checkpoint(str(tmp_path / "b" / "last.pt"))["best"] == {"metric": pytest.approx(0.1), "epoch": 1}
     for name in ("model.pt", "resume.json", "trained_on.json"):
         assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+
+
+def test_a_start_elsewhere_that_ended_in_its_first_epoch_is_tried_again(tmp_path: Path) -> None:
+    Run(tmp_path / "a").run(stop_after=2)
+    begun = Run(tmp_path / "b", resume=tmp_path / "a" / "last.pt")
+
+    def killed(engine: Engine) -> None:
+        raise KeyboardInterrupt
+
+    begun.trainer.add_event_handler(Events.ITERATION_COMPLETED, killed)
+    with pytest.raises(KeyboardInterrupt):
+        begun.run()
+    assert (tmp_path / "b" / "model.pt").is_file()
+    assert not (tmp_path / "b" / "last.pt").exists()
+    Run(tmp_path / "b", resume=tmp_path / "a" / "last.pt").run()
+    assert (tmp_path / "b" / "last.pt").is_file()
+
+
+def test_a_network_that_lies_alone_is_not_written_over(tmp_path: Path) -> None:
+    Run(tmp_path / "a").run(stop_after=2)
+    Run(tmp_path / "b", seed=1).run(stop_after=1)
+    (tmp_path / "b" / "last.pt").unlink()
+    with pytest.raises(BundleError, match=r"another run \(model.pt\)") as caught:
+        Run(tmp_path / "b", resume=tmp_path / "a" / "last.pt").run()
+    assert str(tmp_path / "b" / "last.pt") not in str(caught.value), "there is none to go on with"
 
 
 def test_run_that_has_finished_is_not_resumed(tmp_path: Path) -> None:

@@ -105,12 +105,6 @@ def numbers_in(entry: Mapping[str, Any], key: str, count: int, where: str) -> li
     return list(given)
 
 
-def recorded_split(ckpt_dir: str) -> str | None:
-    """The datalist that a training wrote beside its checkpoints; None if there is none yet."""
-    path = Path(ckpt_dir, "datalist.json")
-    return str(path) if path.is_file() else None
-
-
 def trained_cases(folder: str | os.PathLike) -> dict[str, str]:
     """The cases that trained the weights in a folder, sorted, each with its patient; none where nothing is recorded.
 

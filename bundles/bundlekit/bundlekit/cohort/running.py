@@ -242,9 +242,12 @@ def collect_volumes(
     if bids:
         write_volumes_tsv(output_dir, [row for case in sorted(found) for row in found[case]])
         return
-    table = VolumeTable(output_dir)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for row in table.rows() if table.path.is_file() else []:
-        rows.setdefault(row["case"], []).append(row)
-    rows.update(found)
-    table.replace([row for case in sorted(rows) for row in rows[case]])
+
+    def with_found(before: list[dict[str, str]]) -> list[dict[str, Any]]:
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for row in before:
+            rows.setdefault(row["case"], []).append(row)
+        rows.update(found)
+        return [row for case in sorted(rows) for row in rows[case]]
+
+    VolumeTable(output_dir).rewrite(with_found)

@@ -104,14 +104,17 @@ class VolumeTable:
         last = {(row["case"], row["name"], row["kind"]): row for row in rows}
         return [row for row in rows if last[row["case"], row["name"], row["kind"]] is row]
 
-    def replace(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the whole table anew, with these rows.
+    def rewrite(self, change: Callable[[list[dict[str, str]]], Sequence[Mapping[str, Any]]]) -> None:
+        """Write the whole table anew; no other process adds to it meanwhile.
+
+        Args:
+            change: from the rows that the table has, none if there is no table, to those that it gets.
 
         Raises:
             BundleError: if it cannot be written; the earlier one is intact then.
         """
-        text = _csv_text(rows)
         with self._alone():
+            text = _csv_text(change(self.rows() if self.path.is_file() else []))
             write_result(self.path, lambda file: file.write(text), "output_dir")
         self._cases = set()
 

@@ -88,6 +88,17 @@ def require_own_folder(ckpt_dir: str) -> None:
         raise BundleError(Finding(file, found, "that of the run beside it; it was copied or moved", fix))
 
 
+def recorded_split(ckpt_dir: str) -> str | None:
+    """The datalist that a training wrote beside its checkpoints; None if there is none yet. For `resume.yaml`.
+
+    Raises:
+        BundleError: as `require_own_folder`, before any data are looked for.
+    """
+    require_own_folder(ckpt_dir)
+    path = Path(ckpt_dir, "datalist.json")
+    return str(path) if path.is_file() else None
+
+
 def require_same_command(ckpt_dir: str) -> None:
     """Refuse to resume a run with other settings than those that `resume.json` has of its start.
 

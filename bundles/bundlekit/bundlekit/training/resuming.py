@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import logging
 from collections.abc import Mapping
@@ -141,11 +142,13 @@ class ResumeRun:
             return
         here, there = Path(self.ckpt_dir), Path(self.path).parent
         others = [name for name in ("last.pt", "model.pt") if (here / name).is_file()]
+        if others == ["model.pt"] and _same_bytes(here / "model.pt", there / "model.pt"):
+            return  # brought along by a start that ended before its first epoch here
         if others and here.resolve() != there.resolve():
             expected = f"the run that {self.path} is of, or no run"
-            fix = (
-                f"give --ckpt_dir {there}, or an empty folder; or go on with this run: --resume_from {here / 'last.pt'}"
-            )
+            fix = f"give --ckpt_dir {there}, or an empty folder"
+            if "last.pt" in others:
+                fix += f"; or go on with this run: --resume_from {here / 'last.pt'}"
             raise BundleError(Finding(str(here), f"another run ({', '.join(others)})", expected, fix))
 
     def _bring_along(self) -> None:
@@ -192,3 +195,7 @@ class ResumeRun:
                         "resume with the data and the split of the first start (datalist, fold, num_folds, fold_seed)",
                     )
                 )
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)
