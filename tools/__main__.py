@@ -25,6 +25,7 @@ from tools.bench import (
     missing,
     network,
     painting,
+    preparation,
     registration,
     resizing,
 )
@@ -70,6 +71,7 @@ COMMANDS = {
         "memory": memory,
         "deformation": deformation,
         "painting": painting,
+        "preparation": preparation,
         "registration": registration,
         "gliomas": gliomas,
         "resizing": resizing,

@@ -7,6 +7,7 @@ from tools.bench.gliomas import gliomas
 from tools.bench.loader import loader
 from tools.bench.memory import memory
 from tools.bench.network import network
+from tools.bench.preparation import preparation
 from tools.bench.registration import registration
 from tools.bench.reliability import calibration
 from tools.bench.resizing import resizing

@@ -2,65 +2,86 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+import torch
+from monai.data import MetaTensor
 from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
+from bundlekit import StripSkulld
 from bundlekit.brats.cases import find_cases
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.files import write_whole
 from bundlekit.images.nifti import read_affine, read_volume
-from bundlekit.preparation.grids import Grid, resample, split
-from bundlekit.preparation.registration import Volume, distance_mm, register
+from bundlekit.label_maps import find_label_maps
+from bundlekit.label_maps.numberings import CSF, EXTRA_CEREBRAL, GM, STRUCTURES, WM
+from bundlekit.label_maps.reading import read_structures
+from bundlekit.preparation.registration import Volume, distance_mm, register, searched
+from bundlekit.virtual import LabelPainter, StructureCountsd
+from bundlekit.virtual.acquisition import CONTRAST
+from bundlekit.virtual.contrast import draw_t1_means
+from tools.bench.moved import Head, Stack, random_move
+from tools.bundles import ROOT
 
-_SLICE_MM = 5
+_BIAS = (0.03, 0.16)  # standard deviation of the logarithm of a bias field's control points, as of virtual gliomas
+_INSIDE = [index not in EXTRA_CEREBRAL for index in range(len(STRUCTURES))]
 
 
 def registration(
     dataset_dir: str,
-    trials: int = 20,
+    trials: int = 40,
     seed: int = 0,
     rotation: float = 25.0,
     shift: float = 40.0,
     noise: float = 0.03,
+    cut: float = 0.15,
     reference: str = "T1ce",
+    heads: bool = False,
     out: str | None = None,
 ) -> None:
     """Mean error in the brain (mm) after registration of modalities that were turned and shifted by known moves.
 
     A trial takes a case (one after the other), turns one modality about a random axis through the middle of its image
-    and shifts it, cuts it and the reference into slices of 5 mm (averages, as thick slices are), adds noise to both
-    (Rician), and registers them. The header knows nothing of the move. The brain masks are those of the stripped
-    scans, moved likewise. A move is flagged if `register` has doubts.
+    and shifts it, cuts it and the reference into slices of 5 mm, each along an axis of its own (averages, as thick
+    slices are), takes a part of the brain off at one end of each stack, adds noise to both (Rician), and registers
+    them. The header knows nothing of the move. A move is flagged if `register` has doubts.
 
-    The modalities of a data set are not exactly on each other themselves. What the same search finds between the
-    unmoved scans, near to their own position, is part of the true move; the error without it is told beside.
+    Cases of BraTS have no skull; their brain masks are those of the scans, moved likewise. Their modalities are not
+    exactly on each other: what the same search finds between the unmoved scans, near to their own position, is part
+    of the true move; the error without it is told beside. Virtual heads (`heads`) are painted from label maps, a T1
+    as the reference, with skull, face and bias field; `brain_mask_unet` finds their brains, as in `prepare`.
 
     Args:
-        dataset_dir: co-registered, skull-stripped cases in BraTS names, 1 mm.
+        dataset_dir: co-registered, skull-stripped cases in BraTS names, 1 mm; with `heads` a folder of label maps.
         trials: registrations.
         seed: of the moves and the noise; trial k does not depend on how many there are.
         rotation: largest angle, degrees.
         shift: largest shift, mm.
-        noise: standard deviation, as a share of the 99th percentile in the brain.
-        reference: modality that stays.
+        noise: standard deviation, as a share of the 99th percentile of the intensities.
+        cut: largest share of the brain that a stack of slices does not reach, 0 to 0.5.
+        reference: modality that stays; with `heads` a T1.
+        heads: virtual heads in place of cases.
         out: JSON for the rows.
     """
-    cases: list[Any] = find_cases(dataset_dir, labelled=False)
-    others = [modality for modality in MODALITIES if modality != reference]
+    cases: list[Any] = find_label_maps(dataset_dir) if heads else find_cases(dataset_dir, labelled=False)
+    others = [modality for modality in MODALITIES if modality != ("T1" if heads else reference)]
+    strip = StripSkulld(ROOT / "brain_mask_unet", device="cpu").mask if heads else None
     rows = []
     for trial in tqdm(range(trials), desc="registration", unit="trial", disable=None):
-        case, modality = cases[trial % len(cases)], others[trial // len(cases) % len(others)]
-        rows.append(
-            {"case": case["case"], "modality": modality}
-            | _trial(case, reference, modality, [seed, trial], rotation, shift, noise)
-        )
-        row = rows[-1]
+        case, modality = cases[trial % len(cases)], others[(trial // len(cases) + trial) % len(others)]
+        draw = np.random.default_rng([seed, trial])
+        pair = _painted(case["label"], modality, draw) if heads else _read(case, reference, modality)
+        move = random_move(pair[0], rotation, shift, draw)
+        row = {"case": case["case"], "modality": modality} | _trial(*pair, move, noise, cut, strip, draw)
+        rows.append(row)
         told = [
             f"{row['case']} {row['modality']:<6}{row['degrees']:5.1f} degrees {row['shift_mm']:5.1f} mm",
             f"error {row['error_mm']:.2f} mm ({row['error_by_data_set_mm']:.2f} by the data set)",
@@ -79,35 +100,75 @@ def registration(
     )
 
 
-def _trial(
-    case: dict[str, Any], reference: str, modality: str, seed: list[int], rotation: float, shift: float, noise: float
-) -> dict[str, Any]:
-    draw = np.random.default_rng(seed)
+def _read(case: dict[str, Any], reference: str, modality: str) -> tuple[Head, Head]:
     files = dict(zip(MODALITIES, case["image"], strict=True))
     affine = read_affine(files[reference])
     fixed, moving = (read_volume(files[name]).astype(np.float32) for name in (reference, modality))
-    axis = draw.normal(size=3)
-    degrees, length = draw.uniform(0, rotation), draw.uniform(0, shift)
-    towards = draw.normal(size=3)
-    middle = affine[:3, :3] @ ((np.asarray(fixed.shape) - 1) / 2) + affine[:3, 3]
-    move = np.eye(4)  # from a point of the moved image to that of the original
-    move[:3, :3] = Rotation.from_rotvec(np.deg2rad(degrees) * axis / np.linalg.norm(axis)).as_matrix()
-    move[:3, 3] = middle - move[:3, :3] @ middle + length * towards / np.linalg.norm(towards)
-    grid = Grid(fixed.shape, affine)  # type: ignore[arg-type]
-    here, here_brain, thick = _sliced(fixed, grid, np.eye(4), noise, draw)
-    there, there_brain, _ = _sliced(moving, grid, move, noise, draw)
+    return Head(fixed, fixed > 0, affine), Head(moving, moving > 0, affine)
+
+
+def _painted(label_map: str, modality: str, draw: np.random.Generator) -> tuple[Head, Head]:
+    """A T1 and another modality of one virtual head."""
+    structures, affine = read_structures(label_map)
+    near = [slice(int(n.min()), int(n.max()) + 1) for n in np.nonzero(structures)]
+    affine = affine @ nib.affines.from_matvec(np.eye(3), [part.start for part in near])
+    whole = torch.from_numpy(structures[tuple(near)])[None]
+    counts = StructureCountsd()({"structures": whole})["structure_counts"].numpy()
+    painter = LabelPainter(t1_probability=1.0, strip_probability=0.0, low_resolution_probability=0.0)
+    brain = np.asarray(_INSIDE)[whole[0].numpy()]
+    pair = []
+    for contrast in ("T1", modality):
+        paint = painter.draw(counts, int(draw.integers(2**31)))
+        bias = draw.normal(0, draw.uniform(*_BIAS), paint.bias.shape)
+        image = painter.paint(whole, dataclasses.replace(paint, means=_means(contrast, draw), bias=bias))[0][0].numpy()
+        pair.append(Head(image - image.min(), brain, affine))
+    return pair[0], pair[1]
+
+
+def _means(contrast: str, draw: np.random.Generator) -> np.ndarray:
+    """Signals of all structures, white matter about 1: (K,). Outside of the brain they are any, of air next to none."""
+    if contrast in ("T1", "T1ce"):
+        return draw_t1_means(draw)
+    ranges = CONTRAST[contrast.lower()]
+    tissue = {WM: 1.0, GM: draw.uniform(*ranges["gm"]), CSF: draw.uniform(*ranges["csf"])}
+    means = [tissue.get(s.tissue, 1.0) if s.brain else draw.uniform(0.1, 1.5) for s in STRUCTURES]
+    return np.asarray([draw.uniform(0, 0.05), *means[1:]]) * np.exp(draw.normal(0, 0.04, len(means)))
+
+
+def _trial(
+    fixed: Head,
+    moving: Head,
+    move: np.ndarray,
+    noise: float,
+    cut: float,
+    strip: Callable[[MetaTensor], torch.Tensor] | None,
+    draw: np.random.Generator,
+) -> dict[str, Any]:
+    here, there = (
+        Stack(head, place, cut, draw).scan(noise, draw) for head, place in ((fixed, np.eye(4)), (moving, move))
+    )
     start = time.perf_counter()
-    found = register(Volume(here, thick, here_brain), Volume(there, thick, there_brain))
-    seconds = time.perf_counter() - start
-    unmoved = Volume(fixed, affine, fixed > 0), Volume(moving, affine, moving > 0)
-    own = register(*unmoved, near=True).matrix  # of the data set
-    places = np.argwhere(fixed > 0)[::97] @ affine[:3, :3].T + affine[:3, 3]
+    if strip is not None:  # the true brains are known to none
+        here, there = (
+            Volume(scan.voxels, scan.affine, strip(MetaTensor(image[None], affine=affine))[0].numpy())
+            for scan in (here, there)
+            for image, affine in [map(torch.from_numpy, (scan.voxels, scan.affine))]
+        )
+    masks = time.perf_counter()
+    found = register(*(searched(scan.voxels, scan.affine, scan.brain) for scan in (here, there)))
+    seconds = time.perf_counter() - masks
+    own = np.eye(4)
+    if strip is None:  # of the data set
+        own = register(*(Volume(head.voxels, head.affine, head.brain) for head in (fixed, moving)), near=True).matrix
+    places = np.argwhere(fixed.brain)[::97] @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
+    middle = places.mean(0)
     return {
-        "degrees": degrees,
-        "shift_mm": length,
+        "degrees": float(np.rad2deg(Rotation.from_matrix(move[:3, :3]).magnitude())),
+        "shift_mm": float(np.linalg.norm(move[:3, :3] @ middle + move[:3, 3] - middle)),
         "error_mm": distance_mm(found.matrix, np.linalg.inv(move) @ own, places),
         "error_by_data_set_mm": distance_mm(found.matrix, np.linalg.inv(move), places),
         "seconds": seconds,
+        "seconds_of_masks": masks - start,
         "overlap": found.overlap,
         "agreeing": found.agreeing,
         "spread_mm": found.spread_mm,
@@ -115,25 +176,3 @@ def _trial(
         "information_before": found.information_before,
         "doubts": found.doubts,
     }
-
-
-def _sliced(
-    image: np.ndarray, grid: Grid, move: np.ndarray, noise: float, draw: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A scan of thick slices of a moved head, its brain, and its affine. The field is a fifth larger than `grid`."""
-    counts = np.ceil(np.asarray(grid.shape) * (1.2, 1.2, 1.2 / _SLICE_MM)).astype(int)
-    affine = grid.affine.copy()
-    affine[:3, 2] *= _SLICE_MM
-    middle = grid.affine[:3, :3] @ ((np.asarray(grid.shape) - 1) / 2) + grid.affine[:3, 3]
-    affine[:3, 3] = middle - affine[:3, :3] @ ((counts - 1) / 2)
-    thick = Grid(tuple(int(n) for n in counts), affine)  # type: ignore[arg-type]
-    thin = split(thick, (1, 1, _SLICE_MM))
-
-    def cut(array: np.ndarray) -> np.ndarray:
-        fine = resample(array, grid.affine, thin, move)
-        return fine.reshape(*thick.shape, _SLICE_MM).mean(-1)
-
-    scan, brain = cut(image), cut(image > 0) > 0.5
-    sigma = noise * np.percentile(image[image > 0], 99)
-    parts = draw.normal(0, sigma, (2, *scan.shape)).astype(np.float32)
-    return np.hypot(scan + parts[0], parts[1]), brain, affine

@@ -12,6 +12,7 @@ from monai.transforms import Transform
 
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError
+from bundlekit.images.air import below_the_brain, without_ringing
 from bundlekit.images.intensities import air_of, without_air
 from bundlekit.images.nifti import check_voxels, read_affine, read_volume
 
@@ -41,10 +42,11 @@ class LoadScand(Transform):
         if findings:
             raise BundleError(findings)
         image = without_air(voxels[None], air_of(voxels[None]))
-        native: np.ndarray = np.empty(image.shape, np.float32)
-        native[...] = image  # in the machine's own byte order
+        native: np.ndarray = np.empty(image.shape[1:], np.float32)
+        native[...] = image[0]  # in the machine's own byte order
+        native = below_the_brain(without_ringing(native, file))
         return {
-            "image": MetaTensor(torch.from_numpy(native), affine=torch.from_numpy(read_affine(file))),
+            "image": MetaTensor(torch.from_numpy(native)[None], affine=torch.from_numpy(read_affine(file))),
             "case": data["case"],
             "source": file,
             "label_file": data["label"],

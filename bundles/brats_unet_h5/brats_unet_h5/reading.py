@@ -15,6 +15,7 @@ from bundlekit.brats.prepared import refuse_unprepared
 from bundlekit.brats.reading import class_indices
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError, Finding
+from bundlekit.images.air import without_ringing
 from bundlekit.images.hdf5 import affine_in, open_h5
 from bundlekit.images.intensities import air_of, without_air
 from bundlekit.images.nifti import check_voxels
@@ -143,7 +144,11 @@ class LoadHDF5d(Transform):
                 findings += check_voxels(f"{where} ({modality})", channel)
             if not findings:
                 air = air_of(image, per_slice=data["layout"] == "slices")
-                result["image"] = MetaTensor(torch.from_numpy(without_air(image, air)), affine=affine)
+                image = without_air(image, air)
+                if not self.for_chunks:  # which reads parts, in which nobody can tell
+                    for modality, channel in zip(MODALITIES, image, strict=True):
+                        channel[...] = without_ringing(channel, f"{where} ({modality})")
+                result["image"] = MetaTensor(torch.from_numpy(image), affine=affine)
                 if self.for_chunks:
                     result |= {"air": torch.from_numpy(air.astype(np.float64)), "read_from": dict(data)}
         except BundleError as error:

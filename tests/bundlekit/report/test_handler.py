@@ -11,9 +11,10 @@ import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from monai.transforms import Resized
 
 from bundlekit.errors import BundleError
-from bundlekit.report.handler import WriteVolumes
+from bundlekit.report.handler import MeasureBraind, WriteVolumes
 from bundlekit.report.table import COLUMNS, VolumeTable
 
 AFFINE = np.diag([-2.0, -2.0, 2.0, 1.0])
@@ -34,7 +35,7 @@ def rows(out: Path, shard: str | None = None, **item: Any) -> list[dict[str, str
     engine = Engine(lambda _, batch: [output])
     given: dict[str, Any] = {"brain": "image", "checks": {"grid_unknown": True}, "shard": shard}
     WriteVolumes(str(out), ["NCR"], "mine", [], {"WT": [1]}, **given).attach(engine)
-    engine.run(Loader([[{"case": "a", "image": image, **item}]]))
+    engine.run(Loader([[MeasureBraind()({"case": "a", "image": image, **item})]]))
     return VolumeTable(out, shard).rows()
 
 
@@ -44,6 +45,16 @@ def test_volume_place_and_side(tmp_path: Path) -> None:
     assert (found["x_mm"], found["y_mm"], found["z_mm"]) == ("-3.0", "-9.0", "9.0")
     assert (region["name"], region["kind"], region["flags"]) == ("WT", "region", "")
     assert (found["confidence"], region["confidence"]) == ("", "0.912")
+
+
+def test_the_brain_is_measured_before_it_is_resized() -> None:
+    image = torch.zeros(4, 12, 12, 12)
+    image[:, 2:10, 2:10, 4:8] = 1
+    measured = MeasureBraind()({"image": MetaTensor(image, affine=AFFINE)})
+    resized = Resized("image", (17, 17, 17), mode="trilinear")(measured)
+    assert resized["brain_ml"] == pytest.approx(8 * 8 * 4 * 0.008)
+    assert resized["midline_mm"] == pytest.approx(float(AFFINE[0, :3] @ np.array([5.5, 5.5, 5.5]) + AFFINE[0, 3]))
+    assert "brain_ml" not in MeasureBraind()({"image": MetaTensor(0 * image, affine=AFFINE)})
 
 
 def test_where_the_grid_is_unknown_no_side_and_no_place_is_told(tmp_path: Path) -> None:
@@ -57,7 +68,7 @@ def test_where_the_grid_is_unknown_no_side_and_no_place_is_told(tmp_path: Path) 
 def test_a_case_that_moved_to_another_part_has_no_rows_in_this_one(
     tmp_path: Path, shard: str | None, cases: str
 ) -> None:
-    VolumeTable(tmp_path, shard).replace([{**dict.fromkeys(COLUMNS, ""), "case": case} for case in "ab"])
+    VolumeTable(tmp_path, shard).rewrite(lambda _: [{**dict.fromkeys(COLUMNS, ""), "case": case} for case in "ab"])
     assert "".join(row["case"] for row in rows(tmp_path, shard)) == cases
 
 

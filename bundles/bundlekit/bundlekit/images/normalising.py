@@ -12,6 +12,8 @@ from monai.transforms import Transform
 
 from bundlekit.images.intensities import check_method, foreground, normalise, statistics
 
+_ABOVE_AIR = 1e-3
+
 
 class NormaliseForegroundd(Transform):
     """Linear normalisation by what is not air; the air is mapped along, so that it stays darker than the brain.
@@ -40,7 +42,11 @@ class NormaliseForegroundd(Transform):
         array = as_array(image)
         mask = foreground(array)
         offset, scale = statistics(array[mask] if mask.any() else array, self.method)
-        return {**data, self.key: like(image, normalise(array, offset, scale, self.method))}
+        normal = normalise(array, offset, scale, self.method)
+        if mask.any() and not mask.all():  # what is clipped in the brain stays brighter than the air, too
+            least = normal.min()
+            normal[mask & (normal <= least)] = least + _ABOVE_AIR
+        return {**data, self.key: like(image, normal)}
 
 
 def as_array(image: torch.Tensor) -> np.ndarray:

@@ -31,7 +31,7 @@ from bundlekit.images.stripping import LARGEST_BRAIN_ML
 from bundlekit.images.writing import to_gzip
 from bundlekit.preparation.grids import Grid, cubes, resample
 from bundlekit.preparation.record import RECORD, read_record, source_file, write_record
-from bundlekit.preparation.registration import LEAST_OVERLAP, Registration, Volume, register
+from bundlekit.preparation.registration import LEAST_OVERLAP, Registration, register, searched
 from bundlekit.preparation.scans import Scan, are_prepared, read_scan, refuse_missing
 from bundlekit.version import __version__
 
@@ -91,7 +91,7 @@ def prepare_case(
     _refuse_own_folder(given, stacks, folder)
     earlier = _earlier_files(folder)
     seconds: dict[str, float] = {}
-    bar = tqdm(total=3 * len(given) + 1, desc="prepare", unit="step", disable=None)
+    bar = tqdm(total=4 * len(given) + 1, desc="prepare", unit="step", disable=None)
 
     @contextmanager
     def step(what: str) -> Iterator[None]:
@@ -137,7 +137,10 @@ def prepare_case(
         for modality, scan in scans.items():
             with step(f"brain mask of {modality}"):
                 brains[modality] = _brain(scan, mask)
-        volumes = {name: Volume(scan.voxels, scan.grid.affine, brains[name]) for name, scan in scans.items()}
+        volumes = {}
+        for modality, scan in scans.items():
+            with step(f"bias field of {modality}"):
+                volumes[modality] = searched(scan.voxels, scan.grid.affine, brains[modality])
         moves = {reference: Registration(np.eye(4))}
         for modality in scans:
             with step(f"registration of {modality}"):

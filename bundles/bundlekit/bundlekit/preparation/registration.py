@@ -6,15 +6,20 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from sklearn.metrics import mutual_info_score
 
+from bundlekit.images.bias import without_bias_field
 from bundlekit.preparation.grids import Grid, ras_matrix, resample, to_itk
 
 _BINS = 32
 _SCALE = 60.0  # mm: a radian moves the border of a brain by about this
 _TURN = np.deg2rad(16)  # of the starts
 _MARGIN_MM = 6.0  # around the brain of the reference: its border counts
+_WITH_SKULL_MM = 20.0  # where both scans have a skull: it counts, too
+_SKULL = 0.2  # of the brain's mean intensity: what is around a brain that has its skull has more
+_FIELD_MM = 4.0  # edge of the voxels by which a bias field is found
 _RIM_MM = 5.0  # of a field of view that no point of a search lies in
 _LEAST_SCANNED = 0.3  # of the brain of the reference
 _ASKEW = (0.31, 0.47, 0.63)  # rotation vector, radians: in line with no scan
@@ -78,13 +83,16 @@ class Registration:
 def register(fixed: Volume, moving: Volume, seed: int = 0, near: bool = False) -> Registration:
     """Find the rigid move by Mattes' mutual information in and around the brain of the reference.
 
-    SimpleITK searches in three levels of resolution. The first begins at several places: where the headers have the
-    two, and the middles of the two brains on each other with seven rotations. The two best ends go on; the last level
-    is run twice with other points, which tells how exact it is. Mattes et al., PET-CT image registration in the chest
-    using free-form deformations, IEEE TMI 22(1), 2003.
+    Where both scans have a skull, it counts as far as 20 mm away from the brain.
+
+    Each image is smoothed along the slices of the other first: what one shows sharply and the other not would pull the
+    search by up to a mm. SimpleITK searches in three levels of resolution. The first begins at several places: where
+    the headers have the two, and the middles of the two brains on each other with seven rotations. The two best ends
+    go on; the last level is run twice with other points, which tells how exact it is. Mattes et al., PET-CT image
+    registration in the chest using free-form deformations, IEEE TMI 22(1), 2003.
 
     Args:
-        fixed: the reference.
+        fixed: the reference, as of `searched`.
         moving: the modality, on a grid of its own.
         seed: of the points that are drawn.
         near: search only near to where the headers have the two.
@@ -92,7 +100,7 @@ def register(fixed: Volume, moving: Volume, seed: int = 0, near: bool = False) -
     Returns:
         The best move found; see its `doubts`.
     """
-    images = _Pair(fixed, moving)
+    images = _Pair(_blurred_like(fixed, moving), _blurred_like(moving, fixed))
     starts = images.starts()[:1] if near else images.starts()
     ends = [images.search(start, _COARSE, seed + 1) for start in starts]
     scores = [images.information(end) for end in ends]
@@ -111,6 +119,22 @@ def register(fixed: Volume, moving: Volume, seed: int = 0, near: bool = False) -
     result.spread_mm = images.distance(first, again)
     result.doubts = _doubts(result, max(images.information(start) for start in starts))
     return result
+
+
+def searched(voxels: np.ndarray, affine: np.ndarray, brain: np.ndarray) -> Volume:
+    """A scan as it is best searched: without its bias field, which would move the result by mm.
+
+    Args:
+        voxels: HWD.
+        affine: 4x4, voxel to mm, RAS+.
+        brain: HWD bool.
+    """
+    if not brain.any():
+        return Volume(voxels, affine, brain)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    shrink = np.maximum(np.round(_FIELD_MM / spacing), 1).astype(int).tolist()
+    flat = without_bias_field(np.asarray(voxels, np.float32), brain, shrink, (50, 50, 30))
+    return Volume(flat.astype(np.float32), affine, brain)
 
 
 def distance_mm(one: np.ndarray, other: np.ndarray, points: np.ndarray) -> float:
@@ -157,6 +181,7 @@ class _Pair:
 
     def __init__(self, fixed: Volume, moving: Volume) -> None:
         self.fixed, self.moving = fixed, moving
+        self.margin_mm = _WITH_SKULL_MM if _has_skull(fixed) and _has_skull(moving) else _MARGIN_MM
         self.points = _points(fixed)  # RAS
         self.fixed_middle = self.points.mean(0)
         self.moving_middle = _points(moving).mean(0)
@@ -170,7 +195,7 @@ class _Pair:
                 sitk.Resample(_shrunk(image, edge), grid, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32)
                 for image in (whole, brain)
             )
-            mask = sitk.BinaryDilate(there > 0.2, [round(_MARGIN_MM / edge)] * 3)
+            mask = sitk.BinaryDilate(there > 0.2, [round(self.margin_mm / edge)] * 3)
             self.levels[edge] = small, mask, _shrunk(other, edge)
         small, mask, _ = self.levels[_MIDDLE[0]]
         self.inside = sitk.GetArrayViewFromImage(mask).astype(bool)
@@ -183,7 +208,9 @@ class _Pair:
         On a grid of its own an image is not interpolated, hence not smoothed, and in the middle between two slices it
         is smoothed most: mutual information would tell of that, and pull towards such moves.
         """
-        half = int(np.ceil((np.linalg.norm(self.points - self.fixed_middle, axis=1).max() + _MARGIN_MM) / edge_mm)) + 1
+        half = (
+            int(np.ceil((np.linalg.norm(self.points - self.fixed_middle, axis=1).max() + self.margin_mm) / edge_mm)) + 1
+        )
         affine = np.eye(4)
         affine[:3, :3] = edge_mm * Rotation.from_rotvec(_ASKEW).as_matrix()
         affine[:3, 3] = self.fixed_middle - affine[:3, :3] @ np.full(3, half)
@@ -264,6 +291,31 @@ class _Pair:
         there = resample(brain, affine, grid, matrix)[scanned] > 0.5
         here = self.fixed.brain[scanned]
         return float(2 * (here & there).sum() / max(here.sum() + there.sum(), 1))
+
+
+def _has_skull(volume: Volume) -> bool:
+    """Whether there is tissue around the brain, farther away than the border of a mask reaches."""
+    away = ndimage.distance_transform_edt(~volume.brain, sampling=np.linalg.norm(volume.affine[:3, :3], axis=0))
+    around = (away > _MARGIN_MM) & (away <= _WITH_SKULL_MM)
+    if not (around.any() and volume.brain.any()):
+        return False
+    return float(volume.voxels[around].mean()) > _SKULL * float(volume.voxels[volume.brain].mean())
+
+
+def _blurred_like(volume: Volume, other: Volume) -> Volume:
+    """Smoothed in the directions in which the other image has larger voxels, as their averages, interpolated, are.
+
+    A slice of h mm is an average over h, of variance h^2 / 12; linear interpolation between slices adds h^2 / 6.
+    """
+    own, theirs = (np.linalg.norm(image.affine[:3, :3], axis=0) for image in (volume, other))
+    along = np.abs((volume.affine[:3, :3] / own).T @ (other.affine[:3, :3] / theirs)).argmax(0)  # but for the turn
+    voxels = volume.voxels
+    for axis, mm in zip(along, theirs, strict=True):
+        if mm > own[axis]:
+            voxels = ndimage.gaussian_filter1d(
+                voxels, np.sqrt((mm**2 - own[axis] ** 2) / 4) / own[axis], int(axis), output=np.float32
+            )
+    return Volume(voxels, volume.affine, volume.brain)
 
 
 def _capped(image: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import sha256_of
+from bundlekit.images.air import without_ringing
 from bundlekit.images.intensities import air_of, without_air
 from bundlekit.images.nifti import check_voxels, is_dicom, read_affine, read_volume
 from bundlekit.images.stripping import whole_head
@@ -81,6 +82,7 @@ def read_scan(modality: str, file: str | os.PathLike) -> Scan:
     if findings:
         raise BundleError(findings)
     voxels = np.ascontiguousarray(without_air(array[None], air_of(array[None]))[0], np.float32)
+    voxels = without_ringing(voxels, str(path))
     return Scan(modality, path, voxels, grid, sha256_of(path))
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
+from monai.transforms import Transform
 from monai.utils import convert_to_numpy
 
 from bundlekit.cases.case import Case
@@ -38,8 +38,8 @@ class WriteVolumes:
         bundle: that segments.
         weights: its checkpoint, or several.
         regions: name -> class indices, for volumes of several classes together.
-        brain: where the brain's volume and middle come from: "image", what is not air in a stripped scan; the name of
-            a class or region; None: unknown.
+        brain: where the brain's volume and middle come from: "image", from `MeasureBraind`; the name of a class or
+            region; None: unknown.
         checks: name of a check in `bundlekit.report.flags` -> its limit.
         shard: part of the data set that is computed, which has a table of its own, see `VolumeTable`.
 
@@ -105,12 +105,16 @@ class WriteVolumes:
                 intensity_distance=float(item.get("intensity_distance", 0.0)),
                 confidence=output.get("confidence", {}),
             )
-            rows = self._rows(str(item["case"]), result, affine, item.get("image"))
+            rows = self._rows(str(item["case"]), result, affine, item)
             common = {"bundle": self.bundle, "weights_sha256": self._hashes, "computed_by": computed_by}
             self.table.add([{**row, **common} for row in rows])
 
-    def _rows(self, case: str, result: Result, affine: np.ndarray, image: Any) -> list[dict[str, Any]]:
-        brain_ml, midline_mm = _brain_of(image) if self.brain == "image" else (None, None)
+    def _rows(
+        self, case: str, result: Result, affine: np.ndarray, item: Mapping[Hashable, Any]
+    ) -> list[dict[str, Any]]:
+        brain_ml, midline_mm = (
+            (_number(item, "brain_ml"), _number(item, "midline_mm")) if self.brain == "image" else (None, None)
+        )
         volumes = volumes_of(result.classes, affine, self.classes, self.regions, midline_mm)
         if not result.grid_known:  # where left is, and how far, is not known
             volumes = [replace(volume, centroid_mm=None, hemisphere="") for volume in volumes]
@@ -199,16 +203,33 @@ def _row(case: str, volume: Volume, brain_ml: float | None, confidence: float | 
     }
 
 
-def _brain_of(image: Any) -> tuple[float | None, float | None]:
-    """Volume (ml) and middle (mm, RAS+) of what is not air in a prepared scan, CHWD."""
-    if not isinstance(image, MetaTensor):
-        return None, None
-    affine = np.asarray(image.affine, float)
-    inside = is_not_air(image).any(0).numpy()
-    count = int(inside.sum())
-    if not count:
-        return None, None
-    # the mean of an affine map is the map of the mean
-    along = [inside.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
-    middle = [float((counts * np.arange(len(counts))).sum()) / count for counts in along]
-    return count * abs(float(np.linalg.det(affine[:3, :3]))) / 1000, float((affine @ [*middle, 1])[0])
+def _number(item: Mapping[Hashable, Any], name: str) -> float | None:
+    return float(item[name]) if name in item else None
+
+
+class MeasureBraind(Transform):
+    """Add volume (`brain_ml`) and middle (`midline_mm`, from left to right, RAS+) of the brain of a stripped scan.
+
+    It is what is not air. For `WriteVolumes`, on voxels of the scan: resized ones hold a bit of the brain where the
+    scan's hold none. Nothing is added of a scan that is air alone.
+
+    Args:
+        key: `MetaTensor`, CHWD, whose air is 0.
+    """
+
+    def __init__(self, key: str = "image") -> None:
+        self.key = key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Add both."""
+        image = data[self.key]
+        affine = np.asarray(image.affine, float)
+        inside = is_not_air(image).any(0).numpy()
+        count = int(inside.sum())
+        if not count:
+            return dict(data)
+        # the mean of an affine map is the map of the mean
+        along = [inside.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
+        middle = [float((counts * np.arange(len(counts))).sum()) / count for counts in along]
+        volume_ml = count * abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+        return {**data, "brain_ml": volume_ml, "midline_mm": float((affine @ [*middle, 1])[0])}
