@@ -220,6 +220,18 @@ def test_a_nested_compose_draws_as_its_steps_would() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("bundle", ["brats_resunet", "brain_metastasis_attention_unet"])
+def test_low_resolution_does_not_move_the_image(bundle: str) -> None:
+    steps = parse(bundle, "train.yaml", degrade_probability=1.0).get_parsed_content("train::preprocessing").flatten()
+    (step,) = [step for step in steps.transforms if type(step).__name__ == "RandSimulateLowResolutiond"]
+    away = (torch.stack(torch.meshgrid(*[torch.arange(64.0)] * 3, indexing="ij")) - 31.5).square().sum(0)
+    blob = torch.exp(-away / 50)[None]
+    for seed in range(4):
+        moved = step.set_random_state(seed)({"image": blob.clone()})["image"][0]
+        along = (moved.sum((1, 2)) * torch.arange(64.0)).sum() / moved.sum()
+        assert float(along) == pytest.approx(31.5, abs=0.05)
+
+
 @pytest.mark.parametrize("bundle", names())
 def test_training_leaves_shipped_weights_alone(bundle: str, tmp_path: Path) -> None:
     def goes_to() -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from scipy import ndimage
 from torch.utils.data import DataLoader
 
 from brats_unet_h5 import LoadHDF5d, find_cases
@@ -18,6 +19,7 @@ from bundlekit import brats
 from bundlekit.errors import BundleError
 from bundlekit.patches.dataset import PatchDataset
 from tests.brats_unet_h5.conftest import ORDER, classes, image, write_case, write_file, write_slices
+from tests.bundlekit.conftest import ball
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "bundles" / "brats_unet_h5" / "configs"
@@ -95,6 +97,29 @@ def test_patches_from_chunks_are_those_from_the_cache(
         for key in ("image", "label"):
             assert torch.equal(whole[index][key], chunks[index][key])
     assert chunks[0]["image"].shape == (4, 24, 24, 24)
+
+
+def test_a_cache_of_chunks_is_good_in_any_working_directory(
+    h5_cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(h5_cohort.parent)
+    first = dataset(Path(h5_cohort.name), tmp_path, read="chunks")[0]["image"]
+    monkeypatch.chdir(tmp_path)
+    assert torch.equal(dataset(h5_cohort, tmp_path, read="chunks")[0]["image"], first)
+
+
+def test_ringing_of_a_spline_is_refused_in_chunks(tmp_path: Path) -> None:
+    """Parts are read as they are in the file, in which inference sets the air to 0."""
+    brain = np.stack([ball(40, 14, seed=seed) for seed in range(4)], -1)
+    turned = np.stack([ndimage.rotate(brain[..., n], 6, (0, 1), reshape=False, order=3) for n in range(4)], -1)
+    mask = np.zeros(turned.shape[:3], np.uint8)
+    mask[18:22, 18:22, 18:22] = 1
+    write_file(tmp_path / "a.h5", {"image": turned.astype(np.float32), "mask": mask}, modalities=ORDER)
+    (case,) = find_cases(tmp_path)
+    image = LoadHDF5d()(case)["image"]
+    assert 0.9 < np.count_nonzero(image) / np.count_nonzero(brain) < 1.2
+    with pytest.raises(BundleError, match=r"as a spline leaves them(?s:.*)train without chunks.yaml"):
+        LoadHDF5d(for_chunks=True)(case)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int32])

@@ -94,8 +94,10 @@ def test_two_folds_and_their_ensemble(
     assert (tmp_path / "masks" / f"{names[0]}_seg.nii.gz").is_file()
 
     scored = bundle_run("evaluating", "inference.yaml", "evaluate.yaml", "inference_ensemble.yaml")
-    done = run(*scored, "--dataset_dir", cohort, "--output_dir", tmp_path / "s", *folds, status=1)
-    assert "all 5 case(s) trained the network" in done.stderr
+    other = bundle_run("evaluating", "inference.yaml", "inference_ensemble.yaml", "evaluate.yaml")
+    for order in (scored, other):
+        done = run(*order, "--dataset_dir", cohort, "--output_dir", tmp_path / "s", *folds, status=1)
+        assert "all 5 case(s) trained the network" in done.stderr
 
 
 def test_a_run_that_came_to_its_end_is_not_resumed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -145,12 +146,16 @@ class LoadHDF5d(Transform):
             if not findings:
                 air = air_of(image, per_slice=data["layout"] == "slices")
                 image = without_air(image, air)
-                if not self.for_chunks:  # which reads parts, in which nobody can tell
-                    for modality, channel in zip(MODALITIES, image, strict=True):
-                        channel[...] = without_ringing(channel, f"{where} ({modality})")
+                for modality, channel in zip(MODALITIES, image, strict=True):
+                    mended = without_ringing(channel, f"{where} ({modality})")
+                    if self.for_chunks and mended is not channel:  # parts are read as they are in the file
+                        found = "small values of either sign around the brain, as a spline leaves them"
+                        fix = "resample it linearly, set its air to 0, or train without chunks.yaml"
+                        findings.append(Finding(f"{where} ({modality})", found, "air of one value", fix))
+                    channel[...] = mended
                 result["image"] = MetaTensor(torch.from_numpy(image), affine=affine)
                 if self.for_chunks:
-                    result |= {"air": torch.from_numpy(air.astype(np.float64)), "read_from": dict(data)}
+                    result |= {"air": torch.from_numpy(air.astype(np.float64)), "read_from": _anywhere(data)}
         except BundleError as error:
             findings += error.findings
         if self.with_label:
@@ -170,6 +175,15 @@ class LoadHDF5d(Transform):
             "label_values": torch.tensor([int(v) for v in data["label_values"]]),
             "grid_known": _affine_in(data) is not None,
         }
+
+
+def _anywhere(case: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    """A case whose files are found from any working directory, since a cache outlives it."""
+    files = {key: case[key] for key in ("image", "label") if case.get(key)}
+    absolute = {
+        k: os.path.abspath(v) if isinstance(v, str) else [os.path.abspath(f) for f in v] for k, v in files.items()
+    }
+    return {**case, **absolute}
 
 
 def _read(case: Mapping[Any, Any], role: str, box: Box) -> np.ndarray:

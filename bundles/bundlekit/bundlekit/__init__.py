@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bundlekit.bfloat16 import BFloat16Inferer, channels_last_norms, computes_bfloat16
 from bundlekit.cases.case import Case, require_cases
+from bundlekit.cases.datalist import datalists_beside
 from bundlekit.cases.shard import refuse_shard, shard_cases
 from bundlekit.cases.split import fold_cases, select_cases, split_cases
 from bundlekit.errors import BundleError, Finding

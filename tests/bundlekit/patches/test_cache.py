@@ -235,6 +235,13 @@ def test_an_equal_case_is_the_same_case(
     assert seen == ["case0"]
 
 
+def test_another_order_of_classes_is_another_key(case: dict[str, Any], tmp_path: Path, seen: list[str]) -> None:
+    """It numbers them."""
+    for classes in ({"liver": [1], "spleen": [2]}, {"spleen": [2], "liver": [1]}):
+        PatchDataset([{**case, "classes": classes}], patches(Seen()), "disk", str(tmp_path / "cache"))[0]
+    assert len(seen) == 2
+
+
 @pytest.mark.parametrize("key", ["label_values", "channels", "case"])
 def test_another_case_is_another_key(key: str, case: dict[str, Any], tmp_path: Path, seen: list[str]) -> None:
     other = {**case, key: "other" if key == "case" else [0, 2, 1, 4]}
@@ -442,7 +449,7 @@ def test_what_is_no_matter_of_room_is_raised(
 
 
 def test_another_version_of_the_bundle_prepares_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    step = locate("bundlekit.NormaliseForegroundd")()
+    step, _ = locate("bundlekit.NormaliseForegroundd")(), locate("brain_tissue_vnet")  # known once it is imported
     before = cache_module._transform_hash([step])
     assert bundle_version("brain_tissue_vnet.network").startswith("brain_tissue_vnet 0.")
     assert bundle_version("monai.transforms") == ""

@@ -105,6 +105,15 @@ def numbers_in(entry: Mapping[str, Any], key: str, count: int, where: str) -> li
     return list(given)
 
 
+def datalists_beside(weights: str | Sequence[str]) -> list[str]:
+    """Where a training writes its datalist: beside its weights. Of several networks, for each.
+
+    Args:
+        weights: file, or several.
+    """
+    return [str(Path(file).with_name("datalist.json")) for file in ([weights] if isinstance(weights, str) else weights)]
+
+
 def trained_cases(folder: str | os.PathLike) -> dict[str, str]:
     """The cases that trained the weights in a folder, sorted, each with its patient; none where nothing is recorded.
 

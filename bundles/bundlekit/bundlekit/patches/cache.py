@@ -119,6 +119,8 @@ def _case_hash(case: dict[str, Any]) -> bytes:
     stats = [os.stat(f) for f in (*case["image"], *(case.get("label_parts") or [case["label"]])) if f]
     # which side of a split it is on, and how its files were named, is nothing of the case
     known = {key: _absolute(value) if key in _FILES else value for key, value in case.items() if key != "subset"}
+    # an order may matter: of abdominal organs it numbers the classes
+    known = {key: list(value.items()) if isinstance(value, Mapping) else value for key, value in known.items()}
     # not pickled: that tells equal cases apart by which of their strings are one object
     return json_hashing([_describe(known), [(s.st_size, s.st_mtime_ns) for s in stats]])
 
