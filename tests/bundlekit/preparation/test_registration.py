@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bundlekit.preparation.registration import Volume, distance_mm, mutual_information, register
+from bundlekit.preparation.registration import Volume, _has_skull, distance_mm, mutual_information, register, searched
 from tests.bundlekit.preparation.conftest import moved
 
 
@@ -42,3 +42,17 @@ def test_another_head_is_doubted(glioma: dict[str, np.ndarray]) -> None:
     noise = np.random.default_rng(0).uniform(50, 100, t1ce.shape).astype(np.float32) * box.astype(np.float32)
     found = register(Volume(t1ce, affine, t1ce > 0), Volume(noise, affine, noise > 0))
     assert any("brains overlap by a Dice of" in doubt for doubt in found.doubts)
+
+
+@pytest.mark.parametrize("kind", ["z-scored", "resampled by a spline"])
+def test_a_stripped_scan_with_negative_voxels_has_no_skull(glioma: dict[str, np.ndarray], kind: str) -> None:
+    """Air that is lifted by a bias field is none."""
+    voxels, affine = glioma["t1"].astype(np.float32), glioma["affine"]
+    brain = voxels > 0
+    if kind == "z-scored":
+        voxels = np.where(brain, (voxels - voxels[brain].mean()) / voxels[brain].std(), 0).astype(np.float32)
+    else:
+        voxels = np.where(brain, voxels - np.percentile(voxels[brain], 1), 0).astype(np.float32)
+    scan = searched(voxels, affine, brain)
+    assert not _has_skull(scan)
+    assert not scan.voxels[~brain].any()

@@ -14,6 +14,7 @@ _NOTHING = 1e-3  # of the bright intensities: noise in the air of a head with it
 _TISSUE = 0.05  # and what a cubic spline leaves beside a brain, mostly smaller
 _STRONG = 0.1  # of them: of such magnitudes 40 to 70 % are negative after z-scoring, and 0.3 % after a spline
 _Z_SCORED = 0.1
+_AIR = 2.8  # standard deviations below the mean of the brain: 2.5 to 3.4 in five stripped T1s
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ def without_ringing(image: np.ndarray, where: str) -> np.ndarray:
 
     A spline overshoots at the border of the brain, so that the air holds small values of either sign, far away from
     it too, and is taken for tissue by all who take 0 for air. What is left is the largest piece of what is brighter
-    than 5 % of the bright intensities, with what it encloses.
+    than 5 % of the bright intensities, with what it encloses; what is negative there becomes the darkest tissue.
 
     Args:
         image: HWD float32, air about 0.
@@ -40,13 +41,14 @@ def without_ringing(image: np.ndarray, where: str) -> np.ndarray:
         "Resample stripped scans linearly, or strip them afterwards.",
         where,
     )
-    return np.where(brain, image, 0).astype(np.float32)
+    return np.where(brain, np.maximum(image, _NOTHING * bright), 0).astype(np.float32)
 
 
 def below_the_brain(image: np.ndarray) -> np.ndarray:
     """A scan that was z-scored over its brain, with air left at 0, moved so that air is the smallest value again.
 
-    Air is then as bright as the middle of the brain. Any other scan stays as it is.
+    Air was as bright as the middle of the brain. It lies as far below the mean as in other T1s then, or just below the
+    darkest tissue where that is farther; scores that were clipped do not tell. Any other scan stays as it is.
 
     Args:
         image: HWD float32.
@@ -54,7 +56,8 @@ def below_the_brain(image: np.ndarray) -> np.ndarray:
     bright = _bright(image)
     if not bright or not _is_z_scored(image, bright):
         return image
-    return np.where(image != 0, image - image.min(), 0).astype(np.float32)
+    below = max(-float(image.min()), _AIR * float(image[image != 0].std()))
+    return np.where(image != 0, image + (below + _NOTHING * bright), 0).astype(np.float32)
 
 
 def _bright(image: np.ndarray) -> float:

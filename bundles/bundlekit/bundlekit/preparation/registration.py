@@ -10,6 +10,7 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 from sklearn.metrics import mutual_info_score
 
+from bundlekit.images.air import below_the_brain
 from bundlekit.images.bias import without_bias_field
 from bundlekit.preparation.grids import Grid, ras_matrix, resample, to_itk
 
@@ -131,6 +132,8 @@ def searched(voxels: np.ndarray, affine: np.ndarray, brain: np.ndarray) -> Volum
     """
     if not brain.any():
         return Volume(voxels, affine, brain)
+    if not voxels[~brain].any():  # stripped: a bias field is a factor, and air stays 0
+        voxels = np.maximum(below_the_brain(np.asarray(voxels, np.float32)), 0)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     shrink = np.maximum(np.round(_FIELD_MM / spacing), 1).astype(int).tolist()
     flat = without_bias_field(np.asarray(voxels, np.float32), brain, shrink, (50, 50, 30))
