@@ -93,7 +93,8 @@ def preparation(
 
 def _dice(bundle: str, files: dict[str, Any], label: np.ndarray, out: Path) -> float:
     """Of the whole tumour, on the grid of the reference."""
-    segment(bundle, out=str(out), **{modality.lower(): str(file) for modality, file in files.items()})
+    scans: dict[str, Any] = {modality.lower(): str(file) for modality, file in files.items()}
+    segment(bundle, out=str(out), **scans)
     (file,) = out.glob(f"*_seg_on_{_REFERENCE.lower()}.nii.gz")
     mask = read_volume(str(file)) > 0
     return float(2 * (mask & label).sum() / max(mask.sum() + label.sum(), 1))

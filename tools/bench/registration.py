@@ -155,11 +155,13 @@ def _trial(
             for image, affine in [map(torch.from_numpy, (scan.voxels, scan.affine))]
         )
     masks = time.perf_counter()
-    found = register(*(searched(scan.voxels, scan.affine, scan.brain) for scan in (here, there)))
+    one, other = (searched(scan.voxels, scan.affine, scan.brain) for scan in (here, there))
+    found = register(one, other)
     seconds = time.perf_counter() - masks
     own = np.eye(4)
     if strip is None:  # of the data set
-        own = register(*(Volume(head.voxels, head.affine, head.brain) for head in (fixed, moving)), near=True).matrix
+        one, other = (Volume(head.voxels, head.affine, head.brain) for head in (fixed, moving))
+        own = register(one, other, near=True).matrix
     places = np.argwhere(fixed.brain)[::97] @ fixed.affine[:3, :3].T + fixed.affine[:3, 3]
     middle = places.mean(0)
     return {

@@ -180,7 +180,7 @@ class LoadHDF5d(Transform):
 def _anywhere(case: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
     """A case whose files are found from any working directory, since a cache outlives it."""
     files = {key: case[key] for key in ("image", "label") if case.get(key)}
-    absolute = {
+    absolute: dict[Hashable, Any] = {
         k: os.path.abspath(v) if isinstance(v, str) else [os.path.abspath(f) for f in v] for k, v in files.items()
     }
     return {**case, **absolute}

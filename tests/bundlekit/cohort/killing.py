@@ -73,7 +73,7 @@ def plain_run(data: Path, model: Path, plain: Path) -> None:
     log = plain.with_suffix(".log")
     with log.open("w") as text:
         subprocess.run([*run, "--dataset_dir", str(data), "--output_dir", str(plain)], check=True, cwd=ROOT,
-                       stdout=text, stderr=text)  # fmt: skip
+                       stdout=text, stderr=text, env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     print(f"plain run: {time.monotonic() - begun:.0f} s for {count} cases", flush=True)
 
 

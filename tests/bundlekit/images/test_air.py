@@ -43,6 +43,14 @@ def test_dark_tissue_within_the_brain_stays(brain: np.ndarray) -> None:
     assert (mended[23:25, 23:25, 23:25] != 0).all()
 
 
+def test_a_brain_in_two_pieces_keeps_both(brain: np.ndarray) -> None:
+    brain[:, :, 26:29] = 0
+    spline = turned(brain, 3)
+    mended = without_ringing(spline, "")
+    tissue = spline > 60
+    assert (mended[tissue] == spline[tissue]).all()
+
+
 @pytest.mark.parametrize("kind", ["stripped", "head", "z-scored", "shifted", "nothing"])
 def test_other_scans_stay_as_they_are(brain: np.ndarray, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     rng = np.random.default_rng(0)

@@ -12,6 +12,7 @@ from bundlekit.images.intensities import ZERO_AIR
 
 _NOTHING = 1e-3  # of the bright intensities: noise in the air of a head with its skull is larger
 _TISSUE = 0.05  # and what a cubic spline leaves beside a brain, mostly smaller
+_PIECE = 0.01  # of the largest: smaller pieces of it are crumbs
 _STRONG = 0.1  # of them: of such magnitudes 40 to 70 % are negative after z-scoring, and 0.3 % after a spline
 _Z_SCORED = 0.1
 _AIR = 2.8  # standard deviations below the mean of the brain: 2.5 to 3.4 in five stripped T1s
@@ -23,8 +24,8 @@ def without_ringing(image: np.ndarray, where: str) -> np.ndarray:
     """A stripped scan that was resampled by a spline, with air that is 0 again; any other scan as it is.
 
     A spline overshoots at the border of the brain, so that the air holds small values of either sign, far away from
-    it too, and is taken for tissue by all who take 0 for air. What is left is the largest piece of what is brighter
-    than 5 % of the bright intensities, with what it encloses; what is negative there becomes the darkest tissue.
+    it too, and is taken for tissue by all who take 0 for air. What is left is what is brighter than 5 % of the bright
+    intensities, but for crumbs, with what it encloses; what is negative there becomes the darkest tissue.
 
     Args:
         image: HWD float32, air about 0.
@@ -33,7 +34,10 @@ def without_ringing(image: np.ndarray, where: str) -> np.ndarray:
     bright = _bright(image)
     if not bright or _is_z_scored(image, bright):
         return image
-    brain = ndimage.binary_fill_holes(cc3d.largest_k(np.abs(image) > _TISSUE * bright, k=1, connectivity=26) > 0)
+    pieces, count = cc3d.connected_components(np.abs(image) > _TISSUE * bright, connectivity=26, return_N=True)
+    sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+    kept = np.concatenate([[False], sizes >= _PIECE * sizes.max()])  # a brain may be cut in two
+    brain = ndimage.binary_fill_holes(kept[pieces])
     if not np.any(image, where=~brain):
         return image
     _log.warning(
@@ -74,4 +78,4 @@ def _bright(image: np.ndarray) -> float:
 def _is_z_scored(image: np.ndarray, bright: float) -> bool:
     some = image[::2, ::2, ::2]
     strong = np.count_nonzero(np.abs(some) > _STRONG * bright)
-    return np.count_nonzero(some < -_STRONG * bright) > _Z_SCORED * strong
+    return bool(np.count_nonzero(some < -_STRONG * bright) > _Z_SCORED * strong)
