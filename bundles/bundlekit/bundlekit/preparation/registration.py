@@ -298,11 +298,15 @@ class _Pair:
 
 def _has_skull(volume: Volume) -> bool:
     """Whether there is tissue around the brain, farther away than the border of a mask reaches."""
-    away = ndimage.distance_transform_edt(~volume.brain, sampling=np.linalg.norm(volume.affine[:3, :3], axis=0))
+    spacing = np.linalg.norm(volume.affine[:3, :3], axis=0)
+    steps = np.maximum(np.round(_FIELD_MM / spacing), 1).astype(int)
+    some = tuple(slice(None, None, int(step)) for step in steps)  # enough, and many times faster
+    voxels, brain = volume.voxels[some], volume.brain[some]
+    away = ndimage.distance_transform_edt(~brain, sampling=spacing * steps)
     around = (away > _MARGIN_MM) & (away <= _WITH_SKULL_MM)
-    if not (around.any() and volume.brain.any()):
+    if not (around.any() and brain.any()):
         return False
-    return float(volume.voxels[around].mean()) > _SKULL * float(volume.voxels[volume.brain].mean())
+    return float(voxels[around].mean()) > _SKULL * float(voxels[brain].mean())
 
 
 def _blurred_like(volume: Volume, other: Volume) -> Volume:
