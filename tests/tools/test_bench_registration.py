@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,6 +71,19 @@ def test_noise_is_of_a_magnitude() -> None:
     air = scan.voxels[~scan.brain & (scan.voxels < 0.9)]
     assert (scan.voxels >= 0).all()
     assert air.mean() == pytest.approx(0.1 * 2 * np.sqrt(np.pi / 2), rel=0.05)  # Rayleigh
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"trials": 0}, "trials"),
+        ({"reference": "T9"}, "--reference is 'T9'; expected one of T1, T1ce"),
+        ({"trials": 1, "cut": 0.6}, "cut must be from 0 to 0.5"),
+    ],
+)
+def test_what_cannot_be_is_refused(given: dict[str, Any], message: str, cohort: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        registration(str(cohort), **given)
 
 
 def test_a_trial_of_virtual_cases(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -60,9 +60,14 @@ class Stack:
         move: 4x4, as of `random_move`.
         cut: largest share of the brain that is missing, 0 to 0.5; 0: the field is whole.
         draw: the axis, the share and the end.
+
+    Raises:
+        ValueError: for another `cut`.
     """
 
     def __init__(self, head: Head, move: np.ndarray, cut: float, draw: np.random.Generator) -> None:
+        if not 0 <= cut <= 0.5:
+            raise ValueError(f"cut must be from 0 to 0.5, got {cut}.")
         self._axis = int(draw.integers(3))
         share, lower = draw.uniform(0, cut), bool(draw.integers(2))
         self._head, self._move = head, move

@@ -17,6 +17,7 @@ from bundlekit.files import write_whole
 from bundlekit.images.nifti import read_affine, read_volume
 from bundlekit.preparation.record import read_record
 from bundlekit.preparation.registration import distance_mm
+from bundlekit.virtual.cohorts import whole_number
 from tools.bench.moved import Head, Stack, random_move
 from tools.prepare import segment
 
@@ -51,7 +52,11 @@ def preparation(
         noise: standard deviation, as a share of the 99th percentile of the intensities.
         cut: largest share of the brain that a stack of slices does not reach.
         out: JSON for the rows.
+
+    Raises:
+        ValueError: for a folder without such cases, no trial, another `cut`, and for what `segment` refuses.
     """
+    trials = whole_number("trials", trials, 1)
     cases: list[Any] = find_cases(dataset_dir, labelled=True)
     rows = []
     for trial in tqdm(range(trials), desc="preparation", unit="trial", disable=None):

@@ -27,6 +27,7 @@ from bundlekit.label_maps.reading import read_structures
 from bundlekit.preparation.registration import Volume, distance_mm, register, searched
 from bundlekit.virtual import LabelPainter, StructureCountsd
 from bundlekit.virtual.acquisition import CONTRAST
+from bundlekit.virtual.cohorts import whole_number
 from bundlekit.virtual.contrast import draw_t1_means
 from tools.bench.moved import Head, Stack, random_move
 from tools.bundles import ROOT
@@ -70,7 +71,13 @@ def registration(
         reference: modality that stays; with `heads` a T1.
         heads: virtual heads in place of cases.
         out: JSON for the rows.
+
+    Raises:
+        ValueError: for a folder without such cases, no trial, another modality, or another `cut`.
     """
+    trials = whole_number("trials", trials, 1)
+    if reference not in MODALITIES:
+        raise ValueError(f"--reference is {reference!r}; expected one of {', '.join(MODALITIES)}.")
     cases: list[Any] = find_label_maps(dataset_dir) if heads else find_cases(dataset_dir, labelled=False)
     others = [modality for modality in MODALITIES if modality != ("T1" if heads else reference)]
     strip = StripSkulld(ROOT / "brain_mask_unet", device="cpu").mask if heads else None

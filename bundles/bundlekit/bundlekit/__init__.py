@@ -22,7 +22,8 @@ from bundlekit.losses import IgnoringDiceCELoss, WeightedDiceFocalLoss
 from bundlekit.patches.dataset import EpochSeed, PatchDataset
 from bundlekit.patches.deformation import RandDeformedPatchd
 from bundlekit.progress import Progress, installed
-from bundlekit.report.handler import MeasureBraind, WriteReport, WriteVolumes
+from bundlekit.report.brain import MeasureBraind
+from bundlekit.report.handler import WriteReport, WriteVolumes
 from bundlekit.run import prepare_run
 from bundlekit.scores.comparing import is_higher, is_lower
 from bundlekit.training.accumulating import AccumulatingTrainer

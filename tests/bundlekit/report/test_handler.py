@@ -14,7 +14,8 @@ from monai.data import MetaTensor
 from monai.transforms import Resized
 
 from bundlekit.errors import BundleError
-from bundlekit.report.handler import MeasureBraind, WriteVolumes
+from bundlekit.report.brain import MeasureBraind
+from bundlekit.report.handler import WriteVolumes
 from bundlekit.report.table import COLUMNS, VolumeTable
 
 AFFINE = np.diag([-2.0, -2.0, 2.0, 1.0])

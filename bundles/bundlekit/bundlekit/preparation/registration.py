@@ -211,9 +211,8 @@ class _Pair:
         On a grid of its own an image is not interpolated, hence not smoothed, and in the middle between two slices it
         is smoothed most: mutual information would tell of that, and pull towards such moves.
         """
-        half = (
-            int(np.ceil((np.linalg.norm(self.points - self.fixed_middle, axis=1).max() + self.margin_mm) / edge_mm)) + 1
-        )
+        farthest = np.linalg.norm(self.points - self.fixed_middle, axis=1).max() + self.margin_mm
+        half = int(np.ceil(farthest / edge_mm)) + 1
         affine = np.eye(4)
         affine[:3, :3] = edge_mm * Rotation.from_rotvec(_ASKEW).as_matrix()
         affine[:3, 3] = self.fixed_middle - affine[:3, :3] @ np.full(3, half)

@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 from ignite.engine import Engine, Events
-from monai.transforms import Transform
 from monai.utils import convert_to_numpy
 
 from bundlekit.cases.case import Case
 from bundlekit.files import sha256_of
 from bundlekit.images.drawing import require_matplotlib
-from bundlekit.images.intensities import is_not_air
 from bundlekit.report.flags import Result, flags_of, require_limits
 from bundlekit.report.pages import write_report
 from bundlekit.report.scans import ScansOf
@@ -205,31 +203,3 @@ def _row(case: str, volume: Volume, brain_ml: float | None, confidence: float | 
 
 def _number(item: Mapping[Hashable, Any], name: str) -> float | None:
     return float(item[name]) if name in item else None
-
-
-class MeasureBraind(Transform):
-    """Add volume (`brain_ml`) and middle (`midline_mm`, from left to right, RAS+) of the brain of a stripped scan.
-
-    It is what is not air. For `WriteVolumes`, on voxels of the scan: resized ones hold a bit of the brain where the
-    scan's hold none. Nothing is added of a scan that is air alone.
-
-    Args:
-        key: `MetaTensor`, CHWD, whose air is 0.
-    """
-
-    def __init__(self, key: str = "image") -> None:
-        self.key = key
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Add both."""
-        image = data[self.key]
-        affine = np.asarray(image.affine, float)
-        inside = is_not_air(image).any(0).numpy()
-        count = int(inside.sum())
-        if not count:
-            return dict(data)
-        # the mean of an affine map is the map of the mean
-        along = [inside.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
-        middle = [float((counts * np.arange(len(counts))).sum()) / count for counts in along]
-        volume_ml = count * abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-        return {**data, "brain_ml": volume_ml, "midline_mm": float((affine @ [*middle, 1])[0])}
