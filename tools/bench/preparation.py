@@ -65,7 +65,6 @@ def preparation(
         with tempfile.TemporaryDirectory() as folder:
             files = dict(zip(MODALITIES, case["image"], strict=True))
             label, affine = read_volume(case["label"]) > 0, read_affine(case["label"])
-            plain = _dice(bundle, files, label, Path(folder, "plain"))
             moves, scans, moved_label = {}, {}, label
             for modality, file in files.items():
                 image = read_volume(file).astype(np.float32)
@@ -77,6 +76,7 @@ def preparation(
                 nib.save(nib.Nifti1Image(volume.voxels * volume.brain, volume.affine), scans[modality])
                 if modality == _REFERENCE:
                     moved_label = stack.average(label) > 0.5
+            plain = _dice(bundle, files, label, Path(folder, "plain"))
             dice = _dice(bundle, scans, moved_label, Path(folder, "moved"))
             record = read_record(Path(folder, "moved", "prepared"))
         places = np.argwhere(label)[::7] @ affine[:3, :3].T + affine[:3, 3]
