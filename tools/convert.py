@@ -26,8 +26,8 @@ _READS_H5 = "brats_unet_h5"  # the bundle that knows what an HDF5 file of a case
 _CHUNK = 32  # voxels along each axis: a patch of 96 voxels touches 27 to 64 chunks of a modality
 _MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
 _ROLES = ("t1", "t1ce", "t2", "flair", "seg")
-# of a search for cases, what a conversion has no use for: an HDF5 case has all four modalities
-_NOT_SETTINGS = ("dataset_dir", "labelled", "patch_size", "fill_missing", "trained_order")
+# of a search for cases, what a conversion has no use for
+_NOT_SETTINGS = ("dataset_dir", "labelled", "patch_size", "trained_order")
 
 
 def to_h5(to: str | None = None, **options: Any) -> list[str]:
@@ -36,7 +36,8 @@ def to_h5(to: str | None = None, **options: Any) -> list[str]:
     `<case>.h5` holds `image` (4xHWD, in the intensities and the type of the files), `mask` (HWD, the data set's own
     label values) and as attributes `modalities`, `affine`, `spacing_mm`, `qform`, `qform_code`, `sform`, `sform_code`,
     `label_values` (background, NCR, ED, ET). Under `nifti/` lies what else a NIfTI file has, so that `convert nifti`
-    gives back every file byte for byte (compressed anew). Chunks of 32 voxels, gzip with shuffle and checksums.
+    gives back every file byte for byte (compressed anew). Chunks of 32 voxels, gzip with shuffle and checksums. With
+    `--fill_missing True` a case may lack one or two modalities: `image` has as many channels as there are files.
 
     Example: python -m tools convert h5 --from NIFTI_DIR --to DIR
 
@@ -97,19 +98,20 @@ def to_nifti(to: str | None = None, **options: Any) -> list[str]:
 
 
 def _write_h5(case: Mapping[str, Any], root: Path, out: Any) -> None:
-    parts = [_Nifti(file, root) for file in case["image"]]
+    parts = [_Nifti(file, root) for file in case["image"] if file]
+    there = [n for n, file in enumerate(case["image"]) if file]
     label = _Nifti(case["label"], root) if case["label"] else None
-    if len(parts) == 1:  # 4-D: its channels stay in the order of the file
+    if len(case["image"]) == 1:  # 4-D: its channels stay in the order of the file
         image = np.moveaxis(parts[0].intensities, -1, 0)
         modalities = [""] * len(image)
         for name, channel in zip(_MODALITIES, case["channels"], strict=True):
             modalities[channel] = name
+        if len(image) != 4:
+            raise ValueError(f"{parts[0].path} has {len(image)} channels; expected 4; take the others out of it first.")
     else:
         arrays = [part.intensities for part in parts]
         image = np.stack([a[..., 0] if a.ndim == 4 else a for a in arrays]).astype(np.result_type(*arrays))
-        modalities = list(_MODALITIES)
-    if len(image) != 4:
-        raise ValueError(f"{parts[0].path} has {len(image)} channels; expected 4; take the others out of it first.")
+        modalities = [_MODALITIES[n] for n in there]
     with h5py.File(out, "w") as file:
         _store(file, "image", image, (1,))
         file.attrs.update(_geometry(parts[0].image), case=str(case["case"]))
@@ -118,9 +120,9 @@ def _write_h5(case: Mapping[str, Any], root: Path, out: Any) -> None:
             mask = label.intensities[..., 0] if label.intensities.ndim == 4 else label.intensities
             _store(file, "mask", mask, ())
             file["mask"].attrs["label_values"] = [int(v) for v in case["label_values"]]
-        roles = ["image"] if len(parts) == 1 else list(_ROLES[:4])
+        roles = ["image"] if len(case["image"]) == 1 else [_ROLES[n] for n in there]
         for role, part in [*zip(roles, parts, strict=True), *([("seg", label)] if label else [])]:
-            stored = mask if role == "seg" else image if len(parts) == 1 else image[roles.index(role)]
+            stored = mask if role == "seg" else image if roles == ["image"] else image[roles.index(role)]
             if part.rebuilt(stored) != part.content:
                 raise ValueError(
                     f"{part.path}: its voxels cannot be restored exactly (type {part.image.get_data_dtype()}, slope "
@@ -190,7 +192,8 @@ def _names_of(case: Mapping[str, Any]) -> dict[str, str]:
         if "nifti" in file:
             return {role: _safe(str(item.attrs["file"]), case) for role, item in file["nifti"].items()}
     name = case["case"]
-    return {role: f"{name}/{name}_{role}.nii.gz" for role in (_ROLES if case["label"] else _ROLES[:4])}
+    roles = [role for role, channel in zip(_ROLES, case["channels"], strict=False) if channel >= 0]
+    return {role: f"{name}/{name}_{role}.nii.gz" for role in [*roles, *(["seg"] if case["label"] else [])]}
 
 
 def _safe(name: str, case: Mapping[str, Any]) -> str:
@@ -207,13 +210,15 @@ def _contents(case: Mapping[str, Any]) -> list[tuple[str, bytes]]:
         if "nifti" in file:
             image = file[case["image_key"]][()]
             found = []
+            there = [role for role in _ROLES[:4] if role in file["nifti"]]  # channels in this order
             for role, item in file["nifti"].items():
-                stored = image if role == "image" else image[_ROLES.index(role)] if role != "seg" else file["mask"][()]
+                stored = image if role == "image" else image[there.index(role)] if role != "seg" else file["mask"][()]
                 found.append((role, _rebuilt(item[()].tobytes(), stored)))
             return found
     reading = module_of(reader_of(_READS_H5))
     affine = reading.affine_of(case)
-    arrays = dict(zip(_ROLES, reading.read_image(case), strict=False))
+    images = zip(_ROLES, reading.read_image(case), case["channels"], strict=False)
+    arrays = {role: image for role, image, channel in images if channel >= 0}
     if case["label"]:
         values = np.asarray(case["label_values"], np.uint8)
         arrays["seg"] = values[reading.read_classes(case)]

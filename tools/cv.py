@@ -127,7 +127,10 @@ def cv(
             print(done.result(), flush=True)
     if all((root / f"fold_{fold}" / "scores.csv").is_file() for fold in range(num_folds)):
         file, chosen = _NETWORKS[which]
-        steered = _STEERED if _steered(_ids(folder / "train.yaml")) else ""
+        configs_of = {
+            name: value for config in ("train.yaml", *overlays) for name, value in _ids(folder / config).items()
+        }
+        steered = _STEERED if _steered({**configs_of, **training}) else ""
         _pool(root, num_folds, f"{file}, of {chosen}{steered}")
 
 
@@ -208,7 +211,8 @@ def _same_cases(root: Path, num_folds: int) -> dict[int, list[str]]:
 
 def _steered(train: dict[str, Any]) -> bool:
     """Whether a training goes by its validation loss on the way, not only for the choice of an epoch."""
-    return "early_stop" in train or "ReduceLROnPlateau" in str(train.get("lr_scheduler"))
+    stops = "early_stop" in train and train.get("stop_patience") not in (None, "$None")
+    return stops or train.get("schedule") == "plateau" or "ReduceLROnPlateau" in str(train.get("lr_scheduler"))
 
 
 def _pool(root: Path, num_folds: int, network: str) -> None:

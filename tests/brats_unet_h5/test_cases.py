@@ -225,7 +225,7 @@ def sliced(root: Path, spoil: Callable[[Path], object]) -> None:
         (lambda r: edit(r), {"image_key": "scan"}, ["a dataset 'scan' (image_key)", "image 4x12x10x8 int16"]),
         (lambda r: edit(r, image=image()[0]), {}, ["image of shape 12x10x8", "rank 3", "4 channels first or last"]),
         (lambda r: edit(r, image=image()[:3]), {}, ["image of shape 3x12x10x8", "4 channels"]),
-        (lambda r: edit(r, image=image()[..., :4]), {}, ["4 first and last"]),
+        (lambda r: edit(r, image=image()[..., :4]), {}, ["4 first and 4 last"]),
         (lambda r: edit(r, mask=LABEL[:-1]), {}, ["mask of shape 11x10x8", "12x10x8 voxels", "resample"]),
         (lambda r: edit(r, images=image()), {}, ["image, images", "may be the image"]),
         (

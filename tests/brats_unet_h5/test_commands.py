@@ -11,15 +11,18 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Events
 from nibabel.affines import voxel_sizes
 
 import bundlekit.brats.reading
 import bundlekit.brats.scores
 from brats_unet_h5 import build_network
+from brats_unet_h5.schedule import build_schedule
 from bundlekit.errors import BundleError, bundle_error_in
 from bundlekit.weights.settings import write_settings
 from tests.brats_unet_h5.conftest import SHAPE, image, write_case, write_file, write_slices
 from tests.conftest import ROOT, Run, built, bundle_run, config, printed, refusal, training
+from tools.bundles import parse
 from tools.check import check
 from tools.label.app.lib.bundles import class_names
 
@@ -32,6 +35,37 @@ def test_a_loss_that_stands_still_ends_the_training(run: Run, h5_cohort: Path, t
     assert log.count("val_mean_dice:") == 3, "best at the first epoch, then two without a lower loss"
     resumed = run(*bundle_run("training", "train.yaml", "resume.yaml", bundle=NAME), *arguments, status=1)
     assert "has stopped early" in refusal(resumed)
+
+
+def test_the_rate_falls_over_the_epochs_where_no_validation_may_steer_it(h5_cohort: Path, tmp_path: Path) -> None:
+    small = {"channels": [4, 8], "uniform_shape": [16, 16, 16], "cache": "none", "num_workers": 0, "val_interval": 9}
+    common = {"dataset_dir": str(h5_cohort), "output_dir": str(tmp_path), "ckpt_dir": str(tmp_path), **small}
+    cosine = {"schedule": "cosine", "stop_patience": None, "epochs": 2, "learning_rate": 0.01}
+    trainer = built(NAME, "train::trainer", "train.yaml", **common, **cosine)
+    rates = []
+    trainer.add_event_handler(Events.EPOCH_STARTED, lambda: rates.append(trainer.optimizer.param_groups[0]["lr"]))
+    trainer.run()
+    assert [*rates, trainer.optimizer.param_groups[0]["lr"]] == pytest.approx([0.01, 0.005, 0])
+    with pytest.raises(ValueError, match="schedule must be one of plateau, cosine, got 'linear'"):
+        build_schedule("linear", trainer.optimizer, 2)
+
+
+def test_a_missing_modality_is_filled_on_demand(
+    h5_cohort: Path, trained, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = min(h5_cohort.iterdir())
+    with h5py.File(case) as file, h5py.File(tmp_path / case.name, "w") as less:
+        less["image"], less["mask"] = file["image"][[0, 1, 3]], file["mask"][()]
+        less["image"].attrs["modalities"] = ["T1", "T1ce", "FLAIR"]
+        less.attrs["affine"] = file.attrs["affine"]
+    where = {"dataset_dir": str(tmp_path / case.name), "ckpt_dir": str(trained(NAME)), "num_workers": 0}
+    out = {"output_dir": str(tmp_path / "out"), "subset": "all"}
+    parser = parse(NAME, "inference.yaml", "evaluate.yaml", **where, **out, fill_missing=True)
+    parser.get_parsed_content("evaluating")
+    assert f"{case.stem} has no T2: zeros in its place; the network was NOT trained for that" in caplog.text
+    assert (tmp_path / "out" / f"{case.stem}_seg.nii.gz").is_file()
+    with (tmp_path / "out" / "scores.csv").open() as file:
+        assert [row["case"] for row in csv.DictReader(file)] == [case.stem]
 
 
 def test_scores_are_those_of_the_nifti_labels(h5_cohort: Path, cohort: Path, trained, tmp_path: Path) -> None:
@@ -161,5 +195,5 @@ def test_defaults_are_upstreams() -> None:
     assert train_["uniform_shape"] == [128, 128, 128]
     assert train_["optimizer"]["_target_"] == "torch.optim.Adam"
     assert train_["learning_rate"] == 1e-3
-    assert train_["lr_scheduler"]["_target_"] == "torch.optim.lr_scheduler.ReduceLROnPlateau"
+    assert train_["schedule"] == "plateau"
     assert train_["bce"] == 1

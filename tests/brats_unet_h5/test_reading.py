@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from brats_unet_h5 import LoadHDF5d, find_cases
 from brats_unet_h5.reading import label_reader, read_classes, read_image, read_label
 from bundlekit import brats
+from bundlekit.cases.datalist import write_datalist
 from bundlekit.errors import BundleError
 from bundlekit.patches.dataset import PatchDataset
 from tests.brats_unet_h5.conftest import ORDER, classes, image, write_case, write_file, write_slices
@@ -167,3 +168,61 @@ def test_workers_read_the_same_and_the_cache_is_used(
         assert torch.equal(item["image"], alone[index]["image"])
     monkeypatch.setattr(LoadHDF5d, "__call__", lambda self, case: pytest.fail("decoded again"))
     assert torch.equal(dataset(h5_cohort, tmp_path, read="chunks")[1]["image"], alone[1]["image"])
+
+
+# --- missing modalities -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [["T1", "T1ce", "FLAIR"], ["FLAIR", "T1ce"]])
+def test_a_modality_that_the_file_does_not_have_is_zeros_on_demand(tmp_path: Path, order: list[str]) -> None:
+    there = [ORDER.index(name) for name in order]
+    values = np.asarray([0, 1, 2, 4], np.uint8)
+    write_file(tmp_path / "a.h5", {"image": image()[there], "mask": values[classes()]}, modalities=order)
+    with pytest.raises(BundleError, match=r"(?s)image dataset image of shape \dx12x10x8.*--fill_missing True"):
+        find_cases(tmp_path)
+    (case,) = find_cases(tmp_path, fill_missing=True)
+    assert case["channels"] == [order.index(name) if name in order else -1 for name in ORDER]
+    expected = image()
+    expected[[n for n in range(4) if n not in there]] = 0
+    np.testing.assert_array_equal(LoadHDF5d()(case)["image"].numpy(), expected)
+    np.testing.assert_array_equal(read_image(case, BOX), expected[(slice(None), *BOX)])
+    datalist = tmp_path / "datalist.json"
+    write_datalist({"training": [case], "validation": []}, datalist)
+    (again,) = find_cases(None, datalist, fill_missing=True)
+    assert again["channels"] == case["channels"]
+    with pytest.raises(BundleError, match=r"channels: \["):
+        find_cases(None, datalist)
+
+
+def test_names_have_to_be_as_many_as_channels(tmp_path: Path) -> None:
+    values = np.asarray([0, 1, 2, 4], np.uint8)
+    write_file(tmp_path / "a.h5", {"image": image()[:3], "mask": values[classes()]}, modalities=ORDER)
+    with pytest.raises(BundleError, match="3 channels in image, and nothing that says which"):
+        find_cases(tmp_path, fill_missing=True)
+    assert find_cases(tmp_path, fill_missing=True, channel_order="t1,t2,flair")[0]["channels"] == [0, -1, 1, 2]
+    with pytest.raises(BundleError, match=r"3 channel\(s\) in image, and other ones named: T1 is 0, T2 is 1"):
+        find_cases(tmp_path, fill_missing=True, channel_order="t1,t2")
+    with pytest.raises(ValueError, match="expected the four modalities"):
+        find_cases(tmp_path, fill_missing=True, channel_order="t1")
+    with pytest.raises(ValueError, match="expected the four modalities"):
+        find_cases(tmp_path, channel_order="t1,t2,flair")
+
+
+def test_channels_of_one_value_are_missing_on_demand(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    empty = image()
+    empty[1], empty[2] = 7, 0
+    values = np.asarray([0, 1, 2, 4], np.uint8)
+    write_file(tmp_path / "a.h5", {"image": empty, "mask": values[classes()]}, modalities=ORDER)
+    (case,) = find_cases(tmp_path, fill_missing=True)
+    with pytest.raises(BundleError, match=r"(?s)\(T1ce\).*the value 7 in every voxel.*--fill_missing True"):
+        LoadHDF5d()(case)
+    item = LoadHDF5d(fill_missing=True, for_chunks=True)(case)
+    assert "no T1ce, T2: one value everywhere" in caplog.text
+    expected = image()
+    expected[1:3] = 0
+    np.testing.assert_array_equal(item["image"].numpy(), expected)
+    np.testing.assert_array_equal(read_image(item["read_from"]), expected)
+    empty[0] = 3
+    write_file(tmp_path / "a.h5", {"image": empty, "mask": values[classes()]}, modalities=ORDER)
+    with pytest.raises(BundleError, match=r"(?s)\(T1\).*the value 3"):
+        LoadHDF5d(fill_missing=True)(case)

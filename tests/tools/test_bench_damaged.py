@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,13 +65,22 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "0.667" in " ".join(told[-3])  # c and d are less sure than a and b, e is more
 
 
+@pytest.mark.parametrize(
+    ("bundle", "settings"),
+    [("brats_resunet", {"overlap": 0, "patch_size": [24, 24, 24]}), ("brats_unet_h5", {"uniform_shape": [32, 32, 32]})],
+)
 def test_a_case_and_a_copy_go_through(
-    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bundle: str,
+    settings: dict[str, Any],
+    data_of: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    case = next(path for path in sorted(cohort.iterdir()) if path.is_dir())
+    case = next(path for path in sorted(data_of(bundle).iterdir()) if path.is_dir() or path.suffix == ".h5")
     for name in set(DAMAGES) - {"none", "no_T1ce"}:
         monkeypatch.delitem(DAMAGES, name)
-    measured(str(case), out=str(tmp_path), num_workers=0, overlap=0, patch_size=[24, 24, 24])
+    measured(str(case), out=str(tmp_path), bundle=bundle, num_workers=0, **settings)
     told = capsys.readouterr().out
     assert "2 masks" in told
     with (tmp_path / "scores.csv").open(newline="") as file:
@@ -110,5 +121,7 @@ def test_where_the_networks_are_is_told_once(tmp_path: Path) -> None:
         missing("here", overlp=0)
     with pytest.raises(ValueError, match=r"(?s)nowhere.*found"):
         missing(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"--bundle is 'brats'; expected brats_resunet or brats_unet_h5"):
+        missing("here", bundle="brats")
     with pytest.raises(ValueError, match="one of them"):
         missing("here", checkpoint="a.pt", cv_dir=str(tmp_path))

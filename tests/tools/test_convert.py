@@ -177,12 +177,29 @@ def test_files_of_one_name_are_refused(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 10
 
 
-def test_modalities_that_are_missing_are_no_setting(tmp_path: Path) -> None:
+def test_a_case_without_two_modalities_goes_there_and_back(tmp_path: Path) -> None:
     write_case(tmp_path / "nifti" / "Case_1")
-    (tmp_path / "nifti" / "Case_1" / "Case_1_t2.nii.gz").unlink()
-    with pytest.raises(ValueError, match="no setting --fill_missing") as error:
-        to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti"), "fill_missing": True})
-    assert "fill_missing" not in str(error.value).partition("there are")[2]
+    for name in ("t1", "t2"):
+        (tmp_path / "nifti" / "Case_1" / f"Case_1_{name}.nii.gz").unlink()
+    with pytest.raises(ValueError, match="--fill_missing True"):
+        to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
+    (path,) = to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti"), "fill_missing": True})
+    with h5py.File(path, "r+") as file:
+        assert list(file["image"].attrs["modalities"]) == ["T1ce", "FLAIR"]
+        assert len(file["image"]) == 2
+    to_nifti(str(tmp_path / "back"), **{"from": str(tmp_path / "h5"), "fill_missing": True})
+    for made in (tmp_path / "nifti" / "Case_1").iterdir():
+        again = tmp_path / "back" / "Case_1" / made.name
+        assert gzip.decompress(again.read_bytes()) == gzip.decompress(made.read_bytes())
+    assert len(list((tmp_path / "back" / "Case_1").iterdir())) == 3
+    with h5py.File(path, "r+") as file:  # of other origin
+        del file["nifti"]
+    to_nifti(str(tmp_path / "plain"), **{"from": str(tmp_path / "h5"), "fill_missing": True})
+    names = {made.name for made in (tmp_path / "plain" / "Case_1").iterdir()}
+    assert names == {f"Case_1_{role}.nii.gz" for role in ("t1ce", "flair", "seg")}
+
+
+def test_what_training_was_told_is_no_setting(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no setting --trained_order"):
         to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "nifti"), "trained_order": "[flair,t1,t1ce,t2]"})
 

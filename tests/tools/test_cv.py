@@ -179,6 +179,10 @@ def test_settings_of_scores_that_an_earlier_version_did_not_record_are_recorded(
 def test_what_else_the_fold_has_steered() -> None:
     steered = [bundle for bundle in BUNDLES if _steered(config(bundle, "train"))]
     assert steered == ["brats_unet_h5"]
+    train = config("brats_unet_h5", "train")
+    assert _steered({**train, "schedule": "cosine"}), "early stopping is left"
+    assert _steered({**train, "stop_patience": "$None"})
+    assert not _steered({**train, "schedule": "cosine", "stop_patience": "$None"})
 
 
 def folds_of(root: Path, *parts: tuple[str, str]) -> None:

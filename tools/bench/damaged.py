@@ -153,7 +153,12 @@ class DamageCased(Transform):
 
 
 def flags(
-    dataset_dir: str, checkpoint: str | None = None, out: str | None = None, cv_dir: str | None = None, **settings: Any
+    dataset_dir: str,
+    checkpoint: str | None = None,
+    out: str | None = None,
+    cv_dir: str | None = None,
+    bundle: str = "brats_resunet",
+    **settings: Any,
 ) -> None:
     """Masks with a Dice of the whole tumour below 0.7, and how many of them and of the others each check flags.
 
@@ -163,17 +168,23 @@ def flags(
 
     Args:
         dataset_dir: folder of labelled cases that did not train the network.
-        checkpoint: of `brats_resunet`; None: the weights that it comes with, which have seen most public gliomas here.
+        checkpoint: of the bundle; None: the weights that it comes with, which have seen most public gliomas here.
         out: folder for `scores.csv`, `volumes.csv` and the masks; None: they are not kept.
         cv_dir: folder of `python -m tools cv`, in place of a checkpoint: each fold's last network on its own cases.
+        bundle: `brats_resunet`, or `brats_unet_h5`, whose cases are HDF5.
         settings: of the bundle's `inference.yaml`.
     """
-    with evaluated(dataset_dir, checkpoint, out, cv_dir, settings, _damaging(DAMAGES)) as folders:
+    with evaluated(dataset_dir, checkpoint, out, cv_dir, settings, _damaging(DAMAGES), bundle) as folders:
         tell(folders)
 
 
 def missing(
-    dataset_dir: str, checkpoint: str | None = None, out: str | None = None, cv_dir: str | None = None, **settings: Any
+    dataset_dir: str,
+    checkpoint: str | None = None,
+    out: str | None = None,
+    cv_dir: str | None = None,
+    bundle: str = "brats_resunet",
+    **settings: Any,
 ) -> None:
     """Mean Dice of each region with all modalities, without each of them, and with T1ce and FLAIR alone.
 
@@ -181,12 +192,13 @@ def missing(
 
     Args:
         dataset_dir: folder of labelled cases that did not train the network.
-        checkpoint: of `brats_resunet`; None: the weights that it comes with, which have seen most public gliomas here.
+        checkpoint: of the bundle; None: the weights that it comes with, which have seen most public gliomas here.
         out: folder for `scores.csv`, `volumes.csv` and the masks; None: they are not kept.
         cv_dir: folder of `python -m tools cv`, in place of a checkpoint: each fold's last network on its own cases.
+        bundle: `brats_resunet`, or `brats_unet_h5`, whose cases are HDF5.
         settings: of the bundle's `inference.yaml`.
     """
-    with evaluated(dataset_dir, checkpoint, out, cv_dir, settings, _damaging(MISSING)) as folders:
+    with evaluated(dataset_dir, checkpoint, out, cv_dir, settings, _damaging(MISSING), bundle) as folders:
         rows = rows_of(folders, "scores.csv")
     print(f"{'missing':<16}{'cases':>6}" + "".join(f"{region:>8}" for region in REGIONS) + "   mean Dice")
     for name in MISSING:

@@ -1,4 +1,4 @@
-"""`brats_resunet` evaluated for a measurement: by one network, or by those of a cross-validation on their own folds."""
+"""A bundle for gliomas evaluated for a measurement: by one network, or by those of a cross-validation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from monai.bundle import ConfigParser
 from bundlekit.configs import refuse_settings
 from tools.bundles import parse, plain_errors
 
-_BUNDLE, _CONFIGS = "brats_resunet", ("inference.yaml", "evaluate.yaml")
+_BUNDLES = ("brats_resunet", "brats_unet_h5")  # the first step of their preprocessing reads a case
+_CONFIGS = ("inference.yaml", "evaluate.yaml")
 
 
 @contextlib.contextmanager
@@ -25,6 +26,7 @@ def evaluated(
     cv_dir: str | None,
     settings: Mapping[str, Any],
     change: Callable[[ConfigParser], None] = lambda parser: None,
+    bundle: str = _BUNDLES[0],
 ) -> Iterator[list[Path]]:
     """Folders with masks and tables of all cases, for the time of the context: one, or with `cv_dir` one for each fold.
 
@@ -37,18 +39,22 @@ def evaluated(
             and so on.
         settings: of the bundle's `inference.yaml`.
         change: is called with the parsed configs before a network evaluates.
+        bundle: `brats_resunet` or `brats_unet_h5`.
 
     Raises:
-        ValueError: `checkpoint` and `cv_dir` are both given, there is no fold in `cv_dir`, `settings` has what this
-            sets itself or the bundle does not know, or a case or setting is refused while it evaluates.
+        ValueError: for another bundle; `checkpoint` and `cv_dir` are both given, there is no fold in `cv_dir`,
+            `settings` has what this sets itself or the bundle does not know, or a case or setting is refused while it
+            evaluates.
     """
+    if bundle not in _BUNDLES:
+        raise ValueError(f"--bundle is {bundle!r}; expected {' or '.join(_BUNDLES)}.")
     if taken := sorted({"subset", "output_dir"} & set(settings)):
         raise ValueError(f"--{', --'.join(taken)}: the measurement sets this itself; results go to --out.")
     if checkpoint and cv_dir:
         raise ValueError("--checkpoint and --cv_dir are both given; expected one of them.")
     whole = {name: value for name, value in settings.items() if "::" not in name}  # not parts of one
-    known: Any = parse(_BUNDLE, *_CONFIGS).config
-    refuse_settings(known, whole, f"{_BUNDLE}'s {' and '.join(_CONFIGS)}")
+    known: Any = parse(bundle, *_CONFIGS).config
+    refuse_settings(known, whole, f"{bundle}'s {' and '.join(_CONFIGS)}")
     last = sorted(Path(cv_dir).glob("fold_*/last.pt")) if cv_dir else []
     if cv_dir and not last:
         raise ValueError(f"{cv_dir} has no fold_0/last.pt; expected a folder that `python -m tools cv` has filled.")
@@ -59,7 +65,7 @@ def evaluated(
         for network, subset, output_dir in folds:
             chosen = {"checkpoint": network} if network else {}
             given = {**settings, **chosen, "dataset_dir": dataset_dir, "subset": subset, "output_dir": str(output_dir)}
-            parser = parse(_BUNDLE, *_CONFIGS, **given)
+            parser = parse(bundle, *_CONFIGS, **given)
             with plain_errors():
                 change(parser)
                 parser.get_parsed_content("initialize")

@@ -1,4 +1,4 @@
-"""Whether the probabilities of `brats_resunet` are right: reliability diagram, and the temperature that would help."""
+"""Whether the probabilities of a bundle are right: reliability diagram, and the temperature that would help."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from scipy.optimize import minimize_scalar
 
-from bundlekit.brats.reading import read_label
 from bundlekit.brats.regions import REGIONS
 from bundlekit.files import write_result
 from bundlekit.images.drawing import require_matplotlib
 from tools.bench.folds import evaluated, rows_of
+from tools.bundles import module_of, reader_of
 
 BINS = 20
 NEAR_MM = 10.0
@@ -28,7 +28,12 @@ _FLOOR = 1e-6  # of a probability, whose logarithm is taken
 
 
 def calibration(
-    dataset_dir: str, checkpoint: str | None = None, out: str | None = None, cv_dir: str | None = None, **settings: Any
+    dataset_dir: str,
+    checkpoint: str | None = None,
+    out: str | None = None,
+    cv_dir: str | None = None,
+    bundle: str = "brats_resunet",
+    **settings: Any,
 ) -> None:
     """Expected calibration error of WT, TC and ET, and with `cv_dir` what a temperature does to it.
 
@@ -38,9 +43,10 @@ def calibration(
 
     Args:
         dataset_dir: folder of labelled cases that did not train the network.
-        checkpoint: of `brats_resunet`; None: the weights that it comes with, which have seen most public gliomas here.
+        checkpoint: of the bundle; None: the weights that it comes with, which have seen most public gliomas here.
         out: folder for masks, probabilities, scores and `reliability.png`; None: they are not kept.
         cv_dir: folder of `python -m tools cv`, in place of a checkpoint: each fold's last network on its own cases.
+        bundle: `brats_resunet`, or `brats_unet_h5`, whose cases are HDF5.
         settings: of the bundle's `inference.yaml`.
     """
     labels: dict[str, Any] = {}
@@ -48,12 +54,14 @@ def calibration(
     def note(parser: ConfigParser) -> None:
         labels.update({str(case["case"]): case for case in parser.get_parsed_content("dataset").data})
 
-    with evaluated(dataset_dir, checkpoint, out, cv_dir, {**settings, "save_probabilities": True}, note) as folders:
+    with evaluated(
+        dataset_dir, checkpoint, out, cv_dir, {**settings, "save_probabilities": True}, note, bundle
+    ) as folders:
         folds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         scored = [(folder, row["case"]) for folder in folders for row in rows_of([folder], "scores.csv")]
         for folder, name in scored:  # probabilities that lie beside them may be of another call
             path, case = folder / f"{name}_probabilities.nii.gz", labels[name]
-            label, affine = read_label(str(case["label"]), case["label_values"])
+            label, affine = module_of(reader_of(bundle)).read_label(str(case["label"]), case["label_values"])
             probabilities = np.moveaxis(np.asarray(nib.load(path).dataobj, np.float32), -1, 0)  # type: ignore[attr-defined]
             folds.setdefault(folder.name, []).append(near_tumour(probabilities, label, voxel_sizes(affine)))
         found = {"as they are": reliability([case for cases in folds.values() for case in cases])}

@@ -19,6 +19,7 @@ from .network import TARGETS, build_network
 from .postprocessing import DecideLabelsd, ProbabilitiesOfd, RegionMasksd
 from .preprocessing import NormaliseBraind
 from .reading import LoadHDF5d, label_reader
+from .schedule import build_schedule
 from .stopping import EarlyStop, StopEarly
 
 

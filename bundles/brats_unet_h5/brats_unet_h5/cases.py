@@ -7,7 +7,7 @@ A case is a plain dict, so that it can be hashed, cached and written as JSON:
     layout        "file" or "slices"
     image         the files: one, or all slices in order
     image_key     dataset of the image, and `image_axis`, its channel axis
-    channels      which channel holds T1, T1ce, T2, FLAIR
+    channels      which channel holds T1, T1ce, T2, FLAIR; -1 for one that is missing and taken as zeros
     label         file of the mask (of slices: the first), "" where there is none
     mask_key      dataset of the mask; `mask_axis`, its channel axis (None: integers); `mask_channels`, their names
     label_values  values of background, NCR, ED, ET in an integer mask, and in the masks that inference writes
@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bundlekit.brats.cases import MOST_MISSING
+from bundlekit.brats.naming import MODALITIES
 from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.datalist import numbers_in, read_datalist
 from bundlekit.cases.folders import nothing_found, walk
@@ -71,6 +73,7 @@ class Reading:
     mask_channels: Sequence[str] | str | None = None
     et_label: int | None = None
     trained_order: Sequence[str] | str | None = None
+    fill_missing: bool = False
 
 
 def find_cases(
@@ -84,6 +87,7 @@ def find_cases(
     et_label: int | None = None,
     patch_size: Sequence[int] | None = None,
     trained_order: Sequence[str] | str | None = None,
+    fill_missing: bool = False,
 ) -> list[Case]:
     """Cases of a data set in sorted order, after a check of their files' headers.
 
@@ -107,6 +111,8 @@ def find_cases(
             attribute or its mask says, else 4.
         patch_size: voxels; refused if it is larger than a volume. None: not checked.
         trained_order: `channel_order` that training was told: only for files that do not tell their own.
+        fill_missing: accept files that lack one or two modalities, where names say which are there: they are all zeros
+            then, which is what air is.
 
     Raises:
         BundleError: all that is wrong with all cases at once, each with file, found, expected and what to do.
@@ -122,6 +128,7 @@ def find_cases(
         et_label,
         patch_size,
         trained_order,
+        fill_missing,
     )
     return refuse_findings(cases, findings)
 
@@ -137,6 +144,7 @@ def scan_cases(
     et_label: int | None = None,
     patch_size: Sequence[int] | None = None,
     trained_order: Sequence[str] | str | None = None,
+    fill_missing: bool = False,
 ) -> tuple[list[Case], list[Finding]]:
     """As `find_cases`, but with what is wrong beside the complete cases instead of an error.
 
@@ -147,9 +155,11 @@ def scan_cases(
         return [], []
     if et_label not in (None, 3, 4):
         raise BundleError(f"et_label is {et_label!r}; expected 3, 4 or null (detect it).")
-    said = Reading(image_key, mask_key, _names(channel_order), mask_channels, et_label, _names(trained_order))
+    order = _names(channel_order, fill_missing)
+    trained = _names(trained_order, fill_missing=True)  # which may be of files with fewer
+    said = Reading(image_key, mask_key, order, mask_channels, et_label, trained, fill_missing)
     if datalist:
-        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled)
+        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled, fill_missing)
     else:
         cases, findings = _from_folder(Path(str(dataset_dir)).expanduser())
     cases.sort(key=lambda case: case["case"])
@@ -218,23 +228,30 @@ def _is_result(path: Path) -> bool:
         return False
 
 
-def _names(order: Sequence[str] | str | None) -> list[str] | None:
-    """Names of the channels, also from a string with commas, after a check that they are the four modalities."""
+def _names(order: Sequence[str] | str | None, fill_missing: bool) -> list[str] | None:
+    """Names of the channels, also from a string with commas, after a check that they are the modalities."""
     if order is None:
         return None
     names = [str(name).strip() for name in (order.strip("[]() ").split(",") if isinstance(order, str) else order)]
-    channels_named(names)
+    channels_named(names, fill_missing)
     return names
 
 
-def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Case], list[Finding]]:
+def _from_datalist(
+    path: Path, dataset_dir: Any, labelled: bool, fill_missing: bool
+) -> tuple[list[Case], list[Finding]]:
     base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
     cases: list[Case] = []
     findings = []
     for where, subset, entry in read_datalist(path, labelled):
         try:
-            for key in ("channels", "label_values"):
-                numbers_in(entry, key, 4, where)
+            numbers_in(entry, "label_values", 4, where)
+            lacking = list(entry["channels"]).count(-1) if fill_missing and entry.get("channels") else 0
+            if 0 < lacking <= MOST_MISSING:
+                there = {**entry, "channels": [c for c in entry["channels"] if c != -1]}
+                numbers_in(there, "channels", 4 - lacking, where)
+            else:
+                numbers_in(entry, "channels", 4, where)
         except BundleError as error:
             findings += error.findings
             continue
@@ -278,7 +295,7 @@ def _inspect(case: Case, said: Reading, labelled: bool, patch_size: Sequence[int
     slices = case["layout"] == "slices"
     try:
         with open_h5(path) as file:
-            layout = layout_of(file, 2 if slices else 3, said.image_key, said.mask_key, labelled)
+            layout = layout_of(file, 2 if slices else 3, said.image_key, said.mask_key, labelled, said.fill_missing)
         affine_in(path, layout.image_key)
     except LayoutError as error:
         return [Finding(path, *error.parts)]
@@ -287,8 +304,12 @@ def _inspect(case: Case, said: Reading, labelled: bool, patch_size: Sequence[int
     except ValueError as error:  # an attribute that contradicts the mask
         return [Finding(path, str(error), "names that fit the mask", "mend the attribute mask_channels")]
     channels, case["notice"] = _channels_of(layout, said, recorded.get("channels"), slices)
+    if channels is not None and sorted(c for c in channels if c >= 0) != list(range(layout.count)):
+        found = f"{layout.count} channel(s) in {layout.image_key}, and other ones named: {_told(channels)}"
+        fix = "give the names of all its channels with --channel_order, or export the file again"
+        return [Finding(path, found, "a name for each channel", fix)]
     if channels is None:
-        found = f"4 channels in {layout.image_key}, and nothing that says which is T1, T1ce, T2 and FLAIR"
+        found = f"{layout.count} channels in {layout.image_key}, and nothing that says which is T1, T1ce, T2 and FLAIR"
         fix = 'give their names in the order of the channels, e.g. --channel_order "[t1,t1ce,t2,flair]"'
         return [Finding(path, found, "an attribute modalities with the four names, or --channel_order", fix)]
     grid = (*layout.shape, len(case["image"])) if slices else layout.shape
@@ -320,15 +341,20 @@ def _channels_of(
     """Channels of T1, T1ce, T2, FLAIR with the notice that is due: as told now, else as the datalist has them for this
     very case, else as the file says, else as training was told, else as slices are usually exported."""
     if said.channel_order is not None:
-        return channels_named(said.channel_order), ""
+        return channels_named(said.channel_order, said.fill_missing), ""
     if listed is not None:
         return listed, "listed" if layout.channels not in (None, list(listed)) else ""
-    trained = None if said.trained_order is None else channels_named(said.trained_order)
+    trained = None if said.trained_order is None else channels_named(said.trained_order, fill_missing=True)
     if layout.channels is not None:
         return layout.channels, "contradicted" if trained not in (None, layout.channels) else ""
     if trained is not None:
         return trained, "trained"
-    return (channels_named(_SLICE_ORDER), "assumed") if slices else (None, "")
+    return (channels_named(_SLICE_ORDER), "assumed") if slices and layout.count == len(_SLICE_ORDER) else (None, "")
+
+
+def _told(channels: Sequence[int]) -> str:
+    """`T1 is 0, T2 is 1`."""
+    return ", ".join(f"{name} is {c}" for name, c in zip(MODALITIES, channels, strict=True) if c >= 0)
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import h5py
 
+from bundlekit.brats.cases import GO_ON, MOST_MISSING
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.images.hdf5 import attribute, datasets_of, described, names_in
 
@@ -18,6 +19,7 @@ _MODALITY_NAMES = {
     "t2": "T2", "t2w": "T2",
     "flair": "FLAIR", "t2f": "FLAIR", "t2flair": "FLAIR",
 }  # fmt: skip
+_FEWER = tuple(range(len(MODALITIES) - MOST_MISSING, len(MODALITIES) + 1))  # channels where some may be missing
 _IMAGE_NAMES = ("image", "images", "img", "imgs", "data", "scan", "volume", "vol", "x", "raw")
 _MASK_NAMES = ("mask", "masks", "label", "labels", "seg", "segmentation", "gt", "target", "y")
 
@@ -29,7 +31,8 @@ class Layout:
     Args:
         image_key: dataset of the image.
         image_axis: its channel axis.
-        channels: which channel holds T1, T1ce, T2 and FLAIR; None: the file does not say.
+        count: channels along it.
+        channels: which channel holds T1, T1ce, T2 and FLAIR, -1 for one that is missing; None: the file does not say.
         mask_key: dataset of the mask, "" where the file has none.
         mask_axis: its channel axis; None: integer labels without one.
         mask_count: channels along it.
@@ -40,6 +43,7 @@ class Layout:
 
     image_key: str
     image_axis: int
+    count: int
     channels: list[int] | None = None
     mask_key: str = ""
     mask_axis: int | None = None
@@ -64,7 +68,12 @@ class LayoutError(ValueError):
 
 
 def layout_of(
-    file: h5py.File, dimensions: int, image_key: str | None = None, mask_key: str | None = None, masked: bool = True
+    file: h5py.File,
+    dimensions: int,
+    image_key: str | None = None,
+    mask_key: str | None = None,
+    masked: bool = True,
+    fill_missing: bool = False,
 ) -> Layout:
     """Find image and mask in an open file; reads no voxel.
 
@@ -74,31 +83,35 @@ def layout_of(
         image_key: dataset of the image; None: by its usual names, else the only dataset that can be one.
         mask_key: of the mask, likewise.
         masked: whether there must be a mask.
+        fill_missing: whether the image may have two or three channels.
 
     Raises:
         LayoutError: if a dataset is missing or more than one could be it, or its shape is not that of four modalities
             on one grid, or of a mask on that grid.
     """
+    counts = _FEWER if fill_missing else (len(MODALITIES),)
     datasets = {name: item for name, item in datasets_of(file).items() if not name.startswith("nifti/")}
-    images = {name: item for name, item in datasets.items() if _channel_axes(item.shape, dimensions, (4,))}
+    images = {name: item for name, item in datasets.items() if _channel_axes(item.shape, dimensions, counts)}
     name = _pick("image", datasets, images, image_key, _IMAGE_NAMES, described(datasets))
     expected = f"{dimensions}-D with 4 channels first or last (T1, T1ce, T2, FLAIR)"
     shape = tuple(int(n) for n in datasets[name].shape)
-    axes = _channel_axes(shape, dimensions, (4,))
+    axes = _channel_axes(shape, dimensions, counts)
     if not axes:
         by = "x".join(map(str, shape))
         what = f"image dataset {name} of shape {by}: rank {len(shape)}, expected rank {dimensions + 1}"
         fix = "give the dataset that holds all four modalities, with --image_key"
+        if _channel_axes(shape, dimensions, _FEWER):
+            fix += f"; {GO_ON}"
         raise LayoutError(
             what if len(shape) != dimensions + 1 else f"image dataset {name} of shape {by}", expected, fix
         )
     if len(axes) > 1:
-        found = f"image dataset {name} of shape {'x'.join(map(str, shape))}, with 4 first and last"
+        found = f"image dataset {name} of shape {'x'.join(map(str, shape))}, with {shape[0]} first and {shape[-1]} last"
         raise LayoutError(
             found, expected, "pad the volume along an axis: a grid of 4 voxels cannot be told from channels"
         )
     grid = tuple(n for axis, n in enumerate(shape) if axis != axes[0])
-    layout = Layout(name, axes[0], _channels_said(file, name), shape=grid)
+    layout = Layout(name, axes[0], shape[axes[0]], _channels_said(file, name, shape[axes[0]]), shape=grid)
 
     others = {key: item for key, item in datasets.items() if key != name}
     fitting = {key: item for key, item in others.items() if _mask_axis(item.shape, grid) is not False}
@@ -130,19 +143,24 @@ def holds_only_masks(file: h5py.File) -> bool:
     return bool(datasets) and all(_base(name) in _MASK_NAMES for name in datasets)
 
 
-def channels_named(order: Sequence[str]) -> list[int]:
-    """Channels that hold T1, T1ce, T2 and FLAIR, from the names of the channels in their order.
+def channels_named(order: Sequence[str], fill_missing: bool = False) -> list[int]:
+    """Channels that hold T1, T1ce, T2 and FLAIR, from the names of the channels in their order; -1: none does.
+
+    Args:
+        order: the names.
+        fill_missing: whether one or two of the four may be missing.
 
     Raises:
         ValueError: if these are not the four modalities, once each.
     """
     names = [_MODALITY_NAMES.get(_plain(str(name)), str(name)) for name in order]
-    if sorted(names) != sorted(MODALITIES):
+    known = len(set(names)) == len(names) and set(names) <= set(MODALITIES)
+    if not known or len(names) not in (_FEWER if fill_missing else (len(MODALITIES),)):
         raise ValueError(
             f"channel_order is {[str(name) for name in order]}; expected the four modalities in the order of the "
             'file\'s channels, e.g. "[flair,t1,t1ce,t2]".'
         )
-    return [names.index(modality) for modality in MODALITIES]
+    return [names.index(modality) if modality in names else -1 for modality in MODALITIES]
 
 
 def _pick(
@@ -189,12 +207,12 @@ def _mask_axis(shape: Sequence[int], grid: Sequence[int]) -> int | bool | None:
     return False
 
 
-def _channels_said(file: h5py.File, key: str) -> list[int] | None:
+def _channels_said(file: h5py.File, key: str, count: int) -> list[int] | None:
     for name in ("modalities", "channel_names", "channels"):
         said = names_in(file, key, name)
-        if said:
+        if said and len(said) == count:
             try:
-                return channels_named(said)
+                return channels_named(said, fill_missing=True)
             except ValueError:
                 continue
     return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
+from bundlekit.brats.cases import GO_ON, MOST_MISSING
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.brats.prepared import refuse_unprepared
 from bundlekit.brats.reading import class_indices
@@ -22,18 +25,23 @@ from bundlekit.images.intensities import air_of, without_air
 from bundlekit.images.nifti import check_voxels
 
 Box = tuple[slice, slice, slice]
+_log = logging.getLogger(__name__)
 _WHOLE: Box = (slice(None), slice(None), slice(None))
 
 
 def read_image(case: Mapping[Any, Any], box: Box = _WHOLE) -> np.ndarray:
     """Intensities of a box of a case, CHWD in the order T1, T1ce, T2, FLAIR and in the type of the file.
 
-    Reads the HDF5 chunks that the box touches; of a case in slices, the files that it touches.
+    A missing modality is zeros. Reads the HDF5 chunks that the box touches; of a case in slices, the files that it
+    touches.
 
     Raises:
         BundleError: if a file cannot be decoded.
     """
-    return _read(case, "image", box)[[int(c) for c in case["channels"]]]
+    channels = [int(c) for c in case["channels"]]
+    image = _read(case, "image", box)[channels]
+    image[[number for number, channel in enumerate(channels) if channel < 0]] = 0
+    return image
 
 
 def read_mask(case: Mapping[Any, Any], box: Box = _WHOLE) -> np.ndarray:
@@ -121,16 +129,25 @@ class LoadHDF5d(Transform):
         with_label: whether to decode the mask too.
         for_chunks: whether to add what `chunks` needs: `air` (what was subtracted) and `read_from` (the case).
         allow_unprepared: whether to take scans with the skull or in thick slices, see `bundlekit.brats.prepared`.
+        fill_missing: whether one or two channels of one value are taken as missing modalities, which are zeros, like
+            those that a file does not have.
 
     Raises:
         BundleError: for a file that is not whole, a NaN or infinite voxel, a constant modality, an unknown label, all
             findings of the case at once; for a scan that is not prepared.
     """
 
-    def __init__(self, with_label: bool = True, for_chunks: bool = False, allow_unprepared: bool = False) -> None:
+    def __init__(
+        self,
+        with_label: bool = True,
+        for_chunks: bool = False,
+        allow_unprepared: bool = False,
+        fill_missing: bool = False,
+    ) -> None:
         self.with_label = with_label
         self.allow_unprepared = allow_unprepared
         self.for_chunks = for_chunks
+        self.fill_missing = fill_missing
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Decode `data`, one case as `cases.find_cases` gives it."""
@@ -141,8 +158,13 @@ class LoadHDF5d(Transform):
         affine = torch.from_numpy(affine_of(data))
         try:
             image = read_image(data)
-            for modality, channel in zip(MODALITIES, image, strict=True):
-                findings += check_voxels(f"{where} ({modality})", channel)
+            if self.fill_missing:
+                data = _without_empty(data, image, where)
+            for modality, number, channel in zip(MODALITIES, data["channels"], image, strict=True):
+                if number >= 0:
+                    found = check_voxels(f"{where} ({modality})", channel)
+                    may_go = not self.fill_missing and channel.min() == channel.max()
+                    findings += [replace(f, fix=f"{f.fix}; {GO_ON}") if may_go else f for f in found]
             if not findings:
                 air = air_of(image, per_slice=data["layout"] == "slices")
                 image = without_air(image, air)
@@ -175,6 +197,18 @@ class LoadHDF5d(Transform):
             "label_values": torch.tensor([int(v) for v in data["label_values"]]),
             "grid_known": _affine_in(data) is not None,
         }
+
+
+def _without_empty(case: Mapping[Hashable, Any], image: np.ndarray, where: str) -> Mapping[Hashable, Any]:
+    """A case whose channels of one value count as missing, and are 0 in `image`, where there are at most two."""
+    channels = [int(c) for c in case["channels"]]
+    empty = [n for n, channel in enumerate(image) if channels[n] >= 0 and channel.min() == channel.max()]
+    if not empty or len(empty) + sum(c < 0 for c in channels) > MOST_MISSING:
+        return case
+    image[empty] = 0
+    names = ", ".join(MODALITIES[n] for n in empty)
+    _log.warning("%s has no %s: one value everywhere, taken as missing (fill_missing)", where, names)
+    return {**case, "channels": [-1 if n in empty else c for n, c in enumerate(channels)]}
 
 
 def _anywhere(case: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -42,7 +42,7 @@ from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 
 MOST_MISSING = 2  # modalities of a case that `fill_missing` takes as zeros, at most
-_GO_ON = "or go on without it, for a worse mask: --fill_missing True"
+GO_ON = "or go on without it, for a worse mask: --fill_missing True"
 
 
 def find_cases(
@@ -180,7 +180,7 @@ def _named_cases(
                     f"case {name} has " + (", ".join(f.name for role in roles.values() for f in role)),
                     "also " + ", ".join(f"{scheme.file_of(name, role)} ({role})" for role in missing),
                     f"{rename}add the missing file, or take the case out of the folder"
-                    + (f"; {_GO_ON}" if 0 < len(absent) <= MOST_MISSING else ""),
+                    + (f"; {GO_ON}" if 0 < len(absent) <= MOST_MISSING else ""),
                 )
             )
         if doubled:

@@ -23,12 +23,16 @@ def tell_filled(cases: Sequence[Case], modality_dropout: float = 0.0) -> None:
     """
     trained = "was trained for that" if modality_dropout else "was NOT trained for that: its mask may be far off"
     for case in cases:
-        files = list(case["image"])
-        missing = [name for name, file in zip(MODALITIES, files, strict=False) if not file]
+        missing = [MODALITIES[n] for n in _missing(list(case["image"]), case.get("channels", ()))]
         if missing:
             _log.warning(
                 "%s has no %s: zeros in its place; the network %s", case["case"], " and no ".join(missing), trained
             )
+
+
+def _missing(files: Sequence[str], channels: Sequence[int]) -> list[int]:
+    """Numbers of the modalities for which a case has no file, or of whose file no channel."""
+    return [n for n, file in enumerate(files) if not file] or [n for n, channel in enumerate(channels) if channel < 0]
 
 
 class RandDropModalitiesd(RandomizableTransform):
