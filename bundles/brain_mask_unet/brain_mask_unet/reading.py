@@ -12,8 +12,7 @@ from monai.transforms import Transform
 
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError
-from bundlekit.images.air import below_the_brain, without_ringing
-from bundlekit.images.intensities import air_of, without_air
+from bundlekit.images.air import air_at_zero
 from bundlekit.images.nifti import check_voxels, read_affine, read_volume
 
 from .cases import find_cases
@@ -41,12 +40,9 @@ class LoadScand(Transform):
         findings = check_voxels(file, voxels)
         if findings:
             raise BundleError(findings)
-        image = without_air(voxels[None], air_of(voxels[None]))
-        native: np.ndarray = np.empty(image.shape[1:], np.float32)
-        native[...] = image[0]  # in the machine's own byte order
-        native = below_the_brain(without_ringing(native, file))
+        image = air_at_zero(voxels, file, lowest=True)
         return {
-            "image": MetaTensor(torch.from_numpy(native)[None], affine=torch.from_numpy(read_affine(file))),
+            "image": MetaTensor(torch.from_numpy(image)[None], affine=torch.from_numpy(read_affine(file))),
             "case": data["case"],
             "source": file,
             "label_file": data["label"],

@@ -14,8 +14,7 @@ from monai.transforms import Transform
 from bundlekit.cases.case import Case
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.air import below_the_brain, without_ringing
-from bundlekit.images.intensities import air_of, without_air
+from bundlekit.images.air import air_at_zero
 from bundlekit.images.nifti import check_voxels, read_affine, read_volume
 from bundlekit.label_maps.numberings import CSF_OR_GM, GM, IGNORE, WM, detect, to_tissue
 
@@ -89,8 +88,7 @@ class LoadTissued(Transform):
             raise BundleError(findings)
         assert image is not None
         affine = torch.from_numpy(read_affine(file))
-        intensities = _native(without_air(image[None], air_of(image[None]))[0], np.float32)
-        intensities = below_the_brain(without_ringing(intensities, file))
+        intensities = air_at_zero(image, file, lowest=True)
         result: dict[Hashable, Any] = {
             "image": MetaTensor(torch.from_numpy(intensities)[None], affine=affine),
             "case": data["case"],

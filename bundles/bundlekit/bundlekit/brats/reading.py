@@ -14,8 +14,7 @@ from bundlekit.brats.cases import find_cases
 from bundlekit.brats.prepared import refuse_unprepared
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.air import without_ringing
-from bundlekit.images.intensities import air_of, without_air
+from bundlekit.images.air import air_at_zero
 from bundlekit.images.nifti import check_voxels, read_affine, read_array
 
 
@@ -132,10 +131,7 @@ class LoadCased(Transform):
         image = np.empty((len(channels), *shape), np.float32)
         names = files if len(files) > 1 else [f"{source} (channel {channel})" for channel in data["channels"]]
         for out, part, name in zip(image, channels, names, strict=True):
-            if part is not None and (air := air_of(part[None])).any():
-                part = without_air(part[None], air)[0]
-            out[...] = 0 if part is None else part  # casts and makes contiguous in one pass
-            out[...] = without_ringing(out, name)
+            out[...] = 0 if part is None else air_at_zero(part, name)
         affine = torch.from_numpy(read_affine(source))
         if not self.allow_unprepared:
             refuse_unprepared(source, image, affine.numpy())

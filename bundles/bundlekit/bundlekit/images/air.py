@@ -8,7 +8,7 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
-from bundlekit.images.intensities import ZERO_AIR
+from bundlekit.images.intensities import ZERO_AIR, air_of, without_air
 
 _NOTHING = 1e-3  # of the bright intensities: noise in the air of a head with its skull is larger
 _TISSUE = 0.05  # and what a cubic spline leaves beside a brain, mostly smaller
@@ -18,6 +18,21 @@ _Z_SCORED = 0.1
 _AIR = 2.8  # standard deviations below the mean of the brain: 2.5 to 3.4 in five stripped T1s
 
 _log = logging.getLogger(__name__)
+
+
+def air_at_zero(voxels: np.ndarray, where: str, lowest: bool = False) -> np.ndarray:
+    """A scan as bundles take it, HWD float32: air of one value is 0, and so is what a spline has left in it.
+
+    Args:
+        voxels: HWD, as the file has them.
+        where: the scan, for the log.
+        lowest: whether 0 has to be the smallest value, too, see `below_the_brain`.
+    """
+    air = air_of(voxels[None])
+    out: np.ndarray = np.empty(voxels.shape, np.float32)
+    out[...] = without_air(voxels[None], air)[0] if air.any() else voxels  # casts and makes contiguous in one pass
+    out = without_ringing(out, where)
+    return below_the_brain(out) if lowest else out
 
 
 def without_ringing(image: np.ndarray, where: str) -> np.ndarray:

@@ -17,8 +17,7 @@ from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import sha256_of
-from bundlekit.images.air import without_ringing
-from bundlekit.images.intensities import air_of, without_air
+from bundlekit.images.air import air_at_zero
 from bundlekit.images.nifti import check_voxels, is_dicom, read_affine, read_volume
 from bundlekit.images.stripping import whole_head
 from bundlekit.preparation.grids import Grid
@@ -81,9 +80,7 @@ def read_scan(modality: str, file: str | os.PathLike) -> Scan:
         findings.append(Finding(str(path), "a sheared affine", expected, "resample it without shear, or mend it"))
     if findings:
         raise BundleError(findings)
-    voxels = np.ascontiguousarray(without_air(array[None], air_of(array[None]))[0], np.float32)
-    voxels = without_ringing(voxels, str(path))
-    return Scan(modality, path, voxels, grid, sha256_of(path))
+    return Scan(modality, path, air_at_zero(array, str(path)), grid, sha256_of(path))
 
 
 def find_scans(folder: str | os.PathLike) -> tuple[str, dict[str, str]]:
