@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,8 @@ from monai.data import MetaTensor
 
 from tools.bench import flags as measured
 from tools.bench import missing
-from tools.bench.damaged import DAMAGES, MISSING, DamageCased, tell
+from tools.bench.damaged import DAMAGES, MISSING, DamageCased
+from tools.bench.flagged import Mask, below_limits_of_others, draw, limit_of, masks_in, tell
 from tools.bundles import parse
 
 
@@ -54,7 +56,7 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (tmp_path / "volumes.csv").open("w", newline="") as file:
         rows = [(name, part, *mask[1:]) for name, mask in masks.items() for part in ("ET", "WT")]
         csv.writer(file).writerows([("case", "name", "confidence", "flags"), *rows])
-    tell([tmp_path])
+    tell(masks_in([tmp_path]))
     told = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert told[0][:1] == ["5"]
     assert "3" in told[0]
@@ -62,7 +64,27 @@ def test_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ["removed", "1", "1"] in told
     assert ["any", "of", "them", "2", "1"] in told
     assert told[-1] == ["e", "0.50"]
-    assert "0.667" in " ".join(told[-3])  # c and d are less sure than a and b, e is more
+    assert "0.667" in " ".join(told[-4])  # c and d are less sure than a and b, e is more
+    assert "2 of the 3 bad masks, 1 of the 2 others" in " ".join(told[-3])  # b's limit is of a alone
+
+
+def test_a_limit_is_tried_on_what_has_not_chosen_it() -> None:
+    def mask(group: str, dice: float, confidence: float) -> Mask:
+        return Mask(group, group, dice, confidence, frozenset())
+
+    masks = [mask("a", 0.9, 0.8), mask("a", 0.6, 0.85), mask("b", 0.9, 0.9), mask("b", 0.5, 0.79)]
+    assert limit_of(masks) == pytest.approx(0.805)
+    below, limits = below_limits_of_others(masks)
+    assert limits == pytest.approx([0.9, 0.8])
+    assert below == [masks[0], masks[1], masks[3]]
+    assert below_limits_of_others(masks[:2]) == ([], [])
+
+
+def test_the_curve() -> None:
+    masks = [Mask(name, name, dice, dice, frozenset()) for name, dice in (("a", 0.9), ("b", 0.8), ("c", 0.3))]
+    file = io.BytesIO()
+    draw(masks, file)
+    assert file.getvalue().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

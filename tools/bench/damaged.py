@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,15 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.transforms import RandBiasField, Transform
 from scipy import ndimage
-from sklearn.metrics import roc_auc_score
 
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.brats.regions import REGIONS
+from bundlekit.files import write_result
+from tools.bench.flagged import draw, masks_in, tell
 from tools.bench.folds import evaluated, rows_of
 
 Damage = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """From the intensities of T1, T1ce, T2 and FLAIR (4HWD float32, 0 is air) and a generator to damaged ones."""
-
-BAD = 0.7
-"""Dice of the whole tumour below which a mask is bad."""
 
 _BETWEEN = "-damage-"  # the name of a case, and of what was done to it
 
@@ -164,18 +162,22 @@ def flags(
 
     Every case is segmented as it is and in 20 damaged copies: noise, bias fields, exchanged, missing, inverted and
     moved modalities, a brain mask that is too small or cut off, thick slices, blur. The area under the curve is that of
-    the confidence of the whole tumour; where nothing is found it is 0.
+    the confidence of the whole tumour; where nothing is found it is 0. A limit for it is taken from the good masks of
+    all other folds (of all other patients, where there is one network), below which 5 % of them lie, and tried on each.
 
     Args:
         dataset_dir: folder of labelled cases that did not train the network.
         checkpoint: of the bundle; None: the weights that it comes with, which have seen most public gliomas here.
-        out: folder for `scores.csv`, `volumes.csv` and the masks; None: they are not kept.
+        out: folder for `scores.csv`, `volumes.csv`, the masks and `flags.png`, the curve; None: they are not kept.
         cv_dir: folder of `python -m tools cv`, in place of a checkpoint: each fold's last network on its own cases.
         bundle: `brats_resunet`, or `brats_unet_h5`, whose cases are HDF5.
         settings: of the bundle's `inference.yaml`.
     """
     with evaluated(dataset_dir, checkpoint, out, cv_dir, settings, _damaging(DAMAGES), bundle) as folders:
-        tell(folders)
+        masks = masks_in(folders, lambda case: case.rpartition(_BETWEEN)[0])
+        tell(masks)
+        if out and len({mask.bad for mask in masks}) == 2:
+            write_result(Path(out) / "flags.png", lambda file: draw(masks, file), "out")
 
 
 def missing(
@@ -216,26 +218,3 @@ def _damaging(names: Iterable[str]) -> Callable[[ConfigParser], None]:
         cases[:] = [{**case, "case": f"{case['case']}{_BETWEEN}{name}"} for case in cases for name in names]
 
     return change
-
-
-def tell(folders: Sequence[Path]) -> None:
-    """Print the table.
-
-    Args:
-        folders: each with `scores.csv` and `volumes.csv`.
-    """
-    dice = {row["case"]: float(row["dice_WT"]) for row in rows_of(folders, "scores.csv")}
-    rows = {row["case"]: row for row in rows_of(folders, "volumes.csv") if row["name"] == "WT"}
-    bad = {case for case, value in dice.items() if value < BAD}
-    found = {case: set(filter(None, rows[case]["flags"].split(";"))) for case in dice}
-    names = sorted(set().union(*found.values()))
-    print(f"{len(dice)} masks, of which {len(bad)} have a Dice of the whole tumour below {BAD}")
-    print(f"{'flag':<20}{'bad':>6}{'others':>8}")
-    for name in [*names, "any of them"]:
-        on = [case for case, flags in found.items() if (flags if name == "any of them" else name in flags)]
-        print(f"{name:<20}{sum(case in bad for case in on):>6}{sum(case not in bad for case in on):>8}")
-    if 0 < len(bad) < len(dice):
-        unsure = [1 - float(rows[case]["confidence"] or 0) for case in dice]
-        print(f"area under the curve of the confidence: {roc_auc_score([case in bad for case in dice], unsure):.3f}")
-    missed = sorted((dice[case], case) for case in bad if not found[case])
-    print("\n".join(["bad and not flagged:", *(f"  {case} {value:.2f}" for value, case in missed)]) if missed else "")
