@@ -13,7 +13,7 @@ from tqdm import tqdm
 from bundlekit.errors import BundleError
 from bundlekit.label_maps import LoadStructuresd, scan_label_maps
 from bundlekit.values import wrong_value
-from tools.bundles import load_case_of, scan_cases_of
+from tools.bundles import load_case_of, reader_of, scan_cases_of
 
 
 def check(
@@ -46,7 +46,6 @@ def check(
     """
     if not dataset_dir and not datalist:
         raise ValueError("no data set given: add --dataset_dir DIR with the folder that holds your cases.")
-    load = LoadStructuresd() if label_maps else load_case_of(bundle, allow_unprepared, with_label=labelled)
     scan_cases = scan_label_maps if label_maps else scan_cases_of(bundle)
     known = inspect.signature(scan_cases).parameters
     unknown = [name for name in options if name not in known]
@@ -55,7 +54,10 @@ def check(
     for name, value in options.items():
         if expected := wrong_value(name, value, known[name].default):
             raise ValueError(f"--{name} is {value!r}; expected {expected}.")
+    load: Callable[[Any], Any] = LoadStructuresd()
     if not label_maps:
+        also = {name: options[name] for name in inspect.signature(reader_of(bundle)).parameters if name in options}
+        load = load_case_of(bundle, allow_unprepared, with_label=labelled, **also)  # e.g. fill_missing
         options["labelled"] = labelled
     cases, findings = scan_cases(dataset_dir, datalist=datalist, **options)
     checked = len(cases)

@@ -20,6 +20,7 @@ from bundlekit.brats import scan_cases
 from bundlekit.files import write_whole
 from bundlekit.images.hdf5 import open_h5
 from bundlekit.images.nifti import form_of, require_numbers
+from bundlekit.values import wrong_value
 from tools.bundles import module_of, reader_of, scan_cases_of
 
 _READS_H5 = "brats_unet_h5"  # the bundle that knows what an HDF5 file of a case may look like
@@ -116,6 +117,7 @@ def _write_h5(case: Mapping[str, Any], root: Path, out: Any) -> None:
         _store(file, "image", image, (1,))
         file.attrs.update(_geometry(parts[0].image), case=str(case["case"]))
         file["image"].attrs["modalities"] = modalities
+        file.attrs["label_values"] = [int(v) for v in case["label_values"]]  # of masks that are written for it
         if label is not None:
             mask = label.intensities[..., 0] if label.intensities.ndim == 4 else label.intensities
             _store(file, "mask", mask, ())
@@ -208,12 +210,17 @@ def _contents(case: Mapping[str, Any]) -> list[tuple[str, bytes]]:
     """Role and content of each NIfTI file of a case."""
     with open_h5(str(case["image"][0])) as file:
         if "nifti" in file:
-            image = file[case["image_key"]][()]
+            image = np.moveaxis(file[case["image_key"]][()], case["image_axis"], 0)
+            channels = dict(zip(_ROLES, (int(c) for c in case["channels"]), strict=False))
             found = []
-            there = [role for role in _ROLES[:4] if role in file["nifti"]]  # channels in this order
             for role, item in file["nifti"].items():
-                stored = image if role == "image" else image[there.index(role)] if role != "seg" else file["mask"][()]
-                found.append((role, _rebuilt(item[()].tobytes(), stored)))
+                if role == "seg":
+                    stored = file[case["mask_key"]][()] if case["mask_key"] else None
+                elif role == "image":
+                    stored = image
+                else:
+                    stored = image[channels[role]] if channels.get(role, -1) >= 0 else None
+                found.append((role, _as_before(item[()].tobytes(), stored, f"{case['image'][0]} ({role})")))
             return found
     reading = module_of(reader_of(_READS_H5))
     affine = reading.affine_of(case)
@@ -223,6 +230,29 @@ def _contents(case: Mapping[str, Any]) -> list[tuple[str, bytes]]:
         values = np.asarray(case["label_values"], np.uint8)
         arrays["seg"] = values[reading.read_classes(case)]
     return [(role, _plain_nifti(array, affine)) for role, array in arrays.items()]
+
+
+def _as_before(head: bytes, stored: np.ndarray | None, where: str) -> bytes:
+    """The file that `convert h5` took; ValueError if the voxels have changed since so that its header cannot hold them.
+
+    Args:
+        head: what precedes the voxels.
+        stored: intensities or labels; None: they are gone.
+        where: they are from, for the message.
+    """
+    try:
+        content = b"" if stored is None else _rebuilt(head, stored)
+    except ValueError:  # another shape
+        content = b""
+    if stored is not None and content:
+        again = np.asarray(_kind(content).from_bytes(content).dataobj)
+        again = np.moveaxis(again, -1, 0) if stored.ndim == 4 else again.reshape(stored.shape)
+        if np.array_equal(again.astype(stored.dtype), stored, equal_nan=stored.dtype.kind == "f"):
+            return content
+    raise ValueError(
+        f"{where}: what it holds has changed since it was converted, and the header of then cannot hold it; expected "
+        "the voxels of the NIfTI file; remove the group `nifti` from the file, and it is written as any other."
+    )
 
 
 def _plain_nifti(array: np.ndarray, affine: np.ndarray) -> bytes:
@@ -256,6 +286,9 @@ def _known(scan: Any, settings: dict[str, Any]) -> dict[str, Any]:
     unknown = [name for name in settings if name not in known]
     if unknown:
         raise ValueError(f"no setting --{', --'.join(unknown)}; there are: from, to, {', '.join(known)}.")
+    for name, value in settings.items():
+        if expected := wrong_value(name, value, inspect.signature(scan).parameters[name].default):
+            raise ValueError(f"--{name} is {value!r}; expected {expected}.")
     return settings
 
 

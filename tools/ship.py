@@ -11,9 +11,10 @@ import torch
 
 from bundlekit.cases.datalist import TRAINED_ON, trained_cases, trained_text
 from bundlekit.files import write_whole
+from bundlekit.weights.loading import load_network, read_checkpoint
 from bundlekit.weights.settings import SETTINGS, read_settings
 from bundlekit.weights.shipped import RECORD
-from tools.bundles import ROOT, folder_of
+from tools.bundles import ROOT, folder_of, parse, plain_errors
 
 _LARGEST = 50 * 2**20  # bytes
 
@@ -37,14 +38,18 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     Raises:
         ValueError: if there is no such file, no settings beside it, a weight that half precision cannot hold, or more
             than 50 MB.
+        BundleError: if the file is damaged, or holds the weights of another network than the bundle's.
     """
     folder_of(bundle)  # refuses an unknown name
     source = Path(checkpoint)
     for file in (source, source.parent / SETTINGS):
         if not file.is_file():
             raise ValueError(f"{file} is not there; expected model.pt of a training, with {SETTINGS} beside it.")
-    saved = torch.load(source, map_location="cpu", weights_only=True)
+    saved = read_checkpoint(str(source))
     state = saved.get("model", saved)
+    with plain_errors():
+        network = parse(bundle, "inference.yaml", checkpoint=str(source)).get_parsed_content("network_def")
+    load_network(network, state, str(source))  # refuses those of another bundle
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     broken = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]

@@ -8,7 +8,7 @@ import numpy as np
 
 from bundlekit.cases.case import require_cases
 from bundlekit.class_weights import balanced_weights, count_voxels
-from tools.bundles import find_cases_of, load_case_of
+from tools.bundles import find_cases_of, load_case_of, names, parse
 
 
 def weights(
@@ -28,6 +28,9 @@ def weights(
         allow_unprepared: accept scans with the skull or in thick slices, of the bundles for BraTS data.
         options: further settings of the bundle's data, e.g. --et_label 3.
     """
+    if "class_weights" not in parse(bundle, "train.yaml"):
+        having = [name for name in names() if "class_weights" in parse(name, "train.yaml")]
+        raise ValueError(f"{bundle}'s loss has no class weights; those of {', '.join(having)} have.")
     load = load_case_of(bundle, allow_unprepared)
     cases = find_cases_of(bundle)(dataset_dir, **options)
     require_cases(cases)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,16 @@ from bundlekit import brats
 from bundlekit.cases.datalist import write_datalist
 from bundlekit.errors import BundleError
 from bundlekit.patches.dataset import PatchDataset
-from tests.brats_unet_h5.conftest import ORDER, classes, image, write_case, write_file, write_slices
+from tests.brats_unet_h5.conftest import (
+    CLASS_SETS,
+    ORDER,
+    classes,
+    image,
+    one_hot,
+    write_case,
+    write_file,
+    write_slices,
+)
 from tests.bundlekit.conftest import ball
 from tests.conftest import ROOT
 
@@ -190,8 +200,26 @@ def test_a_modality_that_the_file_does_not_have_is_zeros_on_demand(tmp_path: Pat
     write_datalist({"training": [case], "validation": []}, datalist)
     (again,) = find_cases(None, datalist, fill_missing=True)
     assert again["channels"] == case["channels"]
-    with pytest.raises(BundleError, match=r"channels: \["):
+    with pytest.raises(BundleError, match=r"(?s)channels: \[.*--fill_missing True"):
         find_cases(None, datalist)
+
+
+def test_a_mask_of_three_channels_is_no_image(tmp_path: Path) -> None:
+    mask = one_hot(classes(), CLASS_SETS)
+    write_file(tmp_path / "a.h5", {"scans": image(), "mask": mask}, modalities=ORDER)
+    np.testing.assert_array_equal(read_image(find_cases(tmp_path, fill_missing=True)[0]), image())
+    write_file(tmp_path / "a.h5", {"mask": mask})
+    with pytest.raises(BundleError, match="a dataset with the image"):
+        find_cases(str(tmp_path / "a.h5"), fill_missing=True, labelled=False, channel_order="t1,t1ce,flair")
+
+
+def test_slices_of_a_datalist_are_put_in_order(tmp_path: Path) -> None:
+    write_slices(tmp_path / "data", 1)
+    names = sorted((path.name for path in (tmp_path / "data").iterdir()), reverse=True)
+    datalist = tmp_path / "datalist.json"
+    datalist.write_text(json.dumps({"training": [{"image": names}]}))
+    (case,) = find_cases(tmp_path / "data", datalist)
+    assert case["image"] == find_cases(tmp_path / "data")[0]["image"]
 
 
 def test_names_have_to_be_as_many_as_channels(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -65,6 +66,22 @@ def test_the_labels_are_those_of_the_cases_that_were_evaluated(
     small = {"num_workers": 0, "overlap": 0, "patch_size": [24, 24, 24], "runtime": "torch"}
     calibration(str(case), datalist=str(datalist), **small)
     assert "expected calibration error of 1 cases" in capsys.readouterr().out
+
+
+def test_labels_are_read_as_evaluation_reads_them(
+    h5_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case, told = min(h5_cohort.iterdir()), []
+    with h5py.File(case) as file, h5py.File(tmp_path / case.name, "w") as other:
+        file.copy("image", other)
+        for key, value in file.attrs.items():
+            other.attrs[key] = value
+        other["mask"], other["expert"] = 0 * file["mask"][()], file["mask"][()]
+    for path, more in ((case, {}), (tmp_path / case.name, {"mask_key": "expert"})):
+        small = {"num_workers": 0, "uniform_shape": [32, 32, 32], "runtime": "torch"}
+        calibration(str(path), bundle="brats_unet_h5", **small, **more)
+        told.append(capsys.readouterr().out.splitlines()[-1])
+    assert told[0] == told[1]
 
 
 def test_only_cases_of_this_call_count(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,6 +199,43 @@ def test_a_case_without_two_modalities_goes_there_and_back(tmp_path: Path) -> No
     assert names == {f"Case_1_{role}.nii.gz" for role in ("t1ce", "flair", "seg")}
 
 
+def test_a_file_that_was_changed_since_is_followed_or_refused(tmp_path: Path) -> None:
+    write_case(tmp_path / "nifti" / "Case_1")
+    (path,) = to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
+    with h5py.File(path, "r+") as file:  # other order
+        file["image"][...] = file["image"][()][[3, 0, 1, 2]]
+        file["image"].attrs["modalities"] = ["FLAIR", "T1", "T1ce", "T2"]
+    to_nifti(str(tmp_path / "back"), **{"from": path})
+    for made in (tmp_path / "nifti" / "Case_1").iterdir():
+        assert inflated(tmp_path / "back" / "Case_1" / made.name) == inflated(made)
+    with h5py.File(path, "r+") as file:
+        image = file["image"][()]
+        del file["image"]
+        file["image"] = image / 7  # no whole numbers, as the header has them
+        file["image"].attrs["modalities"] = ["FLAIR", "T1", "T1ce", "T2"]
+    with pytest.raises(ValueError, match=r"Case_1\.h5 \(t1\): what it holds has changed.*remove the group `nifti`"):
+        to_nifti(str(tmp_path / "changed"), **{"from": path})
+    with h5py.File(path, "r+") as file:
+        file["image"].attrs["modalities"] = ["FLAIR", "T1", "T1ce"]
+        del file["image"], file["mask"]
+        file["image"], file["mask"] = image[:3, 1:], np.zeros((image.shape[1] - 1, *image.shape[2:]), np.uint8)
+        file["image"].attrs["modalities"] = ["FLAIR", "T1", "T1ce"]
+    with pytest.raises(ValueError, match=r"Case_1\.h5 \(\w+\): what it holds has changed"):
+        to_nifti(str(tmp_path / "changed"), **{"from": path, "fill_missing": True})
+
+
+def test_label_values_stay_with_a_case_that_has_no_mask(tmp_path: Path) -> None:
+    write_case(tmp_path / "nifti" / "Case_1", NAMES_2023, values=None)
+    (path,) = to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
+    assert find_cases(path, labelled=False)[0]["label_values"] == [0, 1, 2, 3]
+
+
+def test_a_word_is_no_yes(tmp_path: Path) -> None:
+    write_case(tmp_path / "nifti" / "Case_1")
+    with pytest.raises(ValueError, match="--fill_missing is 'false'; expected True or False"):
+        to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti"), "fill_missing": "false"})
+
+
 def test_what_training_was_told_is_no_setting(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no setting --trained_order"):
         to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "nifti"), "trained_order": "[flair,t1,t1ce,t2]"})

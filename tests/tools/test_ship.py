@@ -68,6 +68,18 @@ def test_shipped_weights_load_and_are_checked(bundles: Path, trained: Path, half
             LoadWeights(str(shipped), other)(Engine(lambda *_: None))
 
 
+def test_weights_of_another_network_stay_out(bundles: Path, trained: Path) -> None:
+    shipped = Path(tools.ship.ship("brats_resunet", str(trained)))
+    before = shipped.read_bytes()
+    torch.save(torch.nn.Linear(2, 2).state_dict(), trained)
+    with pytest.raises(BundleError, match=str(trained)):
+        tools.ship.ship("brats_resunet", str(trained))
+    trained.write_bytes(trained.read_bytes()[:100])
+    with pytest.raises(BundleError, match=str(trained)):
+        tools.ship.ship("brats_resunet", str(trained))
+    assert shipped.read_bytes() == before
+
+
 def test_weights_without_a_record_name_no_case(bundles: Path, trained: Path) -> None:
     """An empty list would say that no case trained them."""
     record = Path(tools.ship.ship("brats_resunet", str(trained))).with_name("trained_on.json")

@@ -49,10 +49,13 @@ def calibration(
         bundle: `brats_resunet`, or `brats_unet_h5`, whose cases are HDF5.
         settings: of the bundle's `inference.yaml`.
     """
-    labels: dict[str, Any] = {}
+    labels: dict[str, Any] = {}  # cases by name, each with what reads its label by the settings that were given
 
     def note(parser: ConfigParser) -> None:
-        labels.update({str(case["case"]): case for case in parser.get_parsed_content("dataset").data})
+        cases = parser.get_parsed_content("dataset").data
+        reading = module_of(reader_of(bundle))
+        read = reading.label_reader(cases) if hasattr(reading, "label_reader") else reading.read_label
+        labels.update({str(case["case"]): (case, read) for case in cases})
 
     with evaluated(
         dataset_dir, checkpoint, out, cv_dir, {**settings, "save_probabilities": True}, note, bundle
@@ -60,8 +63,8 @@ def calibration(
         folds: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
         scored = [(folder, row["case"]) for folder in folders for row in rows_of([folder], "scores.csv")]
         for folder, name in scored:  # probabilities that lie beside them may be of another call
-            path, case = folder / f"{name}_probabilities.nii.gz", labels[name]
-            label, affine = module_of(reader_of(bundle)).read_label(str(case["label"]), case["label_values"])
+            path, (case, read) = folder / f"{name}_probabilities.nii.gz", labels[name]
+            label, affine = read(str(case["label"]), case["label_values"])
             probabilities = np.moveaxis(np.asarray(nib.load(path).dataobj, np.float32), -1, 0)  # type: ignore[attr-defined]
             folds.setdefault(folder.name, []).append(near_tumour(probabilities, label, voxel_sizes(affine)))
         found = {"as they are": reliability([case for cases in folds.values() for case in cases])}

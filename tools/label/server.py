@@ -52,7 +52,7 @@ def label(
         gpu: whether MONAI Label's PyTorch is to have CUDA; default: if this machine has nvidia-smi.
     """
     _require_port(port)
-    folder = Path(app).resolve()
+    folder = Path(app).expanduser().resolve()
     served = make_app(folder, _list(bundles) or None, _pairs(_list(weights)), fresh)
     where = studies if studies.startswith(("http://", "https://")) else str(_writable(studies, labels))
     _require_free(port)
@@ -61,7 +61,7 @@ def label(
     command = [str(python), "-m", "monailabel.main", "start_server", "--app", str(folder), "--studies", where]
     conf = {"models": ",".join(served), "zoo_source": "local", "sam2": "false"}
     if labels:
-        conf["labels"] = str(Path(labels).resolve())
+        conf["labels"] = str(Path(labels).expanduser().resolve())
     for key, value in conf.items():
         command += ["--conf", key, value]
     command += ["--host", _HOST, "--port", str(port), "--uvicorn_app", "lib.web:app"]

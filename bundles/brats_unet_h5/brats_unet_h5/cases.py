@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundlekit.brats.cases import MOST_MISSING
+from bundlekit.brats.cases import GO_ON, MOST_MISSING
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.datalist import numbers_in, read_datalist
@@ -246,7 +246,11 @@ def _from_datalist(
     for where, subset, entry in read_datalist(path, labelled):
         try:
             numbers_in(entry, "label_values", 4, where)
-            lacking = list(entry["channels"]).count(-1) if fill_missing and entry.get("channels") else 0
+            listed = entry.get("channels")
+            lacking = listed.count(-1) if isinstance(listed, list) else 0
+            if 0 < lacking <= MOST_MISSING and not fill_missing:
+                expected = "channels of all four modalities"
+                raise BundleError(Finding(where, f"channels: {listed!r}, -1 for one that is missing", expected, GO_ON))
             if 0 < lacking <= MOST_MISSING:
                 there = {**entry, "channels": [c for c in entry["channels"] if c != -1]}
                 numbers_in(there, "channels", 4 - lacking, where)
@@ -266,6 +270,8 @@ def _from_datalist(
         if named is not None and len(files) == 1:  # one slice stands for its volume
             found_cases, _ = _from_folder(files[0]) if files[0].exists() else ([_case(named["case"], files)], [])
             files = [Path(file) for file in found_cases[0]["image"]]
+        if all(SLICE.match(file.name) for file in files):  # by number, not as their names sort: 0, 1, 10, 11
+            files.sort(key=lambda file: int(SLICE.match(file.name)["slice"]))  # type: ignore[index]
         name = str(entry.get("case") or (named["case"] if named else _ENDING.sub("", files[0].name)))
         case = {**_case(name, files), "layout": "slices" if named else "file", "subset": subset}
         case["patient"] = str(entry.get("patient") or case["patient"])
@@ -310,8 +316,9 @@ def _inspect(case: Case, said: Reading, labelled: bool, patch_size: Sequence[int
         return [Finding(path, found, "a name for each channel", fix)]
     if channels is None:
         found = f"{layout.count} channels in {layout.image_key}, and nothing that says which is T1, T1ce, T2 and FLAIR"
-        fix = 'give their names in the order of the channels, e.g. --channel_order "[t1,t1ce,t2,flair]"'
-        return [Finding(path, found, "an attribute modalities with the four names, or --channel_order", fix)]
+        names = ",".join(_SLICE_ORDER[: layout.count])
+        fix = f'give their names in the order of the channels, e.g. --channel_order "[{names}]"'
+        return [Finding(path, found, "an attribute modalities with a name for each, or --channel_order", fix)]
     grid = (*layout.shape, len(case["image"])) if slices else layout.shape
     if min(grid) < 2:
         return [
@@ -346,10 +353,16 @@ def _channels_of(
         return listed, "listed" if layout.channels not in (None, list(listed)) else ""
     trained = None if said.trained_order is None else channels_named(said.trained_order, fill_missing=True)
     if layout.channels is not None:
-        return layout.channels, "contradicted" if trained not in (None, layout.channels) else ""
+        return layout.channels, "contradicted" if trained and _contradicts(layout.channels, trained) else ""
     if trained is not None:
         return trained, "trained"
     return (channels_named(_SLICE_ORDER), "assumed") if slices and layout.count == len(_SLICE_ORDER) else (None, "")
+
+
+def _contradicts(channels: Sequence[int], trained: Sequence[int]) -> bool:
+    """Whether those that both have are in another order."""
+    both = [(own, other) for own, other in zip(channels, trained, strict=True) if own >= 0 and other >= 0]
+    return [own for own, _ in sorted(both)] != [own for own, _ in sorted(both, key=lambda pair: pair[1])]
 
 
 def _told(channels: Sequence[int]) -> str:

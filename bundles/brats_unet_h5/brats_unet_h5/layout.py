@@ -92,8 +92,13 @@ def layout_of(
     counts = _FEWER if fill_missing else (len(MODALITIES),)
     datasets = {name: item for name, item in datasets_of(file).items() if not name.startswith("nifti/")}
     images = {name: item for name, item in datasets.items() if _channel_axes(item.shape, dimensions, counts)}
+    if fill_missing:  # a mask has three channels, too; and where one has all four, it is the image
+        images = {key: item for key, item in images.items() if _base(key) not in _MASK_NAMES}
+        whole = {key: item for key, item in images.items() if _channel_axes(item.shape, dimensions, (len(MODALITIES),))}
+        images = whole or images
     name = _pick("image", datasets, images, image_key, _IMAGE_NAMES, described(datasets))
-    expected = f"{dimensions}-D with 4 channels first or last (T1, T1ce, T2, FLAIR)"
+    number = "2 to 4" if fill_missing else "4"
+    expected = f"{dimensions}-D with {number} channels first or last (T1, T1ce, T2, FLAIR)"
     shape = tuple(int(n) for n in datasets[name].shape)
     axes = _channel_axes(shape, dimensions, counts)
     if not axes:
@@ -113,6 +118,9 @@ def layout_of(
     grid = tuple(n for axis, n in enumerate(shape) if axis != axes[0])
     layout = Layout(name, axes[0], shape[axes[0]], _channels_said(file, name, shape[axes[0]]), shape=grid)
 
+    values = attribute(file, name, "label_values")  # of the file, where it has no mask
+    if values is not None and values.shape == (4,):
+        layout.label_values = [int(v) for v in values]
     others = {key: item for key, item in datasets.items() if key != name}
     fitting = {key: item for key, item in others.items() if _mask_axis(item.shape, grid) is not False}
     if not masked and mask_key is None and not any(_base(key) in _MASK_NAMES for key in others):
@@ -157,8 +165,9 @@ def channels_named(order: Sequence[str], fill_missing: bool = False) -> list[int
     known = len(set(names)) == len(names) and set(names) <= set(MODALITIES)
     if not known or len(names) not in (_FEWER if fill_missing else (len(MODALITIES),)):
         raise ValueError(
-            f"channel_order is {[str(name) for name in order]}; expected the four modalities in the order of the "
-            'file\'s channels, e.g. "[flair,t1,t1ce,t2]".'
+            f"channel_order is {[str(name) for name in order]}; expected the four modalities"
+            + (", or two or three of them," if fill_missing else "")
+            + ' in the order of the file\'s channels, e.g. "[flair,t1,t1ce,t2]".'
         )
     return [names.index(modality) if modality in names else -1 for modality in MODALITIES]
 

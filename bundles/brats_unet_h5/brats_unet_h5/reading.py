@@ -160,11 +160,13 @@ class LoadHDF5d(Transform):
             image = read_image(data)
             if self.fill_missing:
                 data = _without_empty(data, image, where)
-            for modality, number, channel in zip(MODALITIES, data["channels"], image, strict=True):
-                if number >= 0:
-                    found = check_voxels(f"{where} ({modality})", channel)
-                    may_go = not self.fill_missing and channel.min() == channel.max()
-                    findings += [replace(f, fix=f"{f.fix}; {GO_ON}") if may_go else f for f in found]
+            there = [int(number) >= 0 for number in data["channels"]]
+            empty = sum(bool(has and channel.min() == channel.max()) for has, channel in zip(there, image, strict=True))
+            for modality, has, channel in zip(MODALITIES, there, image, strict=True):
+                if has:
+                    wrong = check_voxels(f"{where} ({modality})", channel)
+                    may_go = channel.min() == channel.max() and empty + there.count(False) <= MOST_MISSING
+                    findings += [replace(f, fix=f"{f.fix}; {GO_ON}") if may_go else f for f in wrong]
             if not findings:
                 air = air_of(image, per_slice=data["layout"] == "slices")
                 image = without_air(image, air)
@@ -207,7 +209,8 @@ def _without_empty(case: Mapping[Hashable, Any], image: np.ndarray, where: str) 
         return case
     image[empty] = 0
     names = ", ".join(MODALITIES[n] for n in empty)
-    _log.warning("%s has no %s: one value everywhere, taken as missing (fill_missing)", where, names)
+    told = "%s has no %s: one value everywhere; zeros in its place (fill_missing), and the mask is worse"
+    _log.warning(told, where, names)
     return {**case, "channels": [-1 if n in empty else c for n, c in enumerate(channels)]}
 
 

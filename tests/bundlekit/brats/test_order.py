@@ -28,6 +28,13 @@ def test_in_their_order_there_is_no_doubt(image: np.ndarray) -> None:
     assert CheckOrderd()({"image": image, "case": "a"})["order_doubt"] == ""
 
 
+def test_what_is_missing_is_named(image: np.ndarray) -> None:
+    assert CheckOrderd()({"image": image})["missing_modalities"] == ""
+    less = image.copy()
+    less[[0, 2]] = 0
+    assert CheckOrderd()({"image": less})["missing_modalities"] == "T1, T2"
+
+
 @pytest.mark.parametrize(("one", "other"), list(itertools.combinations(range(4), 2))[1:])
 def test_two_that_are_exchanged_are_named(one: int, other: int, image: np.ndarray) -> None:
     # T1 and T1ce are too much alike in a virtual case of 5 mm

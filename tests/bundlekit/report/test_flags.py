@@ -49,6 +49,13 @@ def test_a_limit(check: str, good: Any, bad: Any, value: float) -> None:
     assert flag.sentence.endswith((".", "?"))
 
 
+def test_a_modality_that_is_missing() -> None:
+    assert flags_of(result(box()), {"missing": True}) == []
+    (flag,) = flags_of(replace(result(box()), missing_modalities="T1, T2"), {"missing": True})
+    assert (flag.name, flag.value) == ("missing", 2)
+    assert "No T1, T2" in flag.sentence
+
+
 def test_a_mask_that_the_scan_cuts_off() -> None:
     classes = box()
     classes[0, 5, 5] = classes[11, 5, 5] = 1

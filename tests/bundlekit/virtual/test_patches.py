@@ -80,6 +80,17 @@ def test_fields_are_the_same_by_products():
         torch.testing.assert_close(products, field.at(axes), atol=1e-5, rtol=1e-5)
 
 
+def test_a_field_goes_on_as_at_its_border():
+    axes = as_axes([np.linspace(-90, 330, 15), np.linspace(-60, 300, 13), np.linspace(-200, 400, 14)])
+    farther = as_axes([axis.numpy() + 500 * np.sign(axis.numpy()) * (abs(axis.numpy() - 120) > 200) for axis in axes])
+    for pitch in (3.5, 40.0):
+        field = SmoothField.draw(np.random.default_rng(0), pitch)
+        torch.testing.assert_close(field.at(axes), field.at(farther), atol=1e-5, rtol=1e-5)
+        assert field.at(axes).abs().max() < 6
+        products = field._by_products(torch.from_numpy(field.coefficients), axes)
+        torch.testing.assert_close(products, field.at(axes), atol=1e-5, rtol=1e-5)
+
+
 def test_tumour_probability(glioma):
     centres = {}
     for probability in (0.0, 1.0):

@@ -117,7 +117,7 @@ class BundlesApp(_stock.MyApp, MONAILabelApp):  # type: ignore[name-defined, mis
             return self._infer(request, datastore or self.datastore())
 
     def _infer(self, request: dict[str, Any], store: Any) -> dict[str, Any]:
-        request = {key: value for key, value in request.items() if key != "case_file"}
+        request = {key: value for key, value in request.items() if key not in ("case_file", "case_values")}
         tag = request.get("label_tag", "original")
         plain_name(getattr(tag, "value", tag), "label_tag")
         model, image = request.get("model"), request.get("image")
@@ -133,6 +133,8 @@ class BundlesApp(_stock.MyApp, MONAILabelApp):  # type: ignore[name-defined, mis
             plain_name(image, "image")
             if isinstance(store, CaseDatastore):
                 request["case_file"] = store.input_file(str(model), str(image))
+                case = store.case(str(model), str(image))
+                request["case_values"] = case["label_values"] if case else None
         return super().infer(request, store)
 
     def _studies(self) -> list[str]:

@@ -111,5 +111,8 @@ class EnsembleInferer(Inferer):
 
 
 def settings_text(checkpoint: Path) -> str:
-    """The settings recorded beside a checkpoint, as text: the order of a mapping counts too."""
-    return json.dumps(trained_settings(checkpoint))
+    """The settings recorded beside a checkpoint, as text: the order of a mapping counts too.
+
+    What is off is left out: an earlier version did not record what it did not have.
+    """
+    return json.dumps({name: value for name, value in trained_settings(checkpoint).items() if value not in (None, 0)})

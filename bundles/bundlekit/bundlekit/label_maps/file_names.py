@@ -24,8 +24,8 @@ def stem_of(path: Path) -> str:
 
 
 def in_freesurfer(path: Path) -> bool:
-    """Whether a file lies in the `mri` folder of a FreeSurfer subject."""
-    return path.parent.name == "mri" and path.name.endswith(".mgz")
+    """Whether a file is a volume in the `mri` folder of a FreeSurfer subject."""
+    return path.name.endswith(".mgz") and _is_subject(path.parent, [file.name for file in path.parent.glob("*.mgz")])
 
 
 def volumes_below(root: Path) -> list[Path]:

@@ -237,7 +237,7 @@ def to_tissue(labels: np.ndarray, numbering: str, spacing_mm: Sequence[float], f
         BundleError: for numbers that the numbering does not have, and for fractions.
     """
     table = NUMBERINGS[check_numbering(numbering, file)]
-    labels = _whole_numbers(labels, file)
+    labels = whole_numbers(labels, file)
     out = _take(_tissue_table(numbering), labels)
     if (out == _UNKNOWN).any():
         unknown, counts = np.unique(labels[out == _UNKNOWN], return_counts=True)
@@ -270,7 +270,7 @@ def to_structures(labels: np.ndarray, file: str) -> np.ndarray:
     Raises:
         BundleError: for numbers that `STRUCTURES` does not have, and for fractions.
     """
-    labels = _whole_numbers(labels, file)
+    labels = whole_numbers(labels, file)
     out = _take(_structure_table(), labels)
     if (out == _UNKNOWN).any():
         unknown, counts = np.unique(labels[out == _UNKNOWN], return_counts=True)
@@ -300,7 +300,7 @@ def detect(labels: np.ndarray | Iterable[int], file: str, candidates: Sequence[s
         BundleError: if no numbering or more than one fits, and for fractions.
     """
     array = labels if isinstance(labels, np.ndarray) else np.asarray(list(labels))
-    ids = {int(number) for number in _ids_in(_whole_numbers(array, file))}
+    ids = {int(number) for number in _ids_in(whole_numbers(array, file))}
     names = [check_numbering(name, file) for name in candidates or NUMBERINGS]
     if ids <= set(NUMBERINGS["tissue"].classes):
         names = [name for name in names if ids <= set(NUMBERINGS[name].classes)]
@@ -328,7 +328,16 @@ def _first_or_refuse(fits: Sequence[str], ids: set[int], file: str) -> str:
     )
 
 
-def _whole_numbers(labels: np.ndarray, file: str) -> np.ndarray:
+def whole_numbers(labels: np.ndarray, file: str) -> np.ndarray:
+    """A label map in an integer type.
+
+    Args:
+        labels: of any shape and type.
+        file: it is from, for the message.
+
+    Raises:
+        BundleError: for a voxel that is no whole number.
+    """
     if np.issubdtype(labels.dtype, np.integer):
         return labels
     if labels.dtype == bool:

@@ -31,6 +31,7 @@ class Result:
     removed_ml: float = 0.0  # by the cleaning of the mask
     grid_known: bool = True  # whether its file tells voxel size and orientation
     order_doubt: str = ""  # which modalities look like others
+    missing_modalities: str = ""  # names of those that zeros stand for
     intensity_distance: float = 0.0  # squared Mahalanobis distance from the scans of known cases
     confidence: Mapping[str, float] = field(default_factory=dict)  # of classes and regions, see `AddConfidenced`
 
@@ -167,6 +168,14 @@ def _grid_unknown(result: Result, limit: bool) -> Flag | None:
     return Flag("grid_unknown", 1.0, told)
 
 
+def _missing(result: Result, limit: bool) -> Flag | None:
+    if not result.missing_modalities:
+        return None
+    names = result.missing_modalities
+    told = f"No {names}: zeros stood for what is missing, and the mask is worse than with all modalities."
+    return Flag("missing", 1.0 + names.count(","), told)
+
+
 def _modalities(result: Result, limit: bool) -> Flag | None:
     if not result.order_doubt:
         return None
@@ -201,6 +210,7 @@ class Check:
 
 
 CHECKS = {
+    "missing": Check(_missing, "true", _true),
     "modalities": Check(_modalities, "true", _true),
     "intensities": Check(_intensities, "a squared distance, e.g. 54", _number),
     "grid_unknown": Check(_grid_unknown, "true", _true),

@@ -100,6 +100,7 @@ class WriteVolumes:
                 removed_ml,
                 grid_known=bool(item.get("grid_known", True)),
                 order_doubt=str(item.get("order_doubt", "")),
+                missing_modalities=str(item.get("missing_modalities", "")),
                 intensity_distance=float(item.get("intensity_distance", 0.0)),
                 confidence=output.get("confidence", {}),
             )

@@ -62,7 +62,8 @@ class SmoothField:
         """`at` in a quarter of the operations, equal up to rounding."""
         for axis in (2, 1, 0):
             control = torch.arange(values.shape[2], dtype=torch.float64, device=values.device)
-            far = ((axes[axis][:, None] + 1) / self.pitch_mm + 1 - control).abs()
+            place = ((axes[axis][:, None] + 1) / self.pitch_mm).clamp(0, len(control) - 3)
+            far = (place + 1 - control).abs()
             weights = ((2 - far).clamp(min=0) ** 3 - 4 * (1 - far).clamp(min=0) ** 3) / 6
             values = torch.tensordot(weights.float(), values, dims=([1], [2]))
         return values
@@ -109,7 +110,7 @@ def numbers_of(axes: Axes) -> list[list[float]]:
 
 def _taps(positions: torch.Tensor, count: int, pitch_mm: float) -> tuple[torch.Tensor, torch.Tensor]:
     """First of the four control points that matter to each position, and the cubic B-spline's weights (4, N)."""
-    place = (positions.double() + 1.0) / pitch_mm
+    place = ((positions.double() + 1.0) / pitch_mm).clamp(0, count - 3)  # outside of the field as at its border
     first = place.floor().clamp(0, count - 4)
     t = place - first
     weights = torch.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6

@@ -38,7 +38,11 @@ def template_of(file: str, like: torch.Tensor, first_mm: tuple[float, float, flo
         ValueError: if a number is not FreeSurfer's, or there is hardly any grey and white matter.
     """
     image = nib.as_closest_canonical(nib.load(file))
-    numbers = np.asarray(image.dataobj).astype(np.int16)
+    numbers = numberings.whole_numbers(np.asarray(image.dataobj), file)
+    beyond = np.unique(numbers[(numbers < 0) | (numbers > np.iinfo(np.int16).max)])[:8].tolist()
+    if beyond:
+        raise ValueError(f"{file}: the numbers {beyond} are not FreeSurfer's; expected a map of that numbering.")
+    numbers = numbers.astype(np.int16)
     tissue, brain, t1 = _tables()
     counts = np.bincount(numbers.ravel().view(np.uint16), minlength=len(tissue))
     unknown = [int(number) for number in np.flatnonzero(counts) if number >= len(tissue) or tissue[number] == 255]

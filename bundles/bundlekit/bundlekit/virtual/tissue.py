@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from bundlekit.virtual.acquisition import acquire, as_int16, draw_exposure
 from bundlekit.virtual.anatomy import Head, grid
-from bundlekit.virtual.cohorts import SHAPE, affine_of, refuse_existing, size_of, whole_number, write_volume
+from bundlekit.virtual.cohorts import SHAPE, affine_of, folder_of, refuse_existing, size_of, whole_number, write_volume
 from bundlekit.virtual.fields import SmoothField
 
 _NUMBERS = {"csf": 24, "gm": 3, "wm": 2}
@@ -38,6 +38,7 @@ def tissue(out: str, cases: int = 4, seed: int = 0, shape: Sequence[int] = SHAPE
         ValueError: A bad argument, or a case that is there already; says what was found and what to do.
     """
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
+    folder_of(out)
     refuse_existing(Path(out, f"sub-{index:03d}") for index in range(cases))
     files = []
     for index in tqdm(range(cases), desc="virtual heads", unit="case"):
@@ -63,6 +64,7 @@ def icbm152(out: str) -> str:
     Raises:
         ValueError: If the case is there already.
     """
+    folder_of(out)
     refuse_existing([Path(out, "sub-icbm152")])
     from nilearn import datasets  # slow to import; painted images do not need it
 

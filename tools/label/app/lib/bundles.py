@@ -69,7 +69,7 @@ def tell_missing(path: str, case: Mapping[str, Any]) -> None:
         path: folder of the bundle.
         case: as the bundle's search gives it.
     """
-    if all(case["image"]):
+    if all(case["image"]) and all(int(channel) >= 0 for channel in case.get("channels", ())):
         return
     parser = _inference(path)
     parser["bundle_root"] = path

@@ -24,7 +24,8 @@ from lib.bundles import case_settings, find_cases, tell_missing
 
 # of a request; and what the bundle's search for cases can be told
 _KNOWN = {
-    "model", "image", "case_file", "device", "description", "logging", "save_label", "label_tag", "model_filename",
+    "model", "image", "case_file", "case_values", "device", "description", "logging", "save_label", "label_tag",
+    "model_filename",
     "result_extension", "result_dtype", "result_compress",
 }  # fmt: skip
 
@@ -53,7 +54,10 @@ class CaseInfer(BundleInferTask):
             self._check_weights()
 
     def __call__(self, request: dict[str, Any], callbacks: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Segment the case of `request["image"]`, a path; `case_file`, if there, is the one that the bundle prefers."""
+        """Segment the case of `request["image"]`, a path; `case_file`, if there, is the one that the bundle prefers.
+
+        `case_values`, if there, are the label values that the search of all studies has found for the case.
+        """
         request = self._known(request)
         request["image"] = request.pop("case_file", None) or request["image"]
         file, result = super().__call__(request, callbacks)
@@ -95,7 +99,12 @@ class CaseInfer(BundleInferTask):
             tell_missing(self.bundle_path, case)
             return load(case)
 
-        return [lambda data: load_served(load_told, search, {**self.settings, **data}), *others]
+        def load_named(data: Any) -> dict[Hashable, Any]:
+            found = load_served(load_told, search, {**self.settings, **data})
+            told = data.get("case_values")  # by all files of the studies, not by this one alone
+            return {**found, "label_values": torch.tensor([int(v) for v in told])} if told else found
+
+        return [load_named, *others]
 
     def writer(self, data: dict[str, Any], extension: Any = None, dtype: Any = None) -> tuple[Any, Any]:
         """Write the label map: NIfTI with the header of the case's first image, or what else was asked for."""

@@ -58,6 +58,12 @@ class Uncertainty(EpistemicScoring):
         datastore.update_image_info(image_id, {self.key_output_entropy: entropy, self.key_output_ts: model_ts})
 
 
+def _voxels(file: str) -> np.ndarray:
+    """HWD, also of a label that was saved with a fourth axis of 1."""
+    voxels = np.asarray(nib.load(file).dataobj)  # type: ignore[attr-defined]
+    return voxels[..., 0] if voxels.ndim == 4 and voxels.shape[3] == 1 else voxels
+
+
 class LabelDice(ScoringMethod):
     """Dice of each label between the network's segmentation ("original") and the saved one ("final").
 
@@ -81,7 +87,7 @@ class LabelDice(ScoringMethod):
             model = datastore.get_label_info(image_id, y_pred).get("model")
             if not all(files) or model not in self.class_names:
                 continue
-            truth, pred = (np.asarray(nib.load(file).dataobj) for file in files)  # type: ignore[attr-defined]
+            truth, pred = (_voxels(file) for file in files)
             case = datastore.case(model, image_id)
             values = [int(v) for v in case["label_values"]] if case else None
             dice = {}

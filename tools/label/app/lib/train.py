@@ -83,6 +83,8 @@ class CaseTrain(BundleTrainTask):
             BundleError: for what cannot be set, or a value that a setting cannot be.
         """
         asked = {key: value for key, value in request.items() if value != ""} | _FIXED
+        if "epochs" in asked:  # the name in train.yaml
+            asked.setdefault("max_epochs", asked["epochs"])
         epochs, part = asked.get("max_epochs", 50), asked.get("val_split", 0.2)
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
             raise BundleError(f"max_epochs is {epochs!r}; expected a whole number from 1 on.")
@@ -174,7 +176,7 @@ class CaseTrain(BundleTrainTask):
         overrides.update(datalist=self._datalist(), ckpt_dir=str(self.models / "training"), overwrite=True)
         overrides["epochs"] = overrides[self.const.key_train_trainer_max_epochs()]
         part = float(self.request.get("val_split", 0.2))
-        if 0 < part < 1:
+        if 0 < part < 1 and ("val_split" in self.request or "train_fraction" not in self.request):
             overrides["train_fraction"] = 1 - part
         return overrides
 
