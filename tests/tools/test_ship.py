@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 
 def network() -> ResUNet:
     torch.manual_seed(3)
-    return ResUNet(in_channels=4, out_channels=4, channels=[2, 4, 8], supervised_levels=1)
+    return ResUNet(in_channels=4, out_channels=4, channels=[2, 4, 8, 16], supervised_levels=2)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def trained(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     torch.save(network().state_dict(), folder / "model.pt")
-    (folder / "settings.json").write_text('{"channels": [2, 4, 8], "patch_size": [16, 16, 16]}')
+    (folder / "settings.json").write_text('{"channels": [2, 4, 8, 16], "patch_size": [16, 16, 16]}')
     (folder / "datalist.json").write_text('{"training": [{"case": "b", "image": ["/home/me/b.nii.gz"]}]}')
     (folder / "trained_on.json").write_text('["a"]')  # the weights it began with
     return folder / "model.pt"
