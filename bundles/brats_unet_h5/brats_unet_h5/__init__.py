@@ -22,8 +22,6 @@ from .reading import LoadHDF5d, label_reader
 from .schedule import build_schedule
 from .stopping import EarlyStop, StopEarly
 
-SAVED_LABEL = None  # a viewer saves masks as NIfTI, which lie beside no case of this bundle
-
 
 def bundle_root() -> str:
     """Folder of the bundle that this package lies in, whatever the working directory."""
