@@ -127,10 +127,8 @@ def cv(
             print(done.result(), flush=True)
     if all((root / f"fold_{fold}" / "scores.csv").is_file() for fold in range(num_folds)):
         file, chosen = _NETWORKS[which]
-        configs_of = {
-            name: value for config in ("train.yaml", *overlays) for name, value in _ids(folder / config).items()
-        }
-        steered = _STEERED if _steered({**configs_of, **training}) else ""
+        values = {id_: value for file_ in ("train.yaml", *overlays) for id_, value in _ids(folder / file_).items()}
+        steered = _STEERED if _steered({**values, **training}) else ""
         _pool(root, num_folds, f"{file}, of {chosen}{steered}")
 
 

@@ -196,4 +196,7 @@ def test_defaults_are_upstreams() -> None:
     assert train_["optimizer"]["_target_"] == "torch.optim.Adam"
     assert train_["learning_rate"] == 1e-3
     assert train_["schedule"] == "plateau"
+    schedule = built(NAME, "lr_scheduler", "train.yaml")
+    assert isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau)
+    assert (schedule.factor, schedule.patience) == (0.5, 5)
     assert train_["bce"] == 1

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import nibabel as nib
 import numpy as np
 import pytest
@@ -74,6 +76,24 @@ def test_a_misspelt_setting_is_named(run: Run, cohort: Path) -> None:
 def test_a_setting_that_cannot_be_is_named() -> None:
     with pytest.raises(ValueError, match="--fill_missing is 'false'; expected True or False, with a capital letter"):
         check("brats_resunet", "no folder", fill_missing="false")
+
+
+def test_a_channel_of_one_value_is_missing_on_demand(
+    h5_cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = Path(shutil.copy(min(h5_cohort.iterdir()), tmp_path))
+    with h5py.File(case, "r+") as file:
+        file["image"][2] = 0
+    with pytest.raises(SystemExit):
+        check("brats_unet_h5", str(tmp_path))
+    assert "--fill_missing True" in capsys.readouterr().out
+    check("brats_unet_h5", str(tmp_path), fill_missing=True)
+    assert "0 finding(s)" in capsys.readouterr().out
+
+
+def test_weights_are_for_losses_that_take_them(heads: Path) -> None:
+    with pytest.raises(ValueError, match="brain_tissue_vnet's loss has no class weights; those of abdomen_ct_vnet, "):
+        weights("brain_tissue_vnet", str(heads))
 
 
 def test_label_maps_alone(run: Run, heads: Path) -> None:

@@ -216,7 +216,6 @@ def test_a_file_that_was_changed_since_is_followed_or_refused(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"Case_1\.h5 \(\w+\): what it holds has changed.*remove the group `nifti`"):
         to_nifti(str(tmp_path / "changed"), **{"from": path})
     with h5py.File(path, "r+") as file:
-        file["image"].attrs["modalities"] = ["FLAIR", "T1", "T1ce"]
         del file["image"], file["mask"]
         file["image"], file["mask"] = image[:3, 1:], np.zeros((image.shape[1] - 1, *image.shape[2:]), np.uint8)
         file["image"].attrs["modalities"] = ["FLAIR", "T1", "T1ce"]

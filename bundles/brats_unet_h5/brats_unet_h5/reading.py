@@ -160,13 +160,7 @@ class LoadHDF5d(Transform):
             image = read_image(data)
             if self.fill_missing:
                 data = _without_empty(data, image, where)
-            there = [int(number) >= 0 for number in data["channels"]]
-            empty = sum(bool(has and channel.min() == channel.max()) for has, channel in zip(there, image, strict=True))
-            for modality, has, channel in zip(MODALITIES, there, image, strict=True):
-                if has:
-                    wrong = check_voxels(f"{where} ({modality})", channel)
-                    may_go = channel.min() == channel.max() and empty + there.count(False) <= MOST_MISSING
-                    findings += [replace(f, fix=f"{f.fix}; {GO_ON}") if may_go else f for f in wrong]
+            findings += _wrong_channels(data["channels"], image, where)
             if not findings:
                 air = air_of(image, per_slice=data["layout"] == "slices")
                 image = without_air(image, air)
@@ -199,6 +193,16 @@ class LoadHDF5d(Transform):
             "label_values": torch.tensor([int(v) for v in data["label_values"]]),
             "grid_known": _affine_in(data) is not None,
         }
+
+
+def _wrong_channels(channels: Sequence[int], image: np.ndarray, where: str) -> list[Finding]:
+    """What is wrong with the channels that are there; `fill_missing` is offered where it takes them."""
+    named = [
+        (f"{where} ({name})", own) for name, own, n in zip(MODALITIES, image, channels, strict=True) if int(n) >= 0
+    ]
+    wrong = [(bool(own.min() == own.max()), finding) for name, own in named for finding in check_voxels(name, own)]
+    may_go = sum(empty for empty, _ in wrong) + len(image) - len(named) <= MOST_MISSING
+    return [replace(f, fix=f"{f.fix}; {GO_ON}") if may_go and empty else f for empty, f in wrong]
 
 
 def _without_empty(case: Mapping[Hashable, Any], image: np.ndarray, where: str) -> Mapping[Hashable, Any]:

@@ -74,6 +74,18 @@ def test_each_network_has_its_own_weights_in_half_precision(tmp_path: Path) -> N
     torch.testing.assert_close(found.softmax(1)[0, :, 0, 0, 0], expected, rtol=0, atol=1e-3)
 
 
+def test_what_is_off_and_what_an_earlier_version_did_not_have_are_the_same(tmp_path: Path) -> None:
+    for fold, recorded in enumerate(({"width": 4}, {"width": 4, "dropout": 0.0, "heads": False, "order": None})):
+        place = tmp_path / f"fold_{fold}"
+        place.mkdir()
+        (place / "model.pt").touch()
+        (place / "settings.json").write_text(json.dumps(recorded))
+    assert len(fold_checkpoints(tmp_path, 2)) == 2
+    (tmp_path / "fold_1" / "settings.json").write_text(json.dumps({"width": 4, "dropout": 0.3}))
+    with pytest.raises(BundleError, match=r"dropout.*0\.3"):
+        fold_checkpoints(tmp_path, 2)
+
+
 def test_missing_fold_and_other_settings(tmp_path: Path) -> None:
     folds_of(tmp_path, [0.0], [0.0])
     with pytest.raises(BundleError, match=r"fold_2.model\.pt"):

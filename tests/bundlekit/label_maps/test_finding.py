@@ -92,6 +92,11 @@ def test_one_name_twice_and_damaged_files(tmp_path: Path) -> None:
     assert all(str(finding) in str(caught.value) for finding in findings)
 
 
+def test_a_folder_of_that_name_is_not_yet_a_subject(tmp_path: Path) -> None:
+    write_all(tmp_path, "study/mri/anna.mgz", "study/mri/bert.nii.gz")
+    assert [case["case"] for case in find_label_maps(tmp_path)] == ["anna", "bert"]
+
+
 def test_no_label_map(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="label maps"):
         find_label_maps(tmp_path)

@@ -166,5 +166,13 @@ def test_other_numbers_are_refused(tmp_path):
     nib.save(nib.Nifti1Image(np.full((40, 40, 40), 999, np.int16), np.eye(4)), tmp_path / "a.nii.gz")
     with pytest.raises(ValueError, match=r"a\.nii\.gz: the numbers \[999\] are not FreeSurfer's"):
         brats(str(tmp_path / "out"), 1, 0, (40, 40, 40), str(tmp_path))
+    for number, found in (
+        (3.4, "not whole numbers"),
+        (70_003, r"the numbers \[70003\] are not"),
+    ):  # 70003 wraps to 4467
+        dtype = np.float32 if number < 4 else np.int32
+        nib.save(nib.Nifti1Image(np.full((40, 40, 40), number, dtype), np.eye(4)), tmp_path / "a.nii.gz")
+        with pytest.raises(ValueError, match=found):
+            brats(str(tmp_path / "out"), 1, 0, (40, 40, 40), str(tmp_path))
     with pytest.raises(ValueError, match=r"label maps, \.nii"):
         brats(str(tmp_path / "out"), 1, 0, (40, 40, 40), str(tmp_path / "out"))

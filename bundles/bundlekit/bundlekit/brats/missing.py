@@ -23,16 +23,22 @@ def tell_filled(cases: Sequence[Case], modality_dropout: float = 0.0) -> None:
     """
     trained = "was trained for that" if modality_dropout else "was NOT trained for that: its mask may be far off"
     for case in cases:
-        missing = [MODALITIES[n] for n in _missing(list(case["image"]), case.get("channels", ()))]
+        missing = missing_in(case)
         if missing:
             _log.warning(
                 "%s has no %s: zeros in its place; the network %s", case["case"], " and no ".join(missing), trained
             )
 
 
-def _missing(files: Sequence[str], channels: Sequence[int]) -> list[int]:
-    """Numbers of the modalities for which a case has no file, or of whose file no channel."""
-    return [n for n, file in enumerate(files) if not file] or [n for n, channel in enumerate(channels) if channel < 0]
+def missing_in(case: Case) -> list[str]:
+    """Names of the modalities for which a case has no file, or of whose file no channel.
+
+    Args:
+        case: as `find_cases` of a bundle gives it with `fill_missing`.
+    """
+    without_file = [n for n, file in enumerate(case["image"]) if not file]
+    without_channel = [n for n, channel in enumerate(case.get("channels", ())) if int(channel) < 0]
+    return [MODALITIES[n] for n in without_file or without_channel]
 
 
 class RandDropModalitiesd(RandomizableTransform):

@@ -14,7 +14,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from bundlekit.brats.missing import tell_filled
+from bundlekit.brats.missing import missing_in, tell_filled
 
 
 def package(path: str) -> ModuleType:
@@ -69,7 +69,7 @@ def tell_missing(path: str, case: Mapping[str, Any]) -> None:
         path: folder of the bundle.
         case: as the bundle's search gives it.
     """
-    if all(case["image"]) and all(int(channel) >= 0 for channel in case.get("channels", ())):
+    if not missing_in(dict(case)):
         return
     parser = _inference(path)
     parser["bundle_root"] = path
