@@ -48,7 +48,7 @@ ALLOWED = {
     "scores": (*GROUND, "images", "cases"),
     "training": (*GROUND, "cases", "weights"),
     "inference": (*GROUND, "images", "cases", "weights"),
-    "brats": (*GROUND, "images", "cases", "patches", "scores"),
+    "brats": (*GROUND, "images", "cases", "patches", "scores", "weights", "inference"),
     "virtual": (*GROUND, "images", "cases", "patches", "label_maps", "brats"),
     "report": (*GROUND, "images", "cases"),
     "preparation": (*GROUND, "images", "cases", "brats"),

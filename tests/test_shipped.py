@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from bundlekit.brats import region_labels
+from bundlekit.inference.windows import argmax_labels
 from bundlekit.virtual import brats, metastases, tissue
 from bundlekit.virtual.anatomy import grid
 from bundlekit.virtual.cohorts import SHAPE
-from bundlekit.weights.shipped import check_shipped, shipped_hash
+from bundlekit.weights.shipped import check_shipped, shipped_files, shipped_hash
 from tests.bundles import BUNDLES, options
 from tests.conftest import ROOT, Run, bundle_run
 from tools.bundles import names, parse
@@ -31,12 +33,42 @@ def test_the_file_is_whole_and_fits_its_settings(bundle: str) -> None:
     models = ROOT / "bundles" / bundle / "models"
     weights = models / "model.pt"
     assert shipped_hash(weights)
-    check_shipped(weights)
+    for file in shipped_files(models):
+        check_shipped(file)
     recorded = json.loads((models / "settings.json").read_text())
     assert BUNDLES[bundle].shipped.items() <= (recorded | recorded.get("after_training", {})).items()
     parser = parse(bundle, "inference.yaml")
     parser.get_parsed_content("network_def").load_state_dict(torch.load(weights, weights_only=True))
     assert weights.stat().st_size < 50 * 2**20
+
+
+def test_the_second_network_of_gliomas_is_that_of_the_bundle_for_hdf5() -> None:
+    models = ROOT / "bundles" / "brats_resunet" / "models"
+    assert (models / "lowres.pt").read_bytes() == (ROOT / "bundles/brats_unet_h5/models/model.pt").read_bytes()
+    parser = parse("brats_resunet", "inference.yaml")
+    network = parser.get_parsed_content("lowres_network")
+    network.load_state_dict(torch.load(models / "lowres.pt", weights_only=True))
+    assert parser.get_parsed_content("weights") == [str(models / name) for name in ("model.pt", "lowres.pt")]
+    by_regions = parser.get_parsed_content("labels"), parser.get_parsed_content("temperature")
+    assert by_regions == (region_labels, 1.0)
+    assert parser.get_parsed_content("checks")["confidence"] == {"WT": 0.8}
+    for alone in ({"lowres": "$None"}, {"checkpoint": "/own/model.pt"}):
+        one = parse("brats_resunet", "inference.yaml", **alone)
+        assert one.get_parsed_content("inferer").lowres is None
+        assert one.get_parsed_content("labels") is argmax_labels
+        assert one.get_parsed_content("weights") == one.get_parsed_content("checkpoint")
+        assert one.get_parsed_content("temperature") == (1.6 if "lowres" in alone else 1.0)
+        assert one.get_parsed_content("checks")["confidence"] == {"WT": 0.913}
+    other = parse("brats_unet_h5", "inference.yaml")
+    inferer = parser.get_parsed_content("inferer")
+    assert list(inferer.whole.roi_size) == other.get_parsed_content("uniform_shape")
+    assert list(inferer.normalise.percentiles) == other.get_parsed_content("percentiles")
+    assert other.get_parsed_content("normalise") == inferer.normalise.method
+    x = torch.rand(1, 4, 32, 32, 32)
+    same = other.get_parsed_content("network_def")
+    same.load_state_dict(network.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(network.eval()(x), same.eval()(x), rtol=1e-4, atol=1e-4)
 
 
 # --- as good as they were on a virtual case ---------------------------------------------------------------------------

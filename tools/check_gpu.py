@@ -15,6 +15,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
 from monai.inferers import SimpleInferer
+from monai.networks.nets import UNet
 from monai.transforms import Compose, RandFlipd, Transform
 from torch import nn
 
@@ -27,6 +28,7 @@ from bundlekit import (
     SaveCheckpoints,
     prepare_run,
 )
+from bundlekit.brats import LowresEnsembleInferer
 from bundlekit.virtual.anatomy import maps_of
 from bundlekit.virtual.patches import Glioma
 from tools.bundles import names, parse
@@ -266,6 +268,22 @@ def one_pass_over_the_brain(where: Where) -> str:
     return "twice alike"
 
 
+def two_networks_on_one_brain(where: Where) -> str:
+    """The mean of windows and of the whole brain at low resolution is the same as on the CPU."""
+    torch.manual_seed(0)
+    first, second = (UNet(3, 4, channels, [4, 8], [2]).eval() for channels in (4, 3))
+    file = str(where.folder / "lowres.pt")
+    torch.save(second.state_dict(), file)
+    brain = torch.rand(1, 4, 24, 20, 16) + 0.5
+    inferer = LowresEnsembleInferer((16, 16, 16), lowres=file, lowres_network=second, lowres_shape=(16, 16, 16))
+    with torch.no_grad():
+        expected = inferer(brain, first)
+        found = inferer(brain.to(where.device), first.to(where.device)).cpu()
+    far = float((found - expected).abs().max())
+    _require(far < 1e-2, f"logits differ by {far:.4f}")
+    return f"logits differ by at most {far:.1e}"
+
+
 def the_resunet_in_full_width(where: Where) -> str:
     """Training steps and a brain, in how much time and memory."""
     parser, said = _parser("brats_resunet", where), []
@@ -301,6 +319,7 @@ CHECKS: tuple[Callable[[Where], str], ...] = (
     resuming_in_mixed_precision,
     pinned_batches,
     one_pass_over_the_brain,
+    two_networks_on_one_brain,
     the_resunet_in_full_width,
 )
 

@@ -14,7 +14,7 @@ import yaml
 from bundlekit.cases.datalist import TRAINED_ON
 from bundlekit.files import write_whole
 from bundlekit.weights.settings import SETTINGS
-from bundlekit.weights.shipped import RECORD, check_shipped
+from bundlekit.weights.shipped import RECORD, check_shipped, shipped_files
 from tools.bundles import KIT, folder_of, names
 
 _KIT = (".py", ".json", ".html", ".css", ".js", ".txt")  # of bundlekit: modules, templates and viewer of reports
@@ -73,8 +73,10 @@ def _contents(bundle: str) -> dict[str, bytes]:
         found += [file for file in (folder / part).iterdir() if file.suffix in endings]
     models = folder / "models"
     if (models / RECORD).is_file():  # else what lies there is of a run on this machine
-        check_shipped(models / "model.pt")
-        found += [models / "model.pt", models / SETTINGS, models / RECORD]
+        for weights in shipped_files(models):
+            check_shipped(weights)
+            found.append(weights)
+        found += [models / SETTINGS, models / RECORD]
         found += [file for file in [models / TRAINED_ON] if file.is_file()]
     else:
         print(f"{bundle}: ships no weights")

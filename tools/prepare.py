@@ -273,8 +273,9 @@ def segment(
     where = {"dataset_dir": str(root / "prepared"), "output_dir": str(root / "segmented"), "device": device}
     _infer(bundle, {**where, "save_probabilities": True, "num_workers": 0, **settings}, bool(record["missing"]))
     name = root / "segmented" / record["case"]
-    checkpoint = parse(bundle, "inference.yaml", **settings).get_parsed_content("checkpoint")
-    maker = {"name": bundle, "version": _version(bundle), "weights": _hash(checkpoint)}
+    weights = parse(bundle, "inference.yaml", **settings).get_parsed_content("weights")
+    hashes = [_hash(file) for file in ([weights] if isinstance(weights, str) else weights)]
+    maker = {"name": bundle, "version": _version(bundle), "weights": ";".join(hashes)}
     _restore(
         root / "prepared", Path(f"{name}_seg.nii.gz"), root, f"{name}_probabilities.nii.gz", None, stacks, maker, server
     )

@@ -12,8 +12,8 @@ import torch
 from bundlekit.cases.datalist import TRAINED_ON, trained_cases, trained_text
 from bundlekit.files import write_whole
 from bundlekit.weights.loading import load_network, read_checkpoint
-from bundlekit.weights.settings import SETTINGS, read_settings
-from bundlekit.weights.shipped import RECORD
+from bundlekit.weights.settings import SETTINGS, companions, read_settings
+from bundlekit.weights.shipped import RECORD, shipped_files
 from tools.bundles import ROOT, folder_of, parse, plain_errors
 
 _LARGEST = 50 * 2**20  # bytes
@@ -22,11 +22,11 @@ _LARGEST = 50 * 2**20  # bytes
 def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     """Copy trained weights to a bundle's `models/model.pt`, with their settings and their SHA-256.
 
-    Writes `model.pt` (a plain state dict, loadable with `weights_only=True`), `settings.json` (what inference has to
-    do as training did), `trained_on.json` (the cases that trained it and the weights it began with, so that
-    evaluation knows them; no file where none are recorded) and `SHA256SUMS` (readable by `sha256sum -c`). The split of
-    the training stays behind: it names files of the machine it ran on. Evaluate the shipped file: half precision is
-    only worth it if the scores agree.
+    Writes `model.pt` (a plain state dict, loadable with `weights_only=True`), the second network beside it where its
+    settings name one (`lowres`), `settings.json` (what inference has to do as training did), `trained_on.json` (the
+    cases that trained it and the weights it began with, so that evaluation knows them; no file where none are recorded)
+    and `SHA256SUMS` (readable by `sha256sum -c`). The split of the training stays behind: it names files of the machine
+    it ran on. Evaluate the shipped file: half precision is only worth it if the scores agree.
 
     Example: python -m tools ship brain_tissue_vnet --checkpoint run/model.pt
 
@@ -45,11 +45,49 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     for file in (source, source.parent / SETTINGS):
         if not file.is_file():
             raise ValueError(f"{file} is not there; expected model.pt of a training, with {SETTINGS} beside it.")
-    saved = read_checkpoint(str(source))
-    state = saved.get("model", saved)
+    state = _weights_in(source)
     with plain_errors():
-        network = parse(bundle, "inference.yaml", checkpoint=str(source)).get_parsed_content("network_def")
+        parser = parse(bundle, "inference.yaml", checkpoint=str(source))
+        network = parser.get_parsed_content("network_def")
     load_network(network, state, str(source))  # refuses those of another bundle
+    weights = {"model.pt": _content(source, state, half)}
+    for second in [source.with_name(name) for name in companions(source)]:
+        state = _weights_in(second)
+        load_network(parser.get_parsed_content("lowres_network"), state, str(second))
+        weights[second.name] = _content(second, state, half)
+    models = ROOT / bundle / "models"
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in weights.items()}
+    files = {
+        **weights,
+        SETTINGS: (json.dumps(read_settings(source), indent=2) + "\n").encode(),
+        RECORD: "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode(),
+    }
+    gone = [file for file in shipped_files(models) if file.name not in weights]
+    cases = trained_cases(source.parent)
+    if cases:
+        files[TRAINED_ON] = trained_text(cases).encode()
+    for name, data in files.items():
+        write_whole(models / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
+    if not cases:
+        gone.append(models / TRAINED_ON)
+    for file in gone:  # of earlier weights
+        file.unlink(missing_ok=True)
+    for name, content in weights.items():
+        print(f"{models / name}: {len(content) / 2**20:.1f} MB, SHA-256 {digests[name]}")
+    return str(models / "model.pt")
+
+
+def _weights_in(source: Path) -> dict[str, torch.Tensor]:
+    saved = read_checkpoint(str(source))
+    return saved.get("model", saved)
+
+
+def _content(source: Path, state: dict[str, torch.Tensor], half: bool) -> bytes:
+    """A state dict as a file.
+
+    Raises:
+        ValueError: if half precision cannot hold it, or it is too large.
+    """
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     broken = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
@@ -60,20 +98,4 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     content = buffer.getvalue()
     if len(content) > _LARGEST:
         raise ValueError(f"{source}: {len(content) / 2**20:.0f} MB; expected 50 MB at most. Train a narrower network.")
-    models = ROOT / bundle / "models"
-    digest = hashlib.sha256(content).hexdigest()
-    settings = read_settings(source)
-    files = {
-        "model.pt": content,
-        SETTINGS: (json.dumps(settings, indent=2) + "\n").encode(),
-        RECORD: f"{digest}  model.pt\n".encode(),
-    }
-    cases = trained_cases(source.parent)
-    if cases:
-        files[TRAINED_ON] = trained_text(cases).encode()
-    for name, data in files.items():
-        write_whole(models / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
-    if not cases:
-        (models / TRAINED_ON).unlink(missing_ok=True)  # of earlier weights
-    print(f"{models / 'model.pt'}: {len(content) / 2**20:.1f} MB, SHA-256 {digest}")
-    return str(models / "model.pt")
+    return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import venv
@@ -92,7 +93,7 @@ def test_fine_tuned_weights_are_kept_until_others_are_named(
     other = tmp_path / "other"
     other.mkdir()
     (other / "model.pt").write_bytes(b"others")
-    (other / "settings.json").write_text('{"channels": 2}')
+    (other / "settings.json").write_text('{"channels": [2, 4]}')
     make_app(app, [NAME], {NAME: str(other)})
     assert served.read_bytes() == b"others"
     (kept,) = (models / "earlier").iterdir()
@@ -130,6 +131,28 @@ def test_newer_weights_of_the_bundle_replace_those_that_nothing_has_changed(
     make_app(app, [NAME], {})
     assert (models / "model.pt").read_bytes() == b"fine-tuned"
     assert "fine-tuned there?" in capsys.readouterr().out
+
+
+def test_a_second_network_comes_along_and_is_kept(tmp_path: Path, weights: Path) -> None:
+    app, models = tmp_path / "app", tmp_path / "app" / "model" / NAME / "models"
+    (weights / "settings.json").write_text('{"after_training": {"lowres": "lowres.pt"}}')
+    (weights / "lowres.pt").write_bytes(b"second")
+    make_app(app, [NAME], {NAME: str(weights)})
+    assert (models / "lowres.pt").read_bytes() == b"second"
+    (weights / "lowres.pt").write_bytes(b"newer")
+    make_app(app, [NAME], {NAME: str(weights)}, fresh=True)
+    assert (models / "lowres.pt").read_bytes() == b"newer"
+    (weights / "lowres.pt").unlink()
+    with pytest.raises(ValueError, match=r"lowres\.pt is not there, which its settings\.json names"):
+        make_app(app, [NAME], {NAME: str(weights)})
+    shutil.rmtree(models / "earlier")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.pt").write_bytes(b"others")
+    make_app(app, [NAME], {NAME: str(other)})
+    assert not (models / "lowres.pt").exists(), "it is of the weights before"
+    (kept,) = (models / "earlier").iterdir()
+    assert (kept / "lowres.pt").read_bytes() == b"newer"
 
 
 def test_weights_of_unknown_origin_are_kept(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,14 +11,17 @@ import pytest
 import torch
 import yaml
 from ignite.engine import Engine
+from monai.networks.nets import UNet
 
 import tools.card
 import tools.ship
 from brats_resunet import ResUNet
 from bundlekit.errors import BundleError
 from bundlekit.training.saving import RecordRun, require_new_run
+from bundlekit.weights.aside import keep_aside
 from bundlekit.weights.loading import LoadWeights
-from bundlekit.weights.shipped import training_folder
+from bundlekit.weights.settings import record_setting
+from bundlekit.weights.shipped import check_shipped, shipped_files, training_folder
 from tests.conftest import ROOT
 
 
@@ -66,6 +69,31 @@ def test_shipped_weights_load_and_are_checked(bundles: Path, trained: Path, half
         shipped.write_bytes(spoilt)
         with pytest.raises(BundleError, match=r"the file that came with the bundle.*\n.*copy it again"):
             LoadWeights(str(shipped), other)(Engine(lambda *_: None))
+
+
+def test_a_second_network_goes_along(bundles: Path, trained: Path) -> None:
+    record_setting(trained, "lowres", "lowres.pt")
+    torch.save({"a": torch.rand(3)}, trained.with_name("lowres.pt"))
+    with pytest.raises(BundleError, match=r"lowres\.pt\n.*another network"):
+        tools.ship.ship("brats_resunet", str(trained))
+    second = UNet(3, 4, 3, [16, 32, 64, 128, 256], [2] * 4)
+    torch.save(second.state_dict(), trained.with_name("lowres.pt"))
+    models = Path(tools.ship.ship("brats_resunet", str(trained))).parent
+    assert [file.name for file in shipped_files(models)] == ["model.pt", "lowres.pt"]
+    for file in shipped_files(models):
+        check_shipped(file)
+    assert {value.dtype for value in torch.load(models / "lowres.pt", weights_only=True).values()} == {torch.float16}
+    kept = keep_aside(models)
+    assert sorted(file.name for file in kept.iterdir()) == ["lowres.pt", "model.pt", "settings.json"]
+    (models / "lowres.pt").write_bytes(b"cut off")
+    with pytest.raises(BundleError, match="7 bytes of another SHA-256"):
+        check_shipped(models / "lowres.pt")
+    trained.with_name("lowres.pt").unlink()
+    with pytest.raises(BundleError, match=r"lowres\.pt"):
+        tools.ship.ship("brats_resunet", str(trained))
+    (trained.parent / "settings.json").write_text('{"channels": [2, 4, 8, 16]}')
+    tools.ship.ship("brats_resunet", str(trained))
+    assert not (models / "lowres.pt").exists(), "it is of the earlier weights"
 
 
 def test_weights_of_another_network_stay_out(bundles: Path, trained: Path) -> None:

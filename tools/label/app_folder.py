@@ -11,7 +11,7 @@ from pathlib import Path
 from bundlekit.cases.datalist import TRAINED_ON, trained_cases, write_trained_cases
 from bundlekit.files import write_whole
 from bundlekit.weights.aside import EARLIER, keep_aside
-from bundlekit.weights.settings import SETTINGS
+from bundlekit.weights.settings import SETTINGS, companions
 from tools.bundles import KIT, ROOT, names
 
 _APP = Path(__file__).resolve().parent / "app"
@@ -71,6 +71,9 @@ def _weights_of(name: str, weights: Mapping[str, str]) -> Path | None:
     path = path / "model.pt" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"--weights {name}={weights[name]}: no such file; expected the model.pt of a training.")
+    for second in _seconds(path):
+        if not second.is_file():
+            raise ValueError(f"--weights {name}={weights[name]}: {second} is not there, which its settings.json names.")
     return path
 
 
@@ -110,10 +113,17 @@ def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: boo
         write_whole(models / "settings.json", lambda file: file.write(settings.read_bytes()))
     else:
         print(f"{name}: no settings.json beside {source}; taken for a network of the default widths")
+    for second in _seconds(source):
+        write_whole(models / second.name, lambda file, second=second: file.write(second.read_bytes()))  # type: ignore[misc]
     _write_trained(source, models)
     write_whole(model, lambda file: file.write(source.read_bytes()))
     record_of = json.dumps({"from": str(source.resolve()), "named": named, "sha256": digest}, indent=2)
     write_whole(models / _COPIED, lambda file: file.write(record_of.encode()))
+
+
+def _seconds(model: Path) -> list[Path]:
+    """Files of the networks that belong to weights and lie beside them."""
+    return [model.with_name(name) for name in companions(model)]
 
 
 def _write_trained(source: Path, models: Path) -> None:
@@ -123,9 +133,9 @@ def _write_trained(source: Path, models: Path) -> None:
 
 
 def _digest(model: Path) -> str:
-    """SHA-256 of weights and of the settings beside them."""
-    settings = model.with_name("settings.json")
-    parts = [hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b"" for file in (model, settings)]
+    """SHA-256 of weights, of the settings beside them, and of the weights that these name."""
+    files = (model, model.with_name("settings.json"), *_seconds(model))
+    parts = [hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b"" for file in files]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 

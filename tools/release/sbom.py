@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bundlekit.version import __version__
+from bundlekit.weights.shipped import shipped_files
 from tools.pack import requirements_of
 
 if TYPE_CHECKING:
@@ -43,10 +44,10 @@ def sbom(folder: Path, metadata: dict[str, Any], zipped: bytes, when: int) -> st
         description=metadata["description"], copyright=metadata["copyright"],
     )  # fmt: skip
     parts = [_component("bundlekit", __version__, _LICENCE)]
-    weights = folder / "models" / "model.pt"
-    if weights.is_file():
+    for weights in shipped_files(folder / "models"):
+        called = f"{name} weights" if weights.name == "model.pt" else f"{name} {weights.stem} weights"
         kind = ComponentType.MACHINE_LEARNING_MODEL
-        parts.append(_component(f"{name} weights", version, _LICENCE, type=kind, hashes=sha256(weights.read_bytes())))
+        parts.append(_component(called, version, _LICENCE, type=kind, hashes=sha256(weights.read_bytes())))
     licence = folder / _VIEWER / "LICENSE.txt"
     found = re.search(r"^(\S+\.js) is NiiVue ([\d.]+\d)", licence.read_text(), re.MULTILINE)
     if found is None:

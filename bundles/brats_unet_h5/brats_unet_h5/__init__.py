@@ -17,7 +17,6 @@ from .hdf5_masks import WriteHDF5Segmentations
 from .loss import DiceBCELoss
 from .network import TARGETS, build_network
 from .postprocessing import DecideLabelsd, ProbabilitiesOfd, RegionMasksd
-from .preprocessing import NormaliseBraind
 from .reading import LoadHDF5d, label_reader
 from .schedule import build_schedule
 from .stopping import EarlyStop, StopEarly

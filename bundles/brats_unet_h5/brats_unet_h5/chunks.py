@@ -9,9 +9,9 @@ import torch
 from monai.transforms import Transform
 from monai.transforms.traits import RandomizableTrait
 
+from bundlekit.brats.normalising import NormaliseBraind
 from bundlekit.images.intensities import without_air
 
-from .preprocessing import NormaliseBraind
 from .reading import Box, read_classes, read_image
 
 _KEPT = (

@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from bundlekit.brats.regions import REGIONS, regions_of
+from bundlekit.brats.regions import REGIONS, nested_labels, regions_of
 from bundlekit.inference.windows import argmax_labels
 
 from .network import TARGETS
@@ -85,13 +85,3 @@ class RegionMasksd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace both."""
         return {**data, **{key: regions_of(torch.as_tensor(data[key])) for key in ("pred", "label")}}
-
-
-def nested_labels(probabilities: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
-    """Class indices (1HWD uint8) of probabilities of WT, TC, ET (3HWD), decided from the outside in."""
-    whole, core, enhancing = probabilities > threshold
-    core = core & whole
-    enhancing = enhancing & core
-    # 2 ED; 1 NCR within the core, 3 ET within that
-    label = whole.to(torch.uint8) * 2 - core.to(torch.uint8) + enhancing.to(torch.uint8) * 2
-    return label[None]

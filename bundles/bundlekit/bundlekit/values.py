@@ -181,7 +181,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("write_h5", "write_brain", "overlays", "report"), Flag()),
     "bf16": Flag(null=True),
     "shard": Shard(),
-    **dict.fromkeys(("dataset_dir", "datalist", "checkpoint", "pretrained", "resume_from"), File()),
+    **dict.fromkeys(("dataset_dir", "datalist", "checkpoint", "lowres", "pretrained", "resume_from"), File()),
     **dict.fromkeys(("output_dir", "ckpt_dir", "cache_dir", "cv_dir", "mask_bundle"), File(folder=True)),
 }
 

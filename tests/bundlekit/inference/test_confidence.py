@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bundlekit import AddConfidenced
+from bundlekit.brats.regions import region_labels
 
 
 def logits(channels: int = 4) -> torch.Tensor:
@@ -23,6 +24,17 @@ def test_of_classes_and_regions() -> None:
     for name, channels in {"NCR": [1], "ED": [2], "ET": [3], "WT": [1, 2, 3], "TC": [1, 3]}.items():
         mask = torch.isin(best, torch.tensor(channels))
         assert found[name] == pytest.approx(soft_dice(p[channels].sum(0), mask), rel=1e-5)
+
+
+def test_of_a_mask_that_is_made_in_another_way() -> None:
+    given = logits()
+    regions = {"WT": (1, 2, 3), "TC": (1, 3)}
+    found = AddConfidenced(["NCR", "ED", "ET"], regions, labels=region_labels)({"pred": given})["confidence"]
+    p, labels = given.softmax(0), region_labels(given)[0]
+    mask = labels > 0
+    assert not torch.equal(mask, given.argmax(0) > 0)
+    assert found["WT"] == pytest.approx(soft_dice(1 - p[0], mask), rel=1e-5)
+    assert found["NCR"] == pytest.approx(soft_dice(p[1], labels == 1), rel=1e-5)
 
 
 def test_of_channels_of_their_own() -> None:

@@ -96,6 +96,26 @@ def test_probabilities_decide_at_borders_and_the_cleaned_mask_inside(
     np.testing.assert_array_equal(back, labels)
 
 
+def test_a_mask_of_regions_is_restored_by_its_regions(prepared: Path, tmp_path: Path) -> None:
+    """A voxel whose classes are each less likely than the background is tumour all the same; its neighbour is not."""
+    labels = np.zeros((12, 12, 12), np.uint8)
+    labels[3:7, 4:8, :] = 2
+    labels[3:7, 4:8, 2:9] = 4
+    inside = labels > 0
+    whole = np.where(inside, 0.55, 0.1).astype(np.float32)
+    core = np.where(inside, 0.3, 0.0).astype(np.float32)
+    core[labels == 4] = 0.52
+    enhancing = np.where(labels == 4, 0.51, 0.0).astype(np.float32)
+    whole[7, 4:8, :] = 0.48  # argmax decides for the background, and so do the regions
+    probabilities = save(tmp_path / "x_probabilities.nii.gz", np.stack([whole, core, enhancing], -1), AFFINE)
+    mask = save(tmp_path / "x_seg.nii.gz", labels, AFFINE)
+    restore_case(prepared, mask, tmp_path / "out", probabilities)
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out" / "x_seg_on_t1.nii.gz").dataobj), labels)
+    on_flair = np.asarray(nib.load(tmp_path / "out" / "x_seg_on_flair.nii.gz").dataobj)
+    np.testing.assert_array_equal(on_flair[3:7, 4:8], np.broadcast_to([2, 4, 4, 2], (4, 4, 4)))
+    assert np.count_nonzero(on_flair) == 4 * 4 * 4, "nothing beside it becomes tumour"
+
+
 def test_an_empty_mask_comes_back_empty(prepared: Path, tmp_path: Path) -> None:
     empty = save(tmp_path / "empty.nii.gz", np.zeros((12, 12, 12), np.uint8), AFFINE)
     volumes = restore_case(prepared, empty, tmp_path / "out")

@@ -10,10 +10,12 @@ from bundlekit.brats.cleaning import (
     RemoveCorelessd,
     RemoveSmallPartsd,
 )
+from bundlekit.brats.lowres import LowresEnsembleInferer, lowres_beside
 from bundlekit.brats.missing import RandDropModalitiesd, tell_filled
 from bundlekit.brats.naming import MODALITIES
+from bundlekit.brats.normalising import NormaliseBraind
 from bundlekit.brats.order import CheckOrderd
 from bundlekit.brats.reading import LoadCased
-from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
+from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, region_labels, region_output, regions_of
 from bundlekit.brats.sampling import TumourCentredCropd, TumourVoxelsd
 from bundlekit.brats.scores import ScoreCases

@@ -12,6 +12,7 @@ from monai.transforms import Transform
 
 # class indices 1 NCR (of metastases: NETC), 2 ED (SNFH), 3 ET; whole tumour, tumour core, enhancing tumour
 REGIONS: dict[str, tuple[int, ...]] = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
+_LEAST = 1e-7  # probability: what single precision tells from 0 beside 1
 
 
 def regions_of(label: torch.Tensor) -> torch.Tensor:
@@ -32,6 +33,48 @@ def region_output(region: str) -> Callable[[Sequence[Mapping[str, torch.Tensor]]
         return pred, label
 
     return pick
+
+
+def region_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Summed softmax of each region's classes, B3HWD in the order WT, TC, ET, of logits of the classes (B4HWD)."""
+    softmax = torch.softmax(logits, dim=1)
+    return torch.stack([softmax[:, list(classes)].sum(dim=1) for classes in REGIONS.values()], dim=1)
+
+
+def class_logits(regions: torch.Tensor) -> torch.Tensor:
+    """Logits of background, NCR, ED and ET (B4HWD) whose summed softmax is `regions`.
+
+    Args:
+        regions: probabilities of WT, TC and ET, B3HWD; where they do not nest, the inner one is taken for as much as
+            the outer one.
+    """
+    whole, core, enhancing = regions.unbind(dim=1)
+    core = torch.minimum(core, whole)
+    enhancing = torch.minimum(enhancing, core)
+    classes = torch.stack([1 - whole, core - enhancing, whole - core, enhancing], dim=1)
+    return classes.clamp_(min=_LEAST).log_()
+
+
+def nested_labels(probabilities: torch.Tensor, threshold: float = 0.5) -> torch.Tensor:
+    """Class indices (1HWD uint8) of probabilities of WT, TC, ET (3HWD), decided from the outside in.
+
+    A voxel is tumour where WT is above `threshold`, core where TC is too, and enhancing where ET is too.
+    """
+    whole, core, enhancing = probabilities > threshold
+    core = core & whole
+    enhancing = enhancing & core
+    # 2 ED; 1 NCR within the core, 3 ET within that
+    label = whole.to(torch.uint8) * 2 - core.to(torch.uint8) + enhancing.to(torch.uint8) * 2
+    return label[None]
+
+
+def region_labels(logits: torch.Tensor) -> torch.Tensor:
+    """Class indices (1HWD uint8) of logits (4HWD) by their regions: `nested_labels` of the summed softmax.
+
+    The most probable class can be the background where tumour is more likely than none: of 0.4 background, 0.3 NCR and
+    0.3 ED. Here that is tumour.
+    """
+    return nested_labels(region_probabilities(torch.as_tensor(logits).float()[None])[0])
 
 
 class RegionProbabilitiesd(Transform):
@@ -55,6 +98,5 @@ class RegionProbabilitiesd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the probabilities to a copy of `data`, on the grid of the logits."""
         logits = data[self.key]
-        softmax = torch.softmax(torch.as_tensor(logits).float() / self.temperature, dim=0)
-        regions = torch.stack([softmax[list(classes)].sum(dim=0) for classes in REGIONS.values()])
+        regions = region_probabilities(torch.as_tensor(logits).float()[None] / self.temperature)[0]
         return {**data, "probabilities": MetaTensor(regions, meta=dict(getattr(logits, "meta", {})))}

@@ -33,7 +33,18 @@ from bundlekit.weights.loading import LoadWeights
 _RUN = "inferring"
 # entries of a config that say where something is, or how fast it is computed, but not what comes out
 _NO_MATTER = {
-    *("imports", "bundle_root", "dataset_dir", "datalist", "shard", "output_dir", "ckpt_dir", "checkpoint", "weights"),
+    *(
+        "imports",
+        "bundle_root",
+        "dataset_dir",
+        "datalist",
+        "shard",
+        "output_dir",
+        "ckpt_dir",
+        "checkpoint",
+        "lowres",
+        "weights",
+    ),
     *("device", "num_workers", "report", "initialize", "inferring", "run", "dataloader"),
 }
 
@@ -81,7 +92,9 @@ def made_from(bundle: Path, parser: ConfigParser, settings: Mapping[str, Any]) -
     weights = [weights] if isinstance(weights, str) else list(weights)
     for file in weights:
         if not Path(file).is_file():
-            raise BundleError(f"{file}: no such file; expected the weights of {bundle.name}. Give --checkpoint FILE.")
+            raise BundleError(
+                f"{file}: no such file; expected the weights of {bundle.name}. Give --checkpoint or --lowres."
+            )
     masks = {}
     if "mask_bundle" in parser:  # the brain is found first, by another network
         folder = Path(parser.get_parsed_content("mask_bundle"))
@@ -194,7 +207,7 @@ class Pipeline:
         parser["handlers"] = [
             handler for handler in parser["handlers"] if handler["_target_"].rpartition(".")[2] != "Progress"
         ]
-        if str(parser["inferer"]["_target_"]).rpartition(".")[2] == "ForegroundInferer":
+        if str(parser["inferer"]["_target_"]).rpartition(".")[2] in ("ForegroundInferer", "LowresEnsembleInferer"):
             parser["inferer"]["progress"] = False
         parser.get_parsed_content("initialize")
         self._cases = parser.get_parsed_content("dataset").data  # the handlers have the same list

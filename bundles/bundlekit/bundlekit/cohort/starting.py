@@ -138,6 +138,6 @@ def _without_dots(path: Path) -> Path:
 
 def _absolute(name: str, value: Any) -> Any:
     """Paths hold on every worker, whatever its working directory."""
-    paths = ("checkpoint", "ckpt_dir", "mask_bundle", "cv_dir")
+    paths = ("checkpoint", "lowres", "ckpt_dir", "mask_bundle", "cv_dir")
     is_path = name in paths and isinstance(value, str) and not is_expression(value)
     return os.path.abspath(os.path.expanduser(value)) if is_path else value

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
-
 from ignite.engine import Engine, Events
 from torch import nn
 
@@ -37,10 +34,6 @@ class CompileAhead:
         """Begin, once."""
         engine.remove_event_handler(self, Events.GET_BATCH_STARTED)
         inferer = getattr(engine, "inferer", None)
-        if not isinstance(inferer, ForegroundInferer) or inferer.runtime is None or inferer.whole_brain:
-            return
-        self.network.eval()  # as the evaluator has it; from another thread it is in nobody's way then
-        window = next(self.network.parameters()).new_empty(
-            1, self.in_channels, *cast("Sequence[int]", inferer.roi_size)
-        )
-        inferer.runtime.prepare(self.network, window, self.several)
+        if isinstance(inferer, ForegroundInferer):
+            self.network.eval()  # as the evaluator has it; from another thread it is in nobody's way then
+            inferer.prepare(self.network, self.in_channels, self.several)

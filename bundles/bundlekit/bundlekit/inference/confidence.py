@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ class AddConfidenced(Transform):
         regions: name -> channels that make it up; with "softmax" alone.
         activation: "softmax" of exclusive classes, or "sigmoid" of channels of their own.
         threshold: of a channel of its own, above which it is in the mask.
+        labels: with "softmax", what makes the mask (1HWD class indices) of logits (NHWD).
         key: logits, NHWD.
 
     Raises:
@@ -38,6 +39,7 @@ class AddConfidenced(Transform):
         regions: Mapping[str, Sequence[int]] | None = None,
         activation: str = "softmax",
         threshold: float = 0.5,
+        labels: Callable[[torch.Tensor], torch.Tensor] = argmax_labels,
         key: str = "pred",
     ) -> None:
         if activation not in ("softmax", "sigmoid"):
@@ -48,6 +50,7 @@ class AddConfidenced(Transform):
             self.parts |= {name: [int(channel) for channel in which] for name, which in (regions or {}).items()}
         self.activation = activation
         self.threshold = threshold
+        self.labels = labels
         self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -60,7 +63,7 @@ class AddConfidenced(Transform):
             plain = slab.flatten(1).float()
             if self.activation == "softmax":
                 p = plain.softmax(0)
-                m = argmax_labels(plain) == torch.arange(n, device=plain.device)[:, None]
+                m = self.labels(plain) == torch.arange(n, device=plain.device)[:, None]
             else:
                 p = plain.sigmoid()
                 m = p > self.threshold

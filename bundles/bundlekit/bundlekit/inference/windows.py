@@ -12,6 +12,7 @@ import psutil
 import torch
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
+from torch import nn
 
 from bundlekit.bfloat16 import BFloat16Inferer
 from bundlekit.errors import BundleError
@@ -103,6 +104,18 @@ class ForegroundInferer(SlidingWindowInferer):
             except torch.OutOfMemoryError as error:
                 _log.warning("whole_brain: the pass ran out of memory, falling back to windows: %s", error)
         return self._logits(inputs, network, False, *args, **kwargs)
+
+    def prepare(self, network: nn.Module, in_channels: int, several: bool = True) -> None:
+        """Have the runtime compile a network for windows, in a thread, where it may: see `Runtime.prepare`.
+
+        Args:
+            network: with its weights once it runs, in evaluation mode.
+            in_channels: of its windows.
+            several: whether most volumes have more than one window: those are computed side by side.
+        """
+        if self.runtime is not None and not self.whole_brain:
+            window = next(network.parameters()).new_empty(1, in_channels, *cast("Sequence[int]", self.roi_size))
+            self.runtime.prepare(network, window, several)
 
     def _logits(
         self,

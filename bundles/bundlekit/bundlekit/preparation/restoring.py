@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,8 @@ def restore_case(
     """Write `<case>_seg_on_{t1,t1ce,t2,flair}.nii.gz`, each on the grid of its scan, and `<case>_volumes.json`.
 
     A voxel of a scan takes the label that fills most of it: the labels, or the probabilities of their classes, are
-    interpolated linearly at places inside of the voxel (one for each mm of its edges) and averaged. Label values and
+    interpolated linearly at places inside of the voxel (one for each mm of its edges) and averaged. A mask that was
+    made of the probabilities region by region, each above a half, is made so on the scans, too. Label values and
     the scan's header (sform, qform, units) are kept. Where the mask is not what the probabilities alone would give,
     because it was cleaned, the mask counts. A mask that is there already is replaced only if it still is as this
     function wrote it.
@@ -132,8 +134,28 @@ def _refuse_other_grid(file: Path, shape: Sequence[int], grid: Grid) -> None:
         raise BundleError(Finding(str(file), found, expected, "give the mask of this prepared case"))
 
 
-def _class_probabilities(file: Path, grid: Grid, labels: np.ndarray) -> dict[int, np.ndarray]:
-    """Probability of each label (HWD float32), that of background (0) among them; where the mask is another, 1 or 0.
+@dataclass(frozen=True)
+class _Shares:
+    """How much of each voxel each label has, HWD float32, background (0) first, then NCR, ED and ET.
+
+    Args:
+        of: by label.
+        by_regions: whether a mask was made of them region by region, and not of the largest.
+    """
+
+    of: dict[int, np.ndarray]
+    by_regions: bool
+
+
+def _by_regions(whole: np.ndarray, core: np.ndarray, enhancing: np.ndarray, labels: Sequence[int]) -> np.ndarray:
+    """`labels` (NCR, ED, ET) by the probabilities of WT, TC and ET, from the outside in, uint8."""
+    necrosis, oedema, et = (np.uint8(value) for value in labels)
+    inside = np.where(core > 0.5, np.where(enhancing > 0.5, et, necrosis), oedema)
+    return np.where(whole > 0.5, inside, np.uint8(0))
+
+
+def _class_probabilities(file: Path, grid: Grid, labels: np.ndarray) -> _Shares:
+    """Probability of each label; where the mask is not what they give, 1 or 0.
 
     Args:
         file: WT, TC, ET in its last axis.
@@ -150,11 +172,13 @@ def _class_probabilities(file: Path, grid: Grid, labels: np.ndarray) -> dict[int
     enhancing_value = 3 if (labels == 3).any() else 4
     shares = {0: 1 - whole, 1: core - enhancing, 2: whole - core, enhancing_value: enhancing}
     order = list(shares)
-    by_shares = np.asarray(order, np.uint8)[np.argmax([shares[value] for value in order], axis=0)]
-    cleaned = by_shares != labels
+    largest = np.asarray(order, np.uint8)[np.argmax([shares[value] for value in order], axis=0)] != labels
+    regions = _by_regions(whole, core, enhancing, order[1:]) != labels
+    by_regions = bool(np.count_nonzero(regions) < np.count_nonzero(largest))
+    cleaned = regions if by_regions else largest
     for value, share in shares.items():
         share[cleaned] = labels[cleaned] == value
-    return shares
+    return _Shares(shares, by_regions)
 
 
 def _source(
@@ -181,7 +205,7 @@ def _source(
 def _restored(
     labels: np.ndarray,
     values: Sequence[int],
-    shares: dict[int, np.ndarray] | None,
+    shares: _Shares | None,
     grid: Grid,
     scan: Grid,
     to_prepared: np.ndarray,
@@ -189,24 +213,32 @@ def _restored(
     """The labels on the grid of a scan, uint8."""
     parts = np.maximum(np.round(scan.spacing / grid.spacing), 1).astype(int)
     fine = split(scan, parts)
+
+    def filled(value: int, share: np.ndarray) -> np.ndarray:
+        """How much of each voxel of the scan a label fills."""
+        # outside of the prepared grid there is nothing but background
+        there = resample(share, grid.affine, fine, to_prepared, outside=float(value == 0))
+        return there.reshape([n for pair in zip(scan.shape, parts, strict=True) for n in pair]).mean(axis=(1, 3, 5))
+
+    if shares is not None and shares.by_regions:
+        _, necrosis, oedema, et = shares.of
+        enhancing = filled(et, shares.of[et])
+        core = enhancing + filled(necrosis, shares.of[necrosis])
+        whole = core + filled(oedema, shares.of[oedema])
+        return _by_regions(whole, core, enhancing, (necrosis, oedema, et))
     best = np.zeros(scan.shape, np.float32)
     out = np.zeros(scan.shape, np.uint8)
     for value, share in _by_label(labels, values, shares):
-        # outside of the prepared grid there is nothing but background
-        there = resample(share, grid.affine, fine, to_prepared, outside=float(value == 0))
-        blocks = there.reshape([n for pair in zip(scan.shape, parts, strict=True) for n in pair])
-        filled = blocks.mean(axis=(1, 3, 5))
-        more = filled > best
-        out[more], best[more] = value, filled[more]
+        part = filled(value, share)
+        more = part > best
+        out[more], best[more] = value, part[more]
     return out
 
 
-def _by_label(
-    labels: np.ndarray, values: Sequence[int], shares: dict[int, np.ndarray] | None
-) -> Iterator[tuple[int, np.ndarray]]:
+def _by_label(labels: np.ndarray, values: Sequence[int], shares: _Shares | None) -> Iterator[tuple[int, np.ndarray]]:
     """Each label, background first, and how much of each voxel it has."""
     for value in [0, *values]:
-        known = shares.get(value) if shares is not None else None
+        known = shares.of.get(value) if shares is not None else None
         yield value, (labels == value).astype(np.float32) if known is None else known
 
 

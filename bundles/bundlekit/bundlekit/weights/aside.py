@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from tempfile import mkdtemp
 
-from bundlekit.weights.settings import SETTINGS
+from bundlekit.errors import BundleError
+from bundlekit.weights.settings import SETTINGS, companions
 
 EARLIER = "earlier"
 
 
 def keep_aside(models: Path, names: Sequence[str] = ("model.pt", SETTINGS)) -> Path:
-    """Copy a folder's `model.pt`, and the `settings.json` that belongs to it, to a new folder in its `earlier/`.
+    """Copy a folder's `model.pt`, its `settings.json` and the weights it names, to a new folder in its `earlier/`.
 
     Args:
         models: the folder; what is in it stays as it is.
@@ -29,7 +31,10 @@ def keep_aside(models: Path, names: Sequence[str] = ("model.pt", SETTINGS)) -> P
     (models / EARLIER).mkdir(exist_ok=True)
     copy = Path(mkdtemp(prefix=".", dir=models / EARLIER))
     try:
-        for name in names:
+        others: list[str] = []
+        with suppress(BundleError):  # a record that cannot be read is kept as it is
+            others = companions(models / "model.pt")
+        for name in (*names, *others):
             if (models / name).is_file():
                 shutil.copyfile(models / name, copy / name)
         copy.chmod(0o755)

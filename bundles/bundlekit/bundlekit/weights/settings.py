@@ -84,6 +84,20 @@ def read_settings(checkpoint: str | os.PathLike) -> dict[str, Any]:
     return recorded
 
 
+def companions(checkpoint: str | os.PathLike) -> list[str]:
+    """Names of the weight files that belong to a checkpoint and lie beside it: that of `lowres`, where it is recorded.
+
+    Args:
+        checkpoint: `model.pt`, with its `settings.json` beside it.
+
+    Raises:
+        BundleError: if the settings are there and cannot be read.
+    """
+    recorded = read_settings(checkpoint)
+    name = (recorded | recorded.get(AFTER_TRAINING, {})).get("lowres")
+    return [Path(str(name)).name] if name else []
+
+
 def trained_settings(checkpoint: str | os.PathLike) -> dict[str, Any]:
     """What the training of a checkpoint recorded, without what was chosen after it; empty if there is no record.
 

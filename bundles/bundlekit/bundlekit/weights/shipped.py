@@ -19,17 +19,34 @@ def shipped_hash(checkpoint: str | Path) -> str | None:
     Raises:
         BundleError: if the record beside it cannot be read.
     """
-    record = Path(checkpoint).parent / RECORD
+    return shipped_hashes(Path(checkpoint).parent).get(Path(checkpoint).name)
+
+
+def shipped_files(models: str | Path) -> list[Path]:
+    """The weight files that came with a bundle, as the record in its `models/` names them; none without a record.
+
+    Raises:
+        BundleError: if the record cannot be read.
+    """
+    return [Path(models, name) for name in shipped_hashes(models)]
+
+
+def shipped_hashes(models: str | Path) -> dict[str, str]:
+    """Name of each weight file that came with a bundle -> its SHA-256; empty without a record.
+
+    Raises:
+        BundleError: if the record cannot be read.
+    """
+    record = Path(models, RECORD)
     if not record.is_file():
-        return None
+        return {}
     try:
         lines = [line.split(maxsplit=1) for line in record.read_text().splitlines() if line.strip()]
-        hashes = {name.strip().lstrip("*"): value for value, name in lines}
+        return {name.strip().lstrip("*"): value for value, name in lines}
     except (OSError, ValueError) as error:
         expected = "a SHA-256 and the name of a file in each line"
         finding = Finding(str(record), f"cannot be read ({error})", expected, "copy it again")
         raise BundleError(finding) from error
-    return hashes.get(Path(checkpoint).name)
 
 
 def training_folder(bundle_root: str | Path) -> str:

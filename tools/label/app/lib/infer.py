@@ -7,6 +7,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -20,6 +21,7 @@ from bundlekit.cases.served import load_served
 from bundlekit.errors import BundleError
 from bundlekit.images.writing import on_grid_of
 from bundlekit.weights.loading import load_network, read_checkpoint
+from bundlekit.weights.settings import companions
 from lib.bundles import case_settings, find_cases, tell_missing
 
 # of a request; and what the bundle's search for cases can be told
@@ -49,7 +51,8 @@ class CaseInfer(BundleInferTask):
         self.labels = class_names
         self.settings = case_settings(path)
         if self.is_valid():  # the first is what a request means that names none; last.pt is for resuming a training
-            others = [file for file in self._config["model_filename"] if file not in ("model.pt", "last.pt")]
+            known = ("model.pt", "last.pt", *companions(self.get_path()))  # a second network is none to choose
+            others = [file for file in self._config["model_filename"] if file not in known]
             self._config["model_filename"] = ["model.pt", *others]
             self._check_weights()
 
@@ -89,6 +92,8 @@ class CaseInfer(BundleInferTask):
         file = self.get_path()
         saved = read_checkpoint(file)
         load_network(self.network, saved.get("model", saved), file)
+        for second in companions(file):
+            read_checkpoint(str(Path(file).with_name(second)))
 
     def pre_transforms(self, data: Any = None) -> list[Callable]:
         """The bundle's own, of which the first decodes the case that a path belongs to."""

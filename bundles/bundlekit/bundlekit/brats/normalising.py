@@ -20,7 +20,7 @@ class NormaliseBraind(Transform):
     the file is normalised by the statistics of its whole brain.
 
     Args:
-        method: "minmax": smallest to largest intensity of the brain become 0 to 1 (upstream); "zscore": mean 0,
+        method: "minmax": smallest to largest intensity of the brain become 0 to 1; "zscore": mean 0,
             standard deviation 1.
         percentiles: of the brain's intensities that "minmax" takes in place of the extremes, what lies beyond is
             clipped; [0, 100] clips nothing, [0.5, 99.5] keeps bright vessels from darkening the rest.
@@ -58,7 +58,8 @@ class NormaliseBraind(Transform):
     def apply(self, image: torch.Tensor, offset: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """(image - offset) / scale where the image (CHWD, or a part of it) is not 0."""
         shape = (-1, *[1] * (image.ndim - 1))
-        out = (image - offset.reshape(shape)) / scale.reshape(shape)
+        offset, scale = (value.to(image.device).reshape(shape) for value in (offset, scale))
+        out = (image - offset) / scale
         if self.method == "minmax":
             out = out.clamp(0, 1)
         return torch.where(image != 0, out, torch.zeros_like(out))

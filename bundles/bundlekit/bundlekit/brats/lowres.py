@@ -1,0 +1,140 @@
+"""A second network that sees the whole brain at low resolution, beside the one that sees windows at full resolution."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from monai.data import MetaTensor
+from torch import nn
+
+from bundlekit.brats.normalising import NormaliseBraind
+from bundlekit.brats.regions import class_logits, region_probabilities
+from bundlekit.errors import BundleError, Finding, other_settings
+from bundlekit.inference.windows import ForegroundInferer
+from bundlekit.weights.loading import load_network, read_checkpoint
+from bundlekit.weights.settings import trained_settings
+
+
+class LowresEnsembleInferer(ForegroundInferer):
+    """`ForegroundInferer`, and the mean of its regions with those of a second network that sees all of the brain.
+
+    The second is told the whole crop, resized to `lowres_shape`: it knows where in the brain a voxel lies, which a
+    window does not show, and so calls less of what lies far from the tumour; the first draws its borders. The mean
+    of the probabilities of WT, TC and ET, half of each, is handed on as logits of the classes, so that everything after
+    it is as for one network; take `region_labels` of them. After nnU-Net's ensemble of "3d_lowres" and "3d_fullres"
+    (Isensee et al., Nature Methods 2021), whose low resolution is a spacing; here it is a shape.
+
+    Args:
+        roi_size: of a window, voxels along H, W, D.
+        lowres: checkpoint of the second network, read when first called; None: there is none, and this is
+            `ForegroundInferer`.
+        lowres_network: of 3 channels, the logits of WT, TC and ET (sigmoid).
+        lowres_shape: voxels along H, W, D that the crop is resized to, as in the training of that network.
+        lowres_percentiles: of each modality's brain that become 0 and 1, as there.
+        kwargs: of `ForegroundInferer`; flips, runtime and precision are those of both networks.
+
+    Raises:
+        ValueError: for `lowres` without a network.
+        BundleError: when first called, if the checkpoint cannot be read, belongs to another network, or to one that was
+            trained on brains prepared in another way.
+    """
+
+    def __init__(
+        self,
+        roi_size: Sequence[int],
+        lowres: str | None = None,
+        lowres_network: nn.Module | None = None,
+        lowres_shape: Sequence[int] = (128, 128, 128),
+        lowres_percentiles: Sequence[float] = (0.5, 99.5),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(roi_size=roi_size, **kwargs)
+        if lowres is not None and lowres_network is None:
+            raise ValueError("lowres needs lowres_network, the network that its weights are of.")
+        self.lowres = lowres
+        self.lowres_network = lowres_network
+        self.lowres_shape = [int(n) for n in lowres_shape]
+        self.normalise = NormaliseBraind("minmax", lowres_percentiles)
+        same = {key: kwargs[key] for key in ("flips", "runtime", "precision", "bf16") if key in kwargs}
+        self.whole = ForegroundInferer(self.lowres_shape, background=None, progress=False, **same)
+        self._loaded = False
+
+    def __call__(  # type: ignore[override]
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
+    ) -> torch.Tensor:
+        """Logits BNHWD of background, NCR, ED and ET of `inputs` (BCHWD), whose air is 0.
+
+        Raises:
+            BundleError: as `ForegroundInferer` does.
+        """
+        logits = super().__call__(inputs, network, *args, **kwargs)
+        if self.lowres is None:
+            return logits
+        plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        own = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
+        mean = region_probabilities(own.float()).add_(self._at_low_resolution(plain).to(own.device)).div_(2)
+        out = class_logits(mean)
+        return MetaTensor(out, meta=dict(inputs.meta)) if isinstance(inputs, MetaTensor) else out
+
+    def prepare(self, network: nn.Module, in_channels: int, several: bool = True) -> None:
+        """As `ForegroundInferer.prepare`, for both networks."""
+        super().prepare(network, in_channels, several)
+        if self.lowres is not None:
+            self.whole.prepare(self._second(next(network.parameters()).device), in_channels, several=False)
+
+    def _at_low_resolution(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Probabilities of WT, TC and ET, B3HWD, of the second network, on the grid of `inputs`."""
+        network = self._second(inputs.device)
+        brains = [self.normalise({"image": brain})["image"] for brain in inputs.float()]
+        small = F.interpolate(torch.stack(brains), self.lowres_shape, mode="trilinear")
+        regions = self.whole(small, network).float().sigmoid()
+        return F.interpolate(regions, inputs.shape[2:], mode="trilinear")
+
+    def _second(self, device: torch.device) -> nn.Module:
+        assert self.lowres is not None
+        assert self.lowres_network is not None
+        if not self._loaded:
+            self._require_same_preparation(self.lowres)
+            saved = read_checkpoint(self.lowres)
+            load_network(self.lowres_network, saved.get("model", saved), self.lowres)
+            self._loaded = True
+        return self.lowres_network.to(device).eval()
+
+    def _require_same_preparation(self, lowres: str) -> None:
+        """Refuse a network that was trained on brains prepared in another way, where its settings say so."""
+        percentiles = [float(p) for p in self.normalise.percentiles]
+        now = {"fit": "resize", "uniform_shape": self.lowres_shape, "normalise": "minmax", "percentiles": percentiles}
+        recorded = trained_settings(lowres)
+        differing = [name for name, value in now.items() if name in recorded and recorded[name] != value]
+        if differing:
+            fix = "give one that was trained with these, or --inferer::lowres_shape and --inferer::lowres_percentiles"
+            what = "a second network trained"
+            raise BundleError(other_settings(lowres, what, differing, recorded, now, fix))
+
+
+def lowres_beside(checkpoint: str | os.PathLike, settings: Mapping[str, Any]) -> str | None:
+    """The second network's file, which lies beside a checkpoint whose `settings.json` names it; None for none.
+
+    Args:
+        checkpoint: `model.pt` of the first network.
+        settings: recorded with it; `lowres` is the name of a file.
+
+    Raises:
+        BundleError: if it is not there, or the name is that of a file elsewhere.
+    """
+    name = settings.get("lowres")
+    if name is None:
+        return None
+    file = Path(checkpoint).parent / str(name)
+    expected = f"the network at low resolution that settings.json names as lowres: {name}"
+    if file.name != str(name):
+        raise BundleError(Finding(str(file), "a file of another folder", "one beside the checkpoint", "copy it there"))
+    if not file.is_file():
+        fix = "copy it, too, or go without: --lowres '$None', with the quotes (lower Dice on unusual tumours)"
+        raise BundleError(Finding(str(file), "no such file", expected, fix))
+    return str(file)

@@ -1,0 +1,194 @@
+"""A second network at low resolution beside that of the windows: the mean by hand, and what must not change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from monai.data import MetaTensor
+from monai.networks.nets import UNet
+from torch import nn
+from torch._subclasses import FakeTensorMode
+
+from bundlekit.brats.lowres import LowresEnsembleInferer, lowres_beside
+from bundlekit.brats.normalising import NormaliseBraind
+from bundlekit.brats.regions import class_logits, nested_labels, region_labels, region_probabilities
+from bundlekit.errors import BundleError
+from bundlekit.inference.windows import ForegroundInferer, argmax_labels
+
+torch.set_num_threads(1)
+SMALL = (4, 4, 4)
+
+
+class Constant(nn.Module):
+    """A network whose logits are its weights, whatever it sees; it keeps what it saw last."""
+
+    def __init__(self, logits: list[float]) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor(logits))
+        self.seen = torch.empty(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = x
+        return self.logits.view(1, -1, 1, 1, 1).expand(len(x), -1, *x.shape[2:]).clone()
+
+
+def brain() -> torch.Tensor:
+    return torch.rand(1, 4, 10, 12, 9, generator=torch.Generator().manual_seed(0)) + 0.5
+
+
+def saved(folder: Path, network: nn.Module) -> str:
+    torch.save(network.state_dict(), folder / "lowres.pt")
+    return str(folder / "lowres.pt")
+
+
+def test_the_mean_of_the_regions_of_both(tmp_path: Path) -> None:
+    first, second = torch.tensor([0.5, 0.1, 0.1, 0.3]), torch.tensor([0.9, 0.8, 0.2])  # classes; WT, TC, ET
+    lowres = saved(tmp_path, Constant(second.logit().tolist()))
+    inferer = LowresEnsembleInferer(
+        (8, 8, 8), lowres=lowres, lowres_network=Constant([0.0] * 3), lowres_shape=(4, 4, 4)
+    )
+    logits = inferer(brain(), Constant(first.log().tolist()))
+    assert logits.shape == (1, 4, 10, 12, 9)
+    regions = region_probabilities(logits)[0, :, 5, 5, 5]
+    torch.testing.assert_close(regions, torch.tensor([(0.5 + 0.9) / 2, (0.4 + 0.8) / 2, (0.3 + 0.2) / 2]))
+    torch.testing.assert_close(logits[0, :, 5, 5, 5].exp(), torch.tensor([0.3, 0.35, 0.1, 0.25]))
+    assert region_labels(logits[0]).unique().tolist() == [1], "WT and TC, not ET"
+
+
+def test_the_second_sees_the_whole_crop_resized_and_between_0_and_1(tmp_path: Path) -> None:
+    second = Constant([0.0] * 3)
+    lowres = saved(tmp_path, second)
+    inferer = LowresEnsembleInferer((8, 8, 8), lowres=lowres, lowres_network=second, lowres_shape=(4, 4, 8))
+    image = brain()
+    image[:, :, :3] = 0
+    inferer((image - image.mean()).where(image != 0, 0.0) * 7, Constant([0.0] * 4))
+    expected = NormaliseBraind("minmax", (0.5, 99.5))({"image": image[0]})["image"][None]
+    torch.testing.assert_close(second.seen, torch.nn.functional.interpolate(expected, (4, 4, 8), mode="trilinear"))
+    assert second.seen.shape == (1, 4, 4, 4, 8)
+    assert float(second.seen.max()) <= 1, "as in its training, whatever normalisation the first network takes"
+
+
+def test_without_a_second_network_nothing_changes() -> None:
+    network = UNet(3, 4, 4, [4, 8], [2]).eval()
+    image = MetaTensor(brain())
+    with torch.no_grad():
+        got = LowresEnsembleInferer((8, 8, 8), overlap=0.5)(image, network)
+        assert torch.equal(got, ForegroundInferer((8, 8, 8), overlap=0.5)(image, network))
+    with pytest.raises(ValueError, match="lowres needs lowres_network"):
+        LowresEnsembleInferer((8, 8, 8), lowres="file")
+
+
+def test_flips_are_those_of_both(tmp_path: Path) -> None:
+    second = UNet(3, 4, 3, [4, 8], [2]).eval()
+    arguments = {"lowres": saved(tmp_path, second), "lowres_network": second, "lowres_shape": (8, 8, 8)}
+    network, image = UNet(3, 4, 4, [4, 8], [2]).eval(), brain()
+    with torch.no_grad():
+        plain = LowresEnsembleInferer((16, 16, 16), flips=True, **arguments)(image, network)
+        flipped = LowresEnsembleInferer((16, 16, 16), flips=True, **arguments)(image.flip(3), network).flip(3)
+    torch.testing.assert_close(plain, flipped, atol=1e-4, rtol=1e-4)
+
+
+def test_what_computes_and_where_is_that_of_both(tmp_path: Path) -> None:
+    second = Constant([0.0] * 3)
+    arguments = {"lowres": saved(tmp_path, second), "lowres_network": second, "lowres_shape": SMALL}
+    inferer = LowresEnsembleInferer((8, 8, 8), runtime="torch", precision="f32", flips=True, **arguments)
+    assert inferer.whole.runtime is not None
+    assert (inferer.whole.runtime.runtime, inferer.whole.runtime.precision) == ("torch", "f32")
+    assert inferer.whole.flips
+    asked: list[tuple] = []
+    for part in (inferer, inferer.whole):
+        part.runtime.prepare = lambda *given: asked.append(given)  # type: ignore[method-assign, union-attr]
+    first = Constant([0.0] * 4)
+    inferer.prepare(first, 4)
+    assert [(network, tuple(window.shape), several) for network, window, several in asked] == [
+        (first, (1, 4, 8, 8, 8), True),
+        (second, (1, 4, *SMALL), False),
+    ]
+
+
+def test_a_brain_on_another_device_is_normalised_there() -> None:
+    """PyTorch's fake tensors know their device, and refuse two at once, without there being a GPU."""
+    with FakeTensorMode():
+        image = torch.empty(4, 4, 4, 4, device="cuda")
+        offset, scale = torch.zeros(4), torch.ones(4)
+        assert NormaliseBraind("minmax").apply(image, offset, scale).device.type == "cuda"
+
+
+def test_a_network_for_brains_prepared_in_another_way_is_refused(tmp_path: Path) -> None:
+    second = Constant([0.0] * 3)
+    lowres = saved(tmp_path, second)
+    own = {"uniform_shape": list(SMALL), "normalise": "minmax", "percentiles": [0.5, 99.5], "fit": "resize"}
+    for name, value in {
+        "percentiles": [0, 100],
+        "normalise": "zscore",
+        "uniform_shape": [8, 8, 8],
+        "fit": "native",
+    }.items():
+        (tmp_path / "settings.json").write_text(json.dumps({**own, name: value}))
+        inferer = LowresEnsembleInferer((8, 8, 8), lowres=lowres, lowres_network=second, lowres_shape=SMALL)
+        with pytest.raises(BundleError, match=f"a second network trained with {name} "):
+            inferer(brain(), Constant([0.0] * 4))
+    (tmp_path / "settings.json").write_text(json.dumps(own))
+    LowresEnsembleInferer((8, 8, 8), lowres=lowres, lowres_network=second, lowres_shape=SMALL)(
+        brain(), Constant([0.0] * 4)
+    )
+
+
+def test_both_runtimes_give_the_same(tmp_path: Path) -> None:
+    second = UNet(3, 4, 3, [4, 8], [2]).eval()
+    arguments = {"lowres": saved(tmp_path, second), "lowres_network": second, "lowres_shape": (8, 8, 8)}
+    network, image = UNet(3, 4, 4, [4, 8], [2]).eval(), brain()
+    with torch.no_grad():
+        found = [
+            LowresEnsembleInferer((16, 16, 16), runtime=runtime, precision="f32", **arguments)(image, network)
+            for runtime in ("torch", "openvino")
+        ]
+    torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    lowres = saved(tmp_path, Constant([0.0] * 4))
+    inferer = LowresEnsembleInferer(
+        (8, 8, 8), lowres=lowres, lowres_network=Constant([0.0] * 3), lowres_shape=(4, 4, 4)
+    )
+    with pytest.raises(BundleError, match=r"lowres\.pt"):
+        inferer(brain(), Constant([0.0] * 4))
+
+
+def test_the_file_is_looked_for_beside_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "model.pt"
+    assert lowres_beside(checkpoint, {}) is None
+    with pytest.raises(BundleError, match=r"(?s)lowres.pt\n.*no such file.*copy it, too.*--lowres '\$None'"):
+        lowres_beside(checkpoint, {"lowres": "lowres.pt"})
+    (tmp_path / "lowres.pt").touch()
+    assert lowres_beside(checkpoint, {"lowres": "lowres.pt"}) == str(tmp_path / "lowres.pt")
+    for elsewhere in ("../lowres.pt", "/lowres.pt", "a/lowres.pt"):
+        with pytest.raises(BundleError, match="one beside the checkpoint"):
+            lowres_beside(checkpoint, {"lowres": elsewhere})
+
+
+def test_class_logits_undo_region_probabilities() -> None:
+    logits = torch.randn(2, 4, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    regions = region_probabilities(logits)
+    torch.testing.assert_close(class_logits(regions).softmax(1), logits.softmax(1), atol=1e-6, rtol=1e-4)
+    apart = torch.tensor([0.2, 0.6, 0.4]).reshape(1, 3, 1, 1, 1)  # TC and ET where there is no WT
+    torch.testing.assert_close(region_probabilities(class_logits(apart)).flatten(), torch.full((3,), 0.2))
+    never = region_probabilities(class_logits(torch.zeros(1, 3, 1, 1, 1)))
+    assert float(never.max()) < 1e-6
+    assert class_logits(torch.ones(1, 3, 1, 1, 1)).isfinite().all()
+
+
+def test_labels_by_regions_and_by_the_most_probable_class() -> None:
+    split = torch.tensor([0.4, 0.3, 0.3, 0.0]).clamp_min(1e-6).log().reshape(4, 1, 1, 1)
+    assert argmax_labels(split).item() == 0
+    assert region_labels(split).item() == 2, "tumour is more likely than none, its core is not"
+    sure = torch.tensor([[0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7], [0.9, 0.1, 0.0, 0.0]]).clamp_min(1e-6).log()
+    labels = [region_labels(one.reshape(4, 1, 1, 1)).item() for one in sure]
+    assert labels == [1, 3, 0]
+    flat = torch.randn(4, 100)
+    assert torch.equal(region_labels(flat), nested_labels(region_probabilities(flat[None])[0])), (
+        "of voxels in a row, too"
+    )
