@@ -146,6 +146,12 @@ def test_a_second_network_comes_along_and_is_kept(tmp_path: Path, weights: Path)
     with pytest.raises(ValueError, match=r"lowres\.pt is not there, which its settings\.json names"):
         make_app(app, [NAME], {NAME: str(weights)})
     shutil.rmtree(models / "earlier")
+    (weights / "lowres.pt").write_bytes(b"newer")
+    settings = (models / "settings.json").read_bytes()
+    (models / "settings.json").write_text("{broken")
+    make_app(app, [NAME], {NAME: str(weights)}, fresh=True)
+    assert (models / "settings.json").read_bytes() == settings
+    shutil.rmtree(models / "earlier")
     other = tmp_path / "other"
     other.mkdir()
     (other / "model.pt").write_bytes(b"others")

@@ -6,9 +6,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from bundlekit.cases.datalist import TRAINED_ON, trained_cases, write_trained_cases
+from bundlekit.errors import BundleError
 from bundlekit.files import write_whole
 from bundlekit.weights.aside import EARLIER, keep_aside
 from bundlekit.weights.settings import SETTINGS, companions
@@ -134,7 +136,9 @@ def _write_trained(source: Path, models: Path) -> None:
 
 def _digest(model: Path) -> str:
     """SHA-256 of weights, of the settings beside them, and of the weights that these name."""
-    files = (model, model.with_name("settings.json"), *_seconds(model))
+    files = [model, model.with_name("settings.json")]
+    with suppress(BundleError):  # settings that cannot be read give way to others
+        files += _seconds(model)
     parts = [hashlib.sha256(file.read_bytes()).digest() if file.is_file() else b"" for file in files]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 

@@ -114,6 +114,13 @@ def test_a_mask_of_regions_is_restored_by_its_regions(prepared: Path, tmp_path: 
     on_flair = np.asarray(nib.load(tmp_path / "out" / "x_seg_on_flair.nii.gz").dataobj)
     np.testing.assert_array_equal(on_flair[3:7, 4:8], np.broadcast_to([2, 4, 4, 2], (4, 4, 4)))
     assert np.count_nonzero(on_flair) == 4 * 4 * 4, "nothing beside it becomes tumour"
+    assert 1 not in on_flair, "the mask has no NCR"
+
+    labels[0:2, 0:3, :] = 7  # which somebody drew
+    labels[4, 5, 4] = 3  # by the numbers of another year
+    restore_case(prepared, save(mask, labels, AFFINE), tmp_path / "drawn", probabilities)
+    back = np.asarray(nib.load(tmp_path / "drawn" / "x_seg_on_t1.nii.gz").dataobj)
+    np.testing.assert_array_equal(back, labels)
 
 
 def test_an_empty_mask_comes_back_empty(prepared: Path, tmp_path: Path) -> None:

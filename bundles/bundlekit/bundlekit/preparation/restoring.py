@@ -39,7 +39,8 @@ def restore_case(
 
     A voxel of a scan takes the label that fills most of it: the labels, or the probabilities of their classes, are
     interpolated linearly at places inside of the voxel (one for each mm of its edges) and averaged. A mask that was
-    made of the probabilities region by region, each above a half, is made so on the scans, too. Label values and
+    made of the probabilities region by region, each above a half, is made so on the scans, too, as far as the mask
+    tells the two ways apart. Label values and
     the scan's header (sform, qform, units) are kept. Where the mask is not what the probabilities alone would give,
     because it was cleaned, the mask counts. A mask that is there already is replaced only if it still is as this
     function wrote it.
@@ -169,12 +170,13 @@ def _class_probabilities(file: Path, grid: Grid, labels: np.ndarray) -> _Shares:
         raise BundleError(Finding(str(file), found, expected, "give the file that --save_probabilities True writes"))
     _refuse_other_grid(file, array.shape, grid)
     whole, core, enhancing = np.moveaxis(array.astype(np.float32), -1, 0)
-    enhancing_value = 3 if (labels == 3).any() else 4
+    enhancing_value = 3 if (labels == 3).any() and not (labels == 4).any() else 4
     shares = {0: 1 - whole, 1: core - enhancing, 2: whole - core, enhancing_value: enhancing}
     order = list(shares)
     largest = np.asarray(order, np.uint8)[np.argmax([shares[value] for value in order], axis=0)] != labels
     regions = _by_regions(whole, core, enhancing, order[1:]) != labels
-    by_regions = bool(np.count_nonzero(regions) < np.count_nonzero(largest))
+    others = not np.isin(labels, order).all()  # which somebody drew
+    by_regions = not others and bool(np.count_nonzero(regions) < np.count_nonzero(largest))
     cleaned = regions if by_regions else largest
     for value, share in shares.items():
         share[cleaned] = labels[cleaned] == value
@@ -225,7 +227,12 @@ def _restored(
         enhancing = filled(et, shares.of[et])
         core = enhancing + filled(necrosis, shares.of[necrosis])
         whole = core + filled(oedema, shares.of[oedema])
-        return _by_regions(whole, core, enhancing, (necrosis, oedema, et))
+        back = _by_regions(whole, core, enhancing, (necrosis, oedema, et))
+        # what the mask has nowhere, as after its cleaning, becomes what lies around it, or else within
+        for gone, instead in {et: (necrosis, oedema), necrosis: (oedema, et), oedema: (necrosis, et)}.items():
+            if gone not in values:
+                back[back == gone] = next((value for value in instead if value in values), 0)
+        return back
     best = np.zeros(scan.shape, np.float32)
     out = np.zeros(scan.shape, np.uint8)
     for value, share in _by_label(labels, values, shares):
