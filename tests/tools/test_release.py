@@ -115,7 +115,7 @@ def test_the_sbom_is_valid_and_names_what_the_zip_needs(released: Path) -> None:
     pypi = {f"pkg:pypi/{line.replace('==', '@')}" for line in requirements_of(NAME)}
     assert pypi == {reference for reference in parts if reference.startswith("pkg:pypi/")}
     others = {reference.rpartition("@")[0] for reference in parts.keys() - pypi}
-    assert others == {"bundlekit", f"{NAME} weights", "pkg:npm/%40niivue/niivue"}
+    assert others == {"bundlekit", f"{NAME} weights", f"{NAME} lowres weights", "pkg:npm/%40niivue/niivue"}
     whole = content["metadata"]["component"]
     (zipped,) = released.glob("*.zip")
     assert whole["hashes"][0]["content"] == hashlib.sha256(zipped.read_bytes()).hexdigest()

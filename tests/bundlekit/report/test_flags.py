@@ -7,12 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from bundlekit.errors import BundleError
 from bundlekit.report.flags import CHECKS, Result, flags_of, require_limits
 from bundlekit.report.volumes import volumes_of
-from tests.conftest import ROOT
+from tools.bundles import names, parse
 
 
 def result(classes: np.ndarray, brain_ml: float | None = None, removed_ml: float = 0.0) -> Result:
@@ -105,9 +104,9 @@ def test_what_is_no_check_or_no_limit_is_refused(checks: dict[str, Any], told: s
 def test_every_check_can_be_switched_off_and_every_bundle_has_limits_that_pass() -> None:
     for off in (None, False):
         require_limits(dict.fromkeys(CHECKS, off), [])
-    for config in ROOT.glob("bundles/*/configs/inference.yaml"):
-        names = {"WT", "TC", "ET", "brain", "CSF", "GM", "WM"}
-        require_limits(yaml.safe_load(config.read_text())["checks"], names)
+    for bundle in names():
+        parts = {"WT", "TC", "ET", "brain", "CSF", "GM", "WM"}
+        require_limits(parse(bundle, "inference.yaml").get_parsed_content("checks"), parts)
 
 
 def test_a_file_that_does_not_tell_its_grid() -> None:
