@@ -12,10 +12,11 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from bundlekit.brats.naming import RESTORED
-from bundlekit.brats.regions import REGIONS
+from bundlekit.brats.regions import REGIONS, nested_labels
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import sha256_of, write_result
 from bundlekit.images.nifti import read_affine, read_array, read_volume
@@ -40,10 +41,9 @@ def restore_case(
     A voxel of a scan takes the label that fills most of it: the labels, or the probabilities of their classes, are
     interpolated linearly at places inside of the voxel (one for each mm of its edges) and averaged. A mask that was
     made of the probabilities region by region, each above a half, is made so on the scans, too, as far as the mask
-    tells the two ways apart. Label values and
-    the scan's header (sform, qform, units) are kept. Where the mask is not what the probabilities alone would give,
-    because it was cleaned, the mask counts. A mask that is there already is replaced only if it still is as this
-    function wrote it.
+    tells the two ways apart. Label values and the scan's header (sform, qform, units) are kept. Where the mask is not
+    what the probabilities alone would give, because it was cleaned, the mask counts. A mask that is there already is
+    replaced only if it still is as this function wrote it.
 
     Args:
         prepared: folder with `prepared.json`.
@@ -150,9 +150,8 @@ class _Shares:
 
 def _by_regions(whole: np.ndarray, core: np.ndarray, enhancing: np.ndarray, labels: Sequence[int]) -> np.ndarray:
     """`labels` (NCR, ED, ET) by the probabilities of WT, TC and ET, from the outside in, uint8."""
-    necrosis, oedema, et = (np.uint8(value) for value in labels)
-    inside = np.where(core > 0.5, np.where(enhancing > 0.5, et, necrosis), oedema)
-    return np.where(whole > 0.5, inside, np.uint8(0))
+    indices = nested_labels(torch.from_numpy(np.stack([whole, core, enhancing])))[0].numpy()
+    return np.asarray([0, *labels], np.uint8)[indices]
 
 
 def _class_probabilities(file: Path, grid: Grid, labels: np.ndarray) -> _Shares:
