@@ -28,7 +28,7 @@ def shipped_files(models: str | Path) -> list[Path]:
     Raises:
         BundleError: if the record cannot be read.
     """
-    return [Path(models, name) for name in shipped_hashes(models)]
+    return [Path(models, Path(name).name) for name in shipped_hashes(models)]
 
 
 def shipped_hashes(models: str | Path) -> dict[str, str]:
