@@ -31,6 +31,8 @@ _NETWORKS = {  # file of a fold, and whose choice its epoch is
     "best": ("model.pt", "the epoch with the best score on the fold that it is scored on: optimistic"),
 }
 _STEERED = "; the loss on that fold has steered the learning rate and the end of the training"
+# `shard` is for inference, which evaluation refuses; the others tell which cases are scored, by which weights
+_NOT_OF_A_FOLD = {"shard", "subset", "datalist", "trained", "weights"}
 _GIVEN = {"checkpoint", "dataset_dir", "fold", "num_folds", "fold_seed", "cv_dir", "ckpt_dir", "output_dir"}
 
 
@@ -94,7 +96,7 @@ def cv(
 
     def one(fold: int) -> str:
         place = root / f"fold_{fold}"
-        if all((place / name).is_file() for name in ("scores.csv", "model.pt")):
+        if all((place / name).is_file() for name in ("scores.csv", "summary.json", "model.pt")):
             return f"fold {fold}: finished before"
         gpu = free.get()
         environment = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})}
@@ -142,8 +144,7 @@ def _settings_of(folder: Path, overlays: Sequence[str], options: dict[str, Any])
     inference = _ids(folder / "inference.yaml")
     known = {name for file in ("train.yaml", *overlays) for name in _ids(folder / file)}
     recorded = set(_ids(folder / "train.yaml")["settings"]) & known
-    # `shard` is for inference: evaluation refuses it, after hours of training
-    scoring = (set(inference) | set(_ids(folder / "evaluate.yaml"))) - recorded - {"shard"}
+    scoring = (set(inference) | set(_ids(folder / "evaluate.yaml"))) - recorded - _NOT_OF_A_FOLD
     given = {name: name.split("::")[0] for name in options}
     fixed = sorted(_GIVEN & set(given.values()))
     if fixed:

@@ -85,6 +85,13 @@ def test_a_plain_folder_is_asked_for_its_numbering(tmp_path: Path) -> None:
     assert [case["case"] for case in find_cases(tmp_path, labelled=False)] == ["a", "b"]
 
 
+def test_files_that_are_left_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, ["pat1/ct.nii.gz", "pat2/abdomen.nii.gz"], [])
+    assert [case["case"] for case in find_cases(tmp_path, labelled=False)] == ["pat1"]
+    assert "1 file(s) are named otherwise" in caplog.text
+    assert "pat2/abdomen.nii.gz" in caplog.text
+
+
 def test_any_file_is_segmented(tmp_path: Path) -> None:
     make(tmp_path, ["one.nii.gz", "deep/two.nii", "one_seg.nii.gz"], [])
     assert [case["case"] for case in find_cases(tmp_path, labelled=False)] == ["one", "two"]

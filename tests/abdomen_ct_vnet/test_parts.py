@@ -168,6 +168,9 @@ def test_classes_are_drawn_alike_however_small() -> None:
     assert patch["image"].dtype == torch.float32
     assert "label_cls_indices" not in patch
     without = OrganVoxelsd(3)({"image": image, "label": label * 0, "case": "x"})
+    few = {**listed, "label_cls_indices": [*listed["label_cls_indices"][:2], torch.zeros(0, dtype=torch.int32)]}
+    drawn = [int(np.asarray(crop(few)["label"])[0, 2, 2, 2]) for _ in range(300)]
+    assert np.mean(np.asarray(drawn) == 1) == pytest.approx(0.8, abs=0.1), "it has the others' share"
     assert OrganCentredCropd([4, 4, 4], 3, 1.0)(without)["label"].max() == 0, "no organ: anywhere in the body"
     with pytest.raises(ValueError, match="organ_probability"):
         OrganCentredCropd([4, 4, 4], 3, 1.2)

@@ -59,6 +59,15 @@ def test_the_smallest_lesion_is_chosen_and_recorded(run: Run, metastases: Path, 
     assert after.pop("minimum_lesion_ml") == found["minimum_lesion_ml"]
     validation = json.loads((model / "datalist.json").read_text())["validation"]
     assert after == {"minimum_lesion_cases": [entry["case"] for entry in validation]}
+    for fold in range(2):  # of an ensemble, all are told
+        shutil.copytree(trained(NAME), tmp_path / "cv" / f"fold_{fold}")
+    many = ("inference.yaml", "evaluate.yaml", "inference_ensemble.yaml", "choose_minimum_lesion.yaml")
+    several = ["--cv_dir", tmp_path / "cv", "--num_folds", "2", *where[2:4], "--output_dir", tmp_path / "more"]
+    run(*bundle_run("evaluating", *many, bundle=NAME), *several, "--candidates_ml", "[0.1]", "--runtime", "torch")
+    there = {"cv_dir": str(tmp_path / "cv"), "num_folds": 2}
+    assert built(NAME, "minimum_lesion_ml", *many[:3], **there) == 0.1
+    assert built(NAME, "minimum_lesion_cases", *many[:3], **there) == after["minimum_lesion_cases"]
+    assert built(NAME, "minimum_lesion_cases", *many[:3], **there, minimum_lesion_ml=7.0) == []
     where = {"checkpoint": str(model / "model.pt")}
     files = ("inference.yaml", "evaluate.yaml")
     assert built(NAME, "minimum_lesion_cases", *files, **where) == after["minimum_lesion_cases"]

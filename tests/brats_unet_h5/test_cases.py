@@ -155,6 +155,7 @@ def test_short_datalist_and_bad_ones(tmp_path: Path) -> None:
         ("[", "cannot be read as JSON"),
         ("{}", "no case"),
         ('{"training": [{"image": 3}]}', "image: 3"),
+        ('{"training": [{"image": ["a.h5", "b.h5"]}]}', "all slices of a volume"),
     ):
         (tmp_path / "list.json").write_text(text)
         with pytest.raises(BundleError, match=message):

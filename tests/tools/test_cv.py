@@ -138,6 +138,8 @@ def test_failure_of_several_at_a_time_tells_the_cause(cohort: Path, tmp_path: Pa
         ({"which": "first"}, "which is 'first'; expected last or best"),
         ({"checkpoint": "x.pt"}, "cross-validation sets this itself"),
         ({"shard": "1/2"}, "no setting --shard"),
+        ({"subset": "all"}, "no setting --subset"),
+        ({"trained": "x.json"}, "no setting --trained"),
     ],
 )
 def test_bad_calls_are_refused(more: dict[str, Any], message: str, tmp_path: Path) -> None:

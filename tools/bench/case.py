@@ -34,6 +34,7 @@ from tqdm import tqdm
 from bundlekit.brats import find_cases
 from bundlekit.brats.regions import REGIONS
 from bundlekit.errors import BundleError
+from bundlekit.virtual.cohorts import whole_number
 from tools.bundles import find_cases_of, parse
 
 _ZOO = "Model Zoo: whole volume, PyTorch f32"
@@ -53,7 +54,7 @@ def case(
     repeats: int = 3,
     threads: int = 2,
 ) -> None:
-    """Seconds from a case's files to its written mask, peak memory and Dice, of the ways to get there with one network.
+    """Seconds from a case's files to its written mask, peak memory and Dice, of the ways to get there.
 
     Of each way there is one run a round, in a process of its own, the ways in turn; the median of the rounds is shown.
     The seconds begin when MONAI is imported and the files lie in the system's cache, and hold reading the weights,
@@ -64,7 +65,8 @@ def case(
       PyTorch, `SaveImage`;
     - nnU-Net's own predictor with the same network, without its mirroring, on the brain as it crops it, if `nnunetv2`
       is installed;
-    - the bundle's `inference.yaml` in PyTorch, in OpenVINO, and as it comes (`auto`).
+    - the bundle's `inference.yaml` in PyTorch, in OpenVINO, and as it comes (`auto`): with all that it ships, so
+      `brats_resunet` with its second network, which the ways above do without.
 
     Args:
         dataset_dir: folder of cases. Where a glioma or a metastasis has a label, masks are scored by it too.
@@ -73,8 +75,15 @@ def case(
         overlap: of neighbouring windows, 0 to below 1.
         repeats: rounds, 1 or more.
         threads: of PyTorch and OpenVINO.
+
+    Raises:
+        ValueError: if there is no such case.
     """
     brats = _takes_brats(bundle)
+    index = whole_number("index", index, 0)
+    cases = find_cases_of(bundle)(dataset_dir=dataset_dir, labelled=False)
+    if index >= len(cases):
+        raise ValueError(f"index is {index}, but {dataset_dir} holds {len(cases)} case(s), counted from 0.")
     ways = [*([_ZOO, _NNUNET] if brats else []), *_OWN]
     if _NNUNET in ways and importlib.util.find_spec("nnunetv2") is None:
         ways.remove(_NNUNET)

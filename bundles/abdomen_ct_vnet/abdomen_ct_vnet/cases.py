@@ -18,6 +18,7 @@ The layouts of data sets that are known are told in `layouts`.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,8 @@ from .layouts import IMAGES, LABEL_EXPECTED, LAYOUTS, VOLUME, LayoutFile, file_o
 from .numberings import check_organs, label_values, numbering_of, output_numbering_of
 from .organs import UPSTREAM_ORGANS, Classes, organ_classes, segmentation_file
 from .shear import check_shear
+
+_log = logging.getLogger(__name__)
 
 
 def find_cases(
@@ -144,6 +147,11 @@ def _from_folder(root: Path, labelled: bool, classes: Classes) -> tuple[list[Cas
     files = [file for path in paths if (file := file_of(path))]
     if not labelled and not any(not file.is_label for file in files):
         return [_case(stem_of(path), path) for path in paths if not file_of(path)], []
+    others = [path for path in paths if not file_of(path)]
+    if not labelled and others:
+        named = ", ".join(str(path.relative_to(root)) for path in others[:3])
+        text = "%d file(s) are named otherwise than the cases here and left out: %s%s; --dataset_dir takes one, too"
+        _log.warning(text, len(others), named, ", ..." if len(others) > 3 else "")
     return _pair(files, labelled, classes)
 
 

@@ -53,7 +53,6 @@ class OrganCentredCropd(RandCropByLabelClassesd):
         if not 0 <= organ_probability <= 1:
             raise ValueError(f"organ_probability must be from 0 to 1, got {organ_probability}.")
         organ = organ_probability / (n_classes - 1)
-        # MONAI takes absent classes out of the ratios: a case without organs is left with the background's
         super().__init__(
             ["image", "label"],
             label_key="label",
@@ -71,6 +70,10 @@ class OrganCentredCropd(RandCropByLabelClassesd):
         self, data: Mapping[Hashable, Any], lazy: bool | None = None
     ) -> dict[Hashable, Any]:
         """Replace image and label of `data` by one patch of them, in single precision; drop the lists."""
+        # MONAI takes absent classes out of the ratios, which would leave their share to the background
+        organs = data["label_cls_indices"][1:]
+        each = self.organ_probability / max(sum(len(voxels) > 0 for voxels in organs), 1)
+        self.cropper.ratios = [max(1 - self.organ_probability, 1e-6), *[each] * len(organs)]
         (patch,) = super().__call__(data, lazy)
         patch["image"] = patch["image"].float()  # of a memory-mapped half-precision volume: only the patch is read
         return patch

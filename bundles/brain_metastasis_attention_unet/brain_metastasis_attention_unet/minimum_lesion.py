@@ -37,7 +37,7 @@ class ChooseMinimumLesion(ScoreHandler):
 
     Args:
         candidates_ml: volumes in ml, 0 or more.
-        checkpoint: that is evaluated.
+        checkpoint: that is evaluated; of an ensemble all.
         output_dir: folder, made if missing.
 
     Raises:
@@ -48,14 +48,14 @@ class ChooseMinimumLesion(ScoreHandler):
     def __init__(
         self,
         candidates_ml: Sequence[float],
-        checkpoint: str | os.PathLike[str],
+        checkpoint: str | os.PathLike[str] | Sequence[str],
         output_dir: str | os.PathLike[str],
     ) -> None:
         super().__init__(output_dir, {})
         if not candidates_ml or min(candidates_ml) < 0:
             raise ValueError(f"candidates_ml must be volumes of 0 ml or more, got {candidates_ml}.")
         self.candidates_ml = sorted({float(volume) for volume in candidates_ml})
-        self.checkpoint = checkpoint
+        self.checkpoints = [checkpoint] if isinstance(checkpoint, (str, os.PathLike)) else list(checkpoint)
 
     def score(self, item: Mapping[str, Any], pred: np.ndarray) -> dict[str, float]:
         """Lesion-wise Dice of one case for every candidate."""
@@ -82,8 +82,9 @@ class ChooseMinimumLesion(ScoreHandler):
             }
             text = json.dumps(found, indent=2) + "\n"
             write_result(self.output_dir / "minimum_lesion.json", partial(_write, text), "output_dir")
-            record_setting(self.checkpoint, "minimum_lesion_ml", chosen)
-            record_setting(self.checkpoint, CHOSEN_ON, sorted(str(row["case"]) for row in rows))
+            for checkpoint in self.checkpoints:
+                record_setting(checkpoint, "minimum_lesion_ml", chosen)
+                record_setting(checkpoint, CHOSEN_ON, sorted(str(row["case"]) for row in rows))
             table = "\n".join(f"{volume:>8g} ml  {score:.4f}" for volume, score in mean.items())
             if min(mean.values()) == max(mean.values()):
                 _log.warning("all candidates score alike: these %d cases are nothing to choose by", len(rows))

@@ -261,7 +261,8 @@ def _from_datalist(
             continue
         images = entry.get("image")
         images = images if isinstance(images, list) else [images]
-        if not images or not all(isinstance(image, str) and image for image in images):
+        named_all = all(isinstance(image, str) and image for image in images)
+        if not images or not named_all or (len(images) > 1 and not all(SLICE.match(Path(i).name) for i in images)):
             found = f"image: {entry.get('image')!r}"
             findings.append(Finding(where, found, "an HDF5 file, or all slices of a volume", "mend the entry"))
             continue

@@ -164,6 +164,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("overlap", "dropout"), Number(0, 1, below=True)),
     **dict.fromkeys(("plateau_factor", "threshold"), Number(0, 1, above=True, below=True)),
     "rotation_degrees": Number(0, 180),
+    "candidates_ml": Numbers(Number(0), example="[0,0.01,0.02]"),
     **dict.fromkeys(
         ("minimum_core_ml", "minimum_enhancing_ml", "minimum_component_ml", "minimum_lesion_ml"), Number(0)
     ),

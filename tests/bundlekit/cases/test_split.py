@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from bundlekit.cases.split import fold_cases
+from bundlekit.cases.split import fold_cases, select_cases, split_cases
 from bundlekit.errors import BundleError
 
 
@@ -44,3 +47,21 @@ def test_folds_follow_from_patients_and_seed_alone() -> None:
 def test_impossible_folds(n: int, fold: int, num_folds: int, message: str) -> None:
     with pytest.raises(BundleError, match=message):
         fold_cases(scans(n), fold, num_folds)
+
+
+def test_parts_are_in_the_order_of_the_cases_whatever_the_patients() -> None:
+    """A resumed run takes its parts from datalist.json and has the cases sorted: it has to draw the same ones."""
+    patients = {"P1": "a", "P10": "b", "P1_ses-2": "a", "P2": "c", "P3": "d"}
+    cases = [{"case": name, "patient": patient, "image": [], "subset": ""} for name, patient in patients.items()]
+    split = split_cases(cases, train_fraction=0.7)
+    assert [case["case"] for case in split["training"]] == ["P1", "P10", "P1_ses-2", "P2"]
+    marked = [{**case, "subset": "validation" if case["case"] == "P3" else "training"} for case in cases]
+    assert split_cases(marked) == {
+        part: [{**case, "subset": part} for case in side] for part, side in split.items()
+    }  # as resumed
+
+
+def test_a_data_set_that_trained_nothing_has_no_training_part(tmp_path: Path) -> None:
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": [{"case": "other", "patient": "other"}]}))
+    with pytest.raises(BundleError, match=r"none of the 4 case\(s\) trained the network"):
+        select_cases(scans(4), "training", trained=str(tmp_path / "datalist.json"))

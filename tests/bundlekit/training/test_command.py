@@ -52,6 +52,7 @@ def test_the_command_is_kept_with_every_setting(started: Path) -> None:
 def test_it_resumes_by_itself(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = json.loads((started / "resume.json").read_text())
     arguments = ["run", "--args_file", "run/resume.json", "--num_workers", "0", "--epochs", "200", "--time_limit", "9"]
+    arguments += ["--stop_patience", "40"]
     monkeypatch.setattr(sys, "argv", ["/x/monai/bundle/__main__.py", *arguments])
     command = read_command_line()
     assert command is not None
@@ -59,7 +60,9 @@ def test_it_resumes_by_itself(started: Path, monkeypatch: pytest.MonkeyPatch) ->
     require_same_command("run")
     write_resume("run")
     after = json.loads((started / "resume.json").read_text())
-    assert after == before | {"epochs": 200, "time_limit": 9}, "for the rest it stays that of the start"
+    assert after == before | {"epochs": 200, "time_limit": 9, "stop_patience": 40}, (
+        "for the rest it stays that of the start"
+    )
 
 
 @pytest.mark.parametrize("moved", [False, True])

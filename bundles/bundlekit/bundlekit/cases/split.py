@@ -80,6 +80,10 @@ def split_cases(
         for position, scans in enumerate(patients.values()):
             last = position == len(patients) - 1 and bool(training)  # small folders: keep somebody to validate on
             (training if len(training) < max(wanted, 1) and not last else validation).extend(scans)
+        # in the order of the cases, as a resumed run, which takes the parts from datalist.json, has them
+        trains = {case["case"] for case in training}
+        training = [case for case in cases if case["case"] in trains]
+        validation = [case for case in cases if case["case"] not in trains]
     if cases and not (training and validation):
         raise BundleError(
             f"{len(cases)} case(s) give {len(training)} for training and {len(validation)} for validation; expected at "
@@ -154,6 +158,11 @@ def select_cases(
         return list(cases)
     if subset == "training" and known:
         return known
+    if subset == "training" and cases and _records(trained):
+        raise BundleError(
+            f"none of the {len(cases)} case(s) trained the network, says {_records(trained)[0]}. Leave out --subset "
+            "training, or give the data set of its training."
+        )
     part = split_cases(cases, train_cases, train_fraction, trained)[subset] if cases else []
     if len(part) < len(cases):
         _log.info("scoring %d of %d cases (subset %s); --subset all scores all", len(part), len(cases), subset)

@@ -22,13 +22,15 @@ SURROUNDINGS = {
 }  # fmt: skip
 # and what one run may go on with. Another batch_size takes another number of processes, see `ResumeRun`
 _MAY_CHANGE = SURROUNDINGS | {"pretrained", "epochs", "stop_patience", "batch_size"}
+_GOES_ON_WITH = ("pretrained", "epochs", "stop_patience", "batch_size", "time_limit")  # from then on
 
 
 def write_resume(ckpt_dir: str) -> None:
     """Write `resume.json`, which MONAI takes as `--args_file`, with the settings of this process's training.
 
-    A run that is itself resumed keeps the file that it has, with the `ckpt_dir`, the `epochs` and the `time_limit` of
-    now. Nothing is written of a training that was not started by `python -m monai.bundle run`.
+    A run that is itself resumed keeps the file that it has, with the `ckpt_dir` of now, and what a run may go on with:
+    `epochs`, `time_limit`, `stop_patience`, `batch_size`, `pretrained`. Nothing is written of a training that was not
+    started by `python -m monai.bundle run`.
 
     Args:
         ckpt_dir: folder of the checkpoints.
@@ -39,7 +41,7 @@ def write_resume(ckpt_dir: str) -> None:
     if any(Path(file).stem == "resume" for file in command.files):
         if Path(ckpt_dir, RESUME).is_file():
             before, now = _read(Path(ckpt_dir, RESUME)), command.settings()
-            now = {name: now[name] for name in ("epochs", "time_limit") if name in now}
+            now = {name: now[name] for name in _GOES_ON_WITH if name in now}
             _write(ckpt_dir, {**before, **now, "ckpt_dir": os.path.abspath(ckpt_dir)})
         return
     files = [str(Path(file).absolute()) for file in command.files]
