@@ -220,7 +220,7 @@ def test_a_nested_compose_draws_as_its_steps_would() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("bundle", ["brats_resunet", "brain_metastasis_attention_unet"])
+@pytest.mark.parametrize("bundle", ["brats_resunet", "brats_unet_h5", "brain_metastasis_attention_unet"])
 def test_low_resolution_does_not_move_the_image(bundle: str) -> None:
     steps = parse(bundle, "train.yaml", degrade_probability=1.0).get_parsed_content("train::preprocessing").flatten()
     (step,) = [step for step in steps.transforms if type(step).__name__ == "RandSimulateLowResolutiond"]
@@ -230,6 +230,26 @@ def test_low_resolution_does_not_move_the_image(bundle: str) -> None:
         moved = step.set_random_state(seed)({"image": blob.clone()})["image"][0]
         along = (moved.sum((1, 2)) * torch.arange(64.0)).sum() / moved.sum()
         assert float(along) == pytest.approx(31.5, abs=0.05)
+
+
+def test_augmentation_of_hdf5_cases_leaves_air_alone() -> None:
+    strong = {
+        "scale_range": 0.15,
+        "intensity_probability": 1.0,
+        "degrade_probability": 1.0,
+        "case": {"_target_": "Compose"},
+    }
+    steps = parse("brats_unet_h5", "train.yaml", **strong).get_parsed_content("train::preprocessing").flatten()
+    none = parse("brats_unet_h5", "train.yaml", case={"_target_": "Compose"}).get_parsed_content("train::preprocessing")
+    assert not {"RandScaleIntensityd", "RandGaussianNoised"} & {type(s).__name__ for s in none.flatten().transforms}
+    brain = torch.zeros(4, 32, 32, 32)
+    brain[:, 8:24, 8:24, 8:24] = torch.rand(4, 16, 16, 16) * 0.9 + 0.1
+    out = steps.set_random_state(3)({"image": brain, "label": (brain[:1] > 0).to(torch.uint8)})
+    inside = out["label"][0] > 0
+    assert 0.5 < float(inside.sum()) / 16**3 < 1.6  # turned and scaled, still there
+    away = torch.nn.functional.max_pool3d(inside[None].float(), 3, 1, 1)[0] == 0
+    assert not out["image"][:, away].any()
+    assert not torch.equal(out["image"], brain)
 
 
 @pytest.mark.parametrize("bundle", names())
