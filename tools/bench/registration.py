@@ -134,12 +134,13 @@ def _painted(label_map: str, modality: str, draw: np.random.Generator) -> tuple[
 
 def _means(contrast: str, draw: np.random.Generator) -> np.ndarray:
     """Signals of all structures, white matter about 1: (K,). Outside of the brain they are any, of air next to none."""
+    air = draw.uniform(0, 0.05)
     if contrast in ("T1", "T1ce"):
-        return draw_t1_means(draw)
+        return np.asarray([air, *draw_t1_means(draw)[1:]])  # which draws the air, too, since networks bear any
     ranges = CONTRAST[contrast.lower()]
     tissue = {WM: 1.0, GM: draw.uniform(*ranges["gm"]), CSF: draw.uniform(*ranges["csf"])}
     means = [tissue.get(s.tissue, 1.0) if s.brain else draw.uniform(0.1, 1.5) for s in STRUCTURES]
-    return np.asarray([draw.uniform(0, 0.05), *means[1:]]) * np.exp(draw.normal(0, 0.04, len(means)))
+    return np.asarray([air, *means[1:]]) * np.exp(draw.normal(0, 0.04, len(means)))
 
 
 def _trial(

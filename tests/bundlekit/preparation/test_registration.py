@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import nibabel as nib
 import numpy as np
 import pytest
 
-from bundlekit.preparation.registration import Volume, _has_skull, distance_mm, mutual_information, register, searched
+from bundlekit.preparation.registration import (
+    Volume,
+    _has_skull,
+    _in_thin_slices,
+    distance_mm,
+    mutual_information,
+    register,
+    searched,
+)
 from tests.bundlekit.preparation.conftest import moved
 
 
@@ -32,6 +41,24 @@ def test_a_known_move_is_found_within_a_millimetre(glioma: dict[str, np.ndarray]
     assert not found.doubts
     assert found.information > found.information_before
     assert found.overlap > 0.9
+
+
+def test_thick_slices_become_thin_where_they_are() -> None:
+    affine = nib.affines.from_matvec(np.diag([-1.0, 1.0, 5.0]), [10, 20, 30])
+    places = np.arange(12) * 5.0 + 30
+    voxels = np.broadcast_to(np.cos(places / 15), (8, 9, 12)).astype(np.float32) + 1
+    brain = np.zeros((8, 9, 12), bool)
+    brain[2:6, 3:6, 4:9] = True
+    thin = _in_thin_slices(Volume(voxels, affine, brain))
+    assert thin.voxels.shape == (8, 9, 36)
+    np.testing.assert_allclose(np.linalg.norm(thin.affine[:3, :3], axis=0), [1, 1, 5 / 3])
+    np.testing.assert_allclose(thin.voxels[..., 1::3], voxels, atol=1e-3)  # the middle part of a slice is the slice
+    there = thin.affine[2, 2] * np.arange(36) + thin.affine[2, 3]
+    np.testing.assert_allclose(thin.voxels[0, 0, 6:-6], np.cos(there / 15)[6:-6] + 1, atol=0.01)  # linearly 0.05 off
+    assert thin.brain.sum() == 3 * brain.sum()
+    assert thin.voxels.min() >= voxels.min()
+    again = _in_thin_slices(thin)
+    assert again.voxels is thin.voxels
 
 
 def test_another_head_is_doubted(glioma: dict[str, np.ndarray]) -> None:

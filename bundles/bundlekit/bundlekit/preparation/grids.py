@@ -143,9 +143,14 @@ def ras_matrix(transform: sitk.Transform) -> np.ndarray:
 
 
 def resample(
-    array: np.ndarray, affine: np.ndarray, grid: Grid, moved: np.ndarray | None = None, outside: float = 0.0
+    array: np.ndarray,
+    affine: np.ndarray,
+    grid: Grid,
+    moved: np.ndarray | None = None,
+    outside: float = 0.0,
+    spline: bool = False,
 ) -> np.ndarray:
-    """An image on another grid, interpolated linearly once: HWD float32.
+    """An image on another grid, interpolated once: HWD float32.
 
     Args:
         array: HWD.
@@ -153,6 +158,7 @@ def resample(
         grid: of the result.
         moved: 4x4, from a point of the result to that of the image, mm, RAS+; None: they are the same.
         outside: value beyond the image.
+        spline: by cubic B-splines, which may leave the range of the image; else linearly.
     """
     if (moved is None or np.array_equal(moved, np.eye(4))) and Grid(array.shape, affine).same_as(grid):  # type: ignore[arg-type]
         return np.ascontiguousarray(array, np.float32)
@@ -163,7 +169,7 @@ def resample(
     resampler.SetOutputSpacing(spacing)
     resampler.SetOutputOrigin(origin)
     resampler.SetOutputDirection(direction)
-    resampler.SetInterpolator(sitk.sitkLinear)
+    resampler.SetInterpolator(sitk.sitkBSpline3 if spline else sitk.sitkLinear)
     resampler.SetDefaultPixelValue(float(outside))
     if moved is not None:
         resampler.SetTransform(itk_transform(moved))
