@@ -217,8 +217,15 @@ def restore(
         else:
             print(f"{beside} is of another run than {path}, and left out; --probabilities takes it all the same")
     name, untouched = written_by(path)
+    if not name and probabilities is not None:  # most programs that correct masks leave out who wrote them
+        name = written_by(Path(probabilities).expanduser())[0]
     maker = {"name": name, "corrected": not untouched}  # of which version is not told by the mask
     if weights is not None:
+        if not name:
+            raise ValueError(
+                f"--weights is given, but neither {path} nor probabilities beside it tell the bundle that made the "
+                "mask; give --probabilities, too, or leave out --weights: a mask of unknown origin is called manual."
+            )
         maker["weights"] = _hash(weights)
     stacks = _seg_stacks(seg_on, read_record(prepared), sources)
     _refuse_nothing_to_store(server, stacks)
@@ -265,6 +272,7 @@ def segment(
     if of_prepare.get("dicomweb") is not None and folder is None:
         folder = str(root / "dicom")
     device = of_prepare["device"] = of_prepare.get("device") or _device()
+    _refuse_losing(root)
     prepare(folder, str(root / "prepared"), **of_prepare)
     record = read_record(root / "prepared")
     stacks = _seg_stacks(seg_on, record, None)  # what cannot be is told before anything is segmented
@@ -324,6 +332,20 @@ def _refuse_replacing(record: Mapping[str, Any], out: str | Path, stacks: Mappin
     refuse_corrected(record, out)
     for modality in stacks:
         _dicom("dicom_seg").refuse_other(_seg_path(path_on(record, modality, out)))
+
+
+def _refuse_losing(root: Path) -> None:
+    """Before another case is prepared in its place: a mask that somebody corrected belongs to the one that is there."""
+    if not (root / "prepared" / "prepared.json").is_file():
+        return
+    record = read_record(root / "prepared")
+    refuse_corrected(record, root)
+    mask = root / "segmented" / f"{record['case']}_seg.nii.gz"
+    if mask.is_file() and not written_by(mask)[1]:
+        raise ValueError(
+            f"{mask} is not as it was written, and {root / 'prepared'} holds the scans that it lies on; restore it "
+            f"(python -m tools restore --prepared {root / 'prepared'} --mask {mask} --out DIR), or give another --out."
+        )
 
 
 def _seg_stacks(asked: str | None, record: Mapping[str, Any], sources: str | None) -> dict[str, Any]:

@@ -266,7 +266,9 @@ def test_restore_writes_a_dicom_seg(dicom_study: Path, tmp_path: Path, capsys: p
     stack = _of_folder(str(dicom_study), {}, None, None, False)[1]["T1ce"]
     source, mask = tmp_path / "prepared" / "source" / "T1ce.nii.gz", tmp_path / "x_seg.nii.gz"
     labels = prepare_t1ce(stack, tmp_path / "prepared", mask)
-    restore(str(tmp_path / "prepared"), str(tmp_path / "out"), str(mask), weights=str(source))
+    with pytest.raises(ValueError, match="leave out --weights: a mask of unknown origin is called manual"):
+        restore(str(tmp_path / "prepared"), str(tmp_path / "out"), str(mask), weights=str(source))
+    restore(str(tmp_path / "prepared"), str(tmp_path / "out"), str(mask))
     seg = pydicom.dcmread(tmp_path / "out" / "x_seg_on_t1ce.dcm")
     assert seg.pixel_array.sum() == (labels > 0).sum()
     assert seg.SegmentSequence[0].SegmentAlgorithmType == "MANUAL"  # no bundle has put its name to the mask

@@ -77,6 +77,18 @@ def read_volume(path: str) -> np.ndarray:
     return array
 
 
+def tells_orientation(path: str | os.PathLike) -> bool:
+    """Whether the header says where the voxels lie; without a code, readers of NIfTI guess left and right.
+
+    Raises:
+        ValueError: as `open_nifti`.
+    """
+    header = open_nifti(path).header
+    if not isinstance(header, nib.Nifti1Header):
+        return True
+    return bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+
+
 def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:
     """`nibabel.load` for NIfTI and FreeSurfer's MGH alone: header and affine now, voxels when they are asked for.
 

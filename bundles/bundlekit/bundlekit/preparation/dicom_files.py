@@ -12,7 +12,7 @@ import pydicom
 from pydicom.config import disable_value_validation
 from pydicom.errors import InvalidDicomError
 from pydicom.tag import Tag
-from pydicom.uid import MediaStorageDirectoryStorage
+from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from bundlekit.cases.folders import walk
 from bundlekit.errors import BundleError, Finding
@@ -92,6 +92,15 @@ def read_header(file: str | os.PathLike, tags: list | None = None) -> pydicom.Da
             return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags)
         except InvalidDicomError:
             return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags, force=True)
+
+
+def read_whole(file: str | os.PathLike) -> pydicom.Dataset:
+    """A file with its voxels; one without the mark DICM is little endian and not compressed."""
+    image = pydicom.dcmread(file, force=True)
+    if "TransferSyntaxUID" not in image.file_meta:
+        implicit, _ = image.original_encoding
+        image.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    return image
 
 
 def _unreadable(file: Path, found: str) -> Finding:

@@ -17,6 +17,7 @@ from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, Segmentation
 from highdicom.sr import CodedConcept
 from pydicom.errors import InvalidDicomError
 from pydicom.sr.codedict import codes
+from pydicom.valuerep import DA, TM
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
@@ -73,7 +74,7 @@ def source_of(entry: Mapping[str, Any], modality: str, sources: str | os.PathLik
         sources: folder of the DICOM files, if they were moved.
 
     Raises:
-        BundleError: if the scan is no DICOM, or its slices are not there.
+        BundleError: if the scan is no DICOM, its slices are not there, or no DICOM-SEG can be made on them.
     """
     if "dicom" not in entry:
         found = f"the {modality} was a NIfTI file"
@@ -93,6 +94,9 @@ def source_of(entry: Mapping[str, Any], modality: str, sources: str | os.PathLik
     if found_stack.slices[0].frame is not None and len(files) > 1:
         found = f"a volume of {len(files)} multi-frame files"
         raise BundleError(Finding(str(found_stack), found, "one file, or one for each slice", "give --seg_on none"))
+    one_voxel = np.zeros((len(found_stack.slices), found_stack.rows, found_stack.columns, 3), np.uint8)
+    one_voxel[0, 0, 0] = 1, 0, 0
+    _segmentation(found_stack, one_voxel, "", Maker())  # whether the headers bear it is told before it is needed
     return found_stack
 
 
@@ -154,14 +158,25 @@ def write_seg(
     check_values(labels, mask)
     # (columns, rows, slices) -> (slices, rows, columns, segments)
     frames = np.stack([np.isin(labels, values) for values in ([1], [2], [3, 4])], axis=-1).transpose(2, 1, 0, 3)
+    seg = _segmentation(stack, frames.astype(np.uint8), case, maker)
+    with as_it_comes():
+        write_result(path, lambda file: pydicom.dcmwrite(file, seg, enforce_file_format=True), "out")
+
+
+def _segmentation(stack: Stack, frames: np.ndarray, case: str, maker: Maker) -> Segmentation:
+    """The DICOM-SEG of frames (slices, rows, columns, segments).
+
+    Raises:
+        BundleError: for headers of which none can be made.
+    """
     with as_it_comes():
         headers = {one.file: _mended(read_header(one.file)) for one in stack.slices}
-        settings: dict[str, Any] = {"pixel_array": frames.astype(np.uint8)}
+        settings: dict[str, Any] = {"pixel_array": frames}
         if stack.slices[0].frame is not None:
             settings = _on_frames(stack, headers[stack.slices[0].file], settings["pixel_array"])
         number = int("".join(c for c in stack.number.partition(":")[0] if c.isdigit()) or 0)
         try:
-            seg = Segmentation(
+            return Segmentation(
                 source_images=list(headers.values()),
                 segmentation_type=SegmentationTypeValues.BINARY,
                 segment_descriptions=[_described(*told, case, maker) for told in (_NECROSIS, _OEDEMA, _ENHANCING)],
@@ -180,10 +195,18 @@ def write_seg(
                 **settings,
             )
         except (ValueError, TypeError, AttributeError, KeyError) as error:  # highdicom wants sound headers
-            found = f"headers of which no DICOM-SEG can be made ({str(error) or type(error).__name__})"
+            told = str(error) or type(error).__name__
+            for keyword in _COPIED.split():  # of the patient nothing is told
+                for header in headers.values():
+                    if len(value := str(header.get(keyword, ""))) > 3:  # others are in any sentence
+                        told = told.replace(value, keyword)
+            found = f"headers of which no DICOM-SEG can be made ({told})"
             fix = "mend the header, or go on without it: --seg_on none"
-            raise BundleError(Finding(str(stack), found, "headers as DICOM has them", fix)) from error
-        write_result(path, lambda file: pydicom.dcmwrite(file, seg, enforce_file_format=True), "out")
+            expected = "headers as DICOM has them"
+            if "duplicates" in told:
+                found = "a multi-frame file with more than one image of a slice, on which no DICOM-SEG can be made"
+                expected, fix = "one image of each slice", "go on without it: --seg_on none"
+            raise BundleError(Finding(str(stack), found, expected, fix)) from None
 
 
 def _mended(header: pydicom.Dataset) -> pydicom.Dataset:
@@ -193,6 +216,19 @@ def _mended(header: pydicom.Dataset) -> pydicom.Dataset:
             setattr(header, keyword, "")
     if header.PatientSex not in ("M", "F", "O"):
         header.PatientSex = ""
+    for keyword, kind in {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}.items():
+        try:
+            kind(str(header[keyword].value or ""))
+        except ValueError:
+            setattr(header, keyword, "")
+    if "SpecificCharacterSet" in header:
+        told = header.SpecificCharacterSet
+        names = [str(name) for name in ([told] if isinstance(told, str) or told is None else told)]
+        if len(names) > 1:  # highdicom knows not all of them
+            header.decode()
+            header.SpecificCharacterSet = "ISO_IR 192"
+        elif names[0] in ("", "None", "ISO_IR 6"):
+            del header.SpecificCharacterSet
     return header
 
 

@@ -13,7 +13,7 @@ from bundlekit.errors import BundleError, Finding
 from bundlekit.images.intensities import air_of, without_air
 from bundlekit.images.nifti import check_voxels
 from bundlekit.preparation.dicom_decoding import register_decoder
-from bundlekit.preparation.dicom_files import as_it_comes
+from bundlekit.preparation.dicom_files import as_it_comes, read_whole
 from bundlekit.preparation.dicom_series import Slice, Stack, read_stacks
 from bundlekit.preparation.grids import Grid
 from bundlekit.preparation.scans import Scan
@@ -78,7 +78,7 @@ def read_voxels(stack: Stack) -> np.ndarray:
         try:
             with as_it_comes():
                 if one.file != file:
-                    file, header = one.file, pydicom.dcmread(one.file, force=True)
+                    file, header = one.file, read_whole(one.file)
                 stored = pixel_array(header, index=one.frame)
         except Exception as error:  # pydicom and its decoders raise a dozen types
             told = str(error).strip().splitlines() or [type(error).__name__]

@@ -18,7 +18,7 @@ from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import sha256_of
 from bundlekit.images.air import air_at_zero
-from bundlekit.images.nifti import check_voxels, is_dicom, read_affine, read_volume
+from bundlekit.images.nifti import check_voxels, is_dicom, read_affine, read_volume, tells_orientation
 from bundlekit.images.stripping import whole_head
 from bundlekit.preparation.grids import Grid
 
@@ -70,6 +70,10 @@ def read_scan(modality: str, file: str | os.PathLike) -> Scan:
     if not path.is_file():
         raise BundleError(Finding(str(path), "no such file", f"the {modality}", f"check --{modality.lower()}"))
     (findings,) = check_headers([{"image": [str(path)], "label": ""}])
+    if not findings and not tells_orientation(path):
+        found = "a header that does not tell how the head lies (sform_code and qform_code are 0)"
+        fix = "convert it again from DICOM, e.g. by dcm2niix, or set its sform, e.g. by nibabel; left and right matter"
+        findings = [Finding(str(path), found, "an sform or a qform", fix)]
     if findings:
         raise BundleError(findings)
     array = read_volume(str(path))

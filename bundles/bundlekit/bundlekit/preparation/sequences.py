@@ -16,8 +16,10 @@ _OTHER = {
     "diffusion": r"dwi|dti|\badc\b|eadc|diff|trace[w ]?\b|hardi|noddi|tensor|\bfa\b",
     "perfusion or dynamic": r"perf|\bdsc\b|\bdce\b|\basl\b|\br?cb[fv]\b|\bmtt\b|\bttp\b|\btmax\b|ktrans|\bdyn",
     "functional": r"bold|f-?mri|resting",
-    "angiography": r"\btof\b|tof3d|angio|\bmr[av]\b|venogr",
-    "susceptibility, T2*": r"\bswi\b|swan\b|suscept|venob|h[ae]emo|t2 ?\*|t2[- ]?star|t2[- ]?ffe|\bmedic\b|\bmerge\b",
+    "angiography": r"tof(?!f)|s3di|\bpca?\b|inhance|willis|\bcow\b|angio|\bmr[av]\b|[a-z]mra\b|venogr",
+    "susceptibility, T2*": (
+        r"\bswi\b|swan\b|\bqsm\b|suscept|venob|h[ae]emo|t2 ?\*|t2[- ]?star|t2[- ]?ffe|\bmedic\b|\bmerge\b"
+    ),
     "spectroscopy": r"spectro|\bmrs\b|\bcsi\b|\bpress\b|\bsteam\b",
     "calibration or field map": r"field ?map|\bb[01][- ]?map|shim|calib|asset ?cal|sense ?ref|coil ?surv",
     "map of a relaxation time": r"t[12] ?map|molli\b|synthetic|mdme|qalas|\br[12] ?map",
@@ -34,17 +36,26 @@ _HINTS = {
     "FLAIR": r"flair|tirm|dark[- ]?fl|fluid[- ]?att",
     "T2": r"t2",
 }
-_MEDIUM = r"(c|ce|con|contrast|gd|gado|gadolinium|km|inj|injection)"
+_MEDIUM = r"(ce?|con|[ck]ontrast\w*|gd|gad\w*|km|inj\w*|medium|agent)"
 _BEFORE = re.compile(
-    rf"(\b(pre(?![- ]?op)|nati[vf]e?|without|w ?o|sans|ohne|vor)\b[- ]*({_MEDIUM}\b)?)|\b(non|no)[- ]*{_MEDIUM}\b|"
-    rf"\bpre{_MEDIUM}\b"
+    r"(\b(pre(?![- ]?op)|nati[vf]e?|before|prior( to)?|without|w ?o|sans|avant|ohne|vor|sin|antes( de)?|sem|senza|"
+    rf"prima di|uden|utan|zonder|bez)\b[- ]*({_MEDIUM}\b)?)|\b(non|no)[- ]*{_MEDIUM}\b|\bpre{_MEDIUM}\b"
+)
+# what follows "post" where it is about contrast medium; not "post fossa", "post RT", "post surgery"
+_POST = (
+    rf"\bpost[- ]*(({_MEDIUM}|t1\w*|ax(ial)?|tra(nsv\w*)?|sag(it\w*)?|cor(onal)?|obl(ique)?|[23] ?d|fs|fat ?sat|mp\w*|"
+    r"f?se|tse|f?spgr|vibe|bravo|space|cube|iso|thin|\d+ ?(mm|min)?)\b|$)"
 )
 _AFTER = re.compile(
-    rf"\+ ?{_MEDIUM}\b|\bc ?\+|\bpost({_MEDIUM})?\b(?![- ]?op)|\b(gd|km|ce|t1ce|t1c)\b|"
-    r"\bgad|kontrast|contrast|\b(after|apres|nach)\b|\binj|"
+    rf"\+ ?{_MEDIUM}\b|\bc ?\+|{_POST}|\b(gd|km|ce|t1ce|t1c)\b|"
+    r"\bgad|kontrast|contrast|\b(after|apres|nach|despues|dopo)\b|\binj|"
     "dotarem|prohance|magnevist|clariscan|multihance|omniscan|eovist|primovist|elucirem"
 )
-_NO_AGENT = ("", "NONE", "NO", "N", "NOT GIVEN", "NEIN", "0", "NULL", "N/A", "UNKNOWN")
+_NO_AGENT = re.compile(
+    r"(no|non|none|not|without|kein\w*|nein|sans|ohne|sin|null|unknown|n|n\.?[/ ]?a\.?|-+)(?!\w).*|"
+    r"0([ .]*0*) ?(ml|cc|mmol.*|unit.*)?"
+)
+_NOT_TOLD = re.compile(r"(unknown|null|n\.?[/ ]?a\.?|-+|not (applicable|specified|available)|)\.?")
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,8 @@ def judge(parameters: Parameters) -> Verdict:
         return Verdict(hint, why, f"{hint} by its description alone: {why}")
     if hint and hint != found:
         return Verdict(found, why, f"{why}: {found}, but its description says {hint}")
+    if found == "T1" and not t1 and why.startswith("gradient echo,"):
+        return Verdict(found, why, f"{why}: a T1 or an angiography, and no description says T1")
     return Verdict(found, why)
 
 
@@ -128,8 +141,9 @@ def contrast_medium(parameters: Parameters) -> tuple[bool | None, str]:
     Where agent and description contradict each other the answer is None, and the text says so.
     """
     words = _plain(parameters.words)
-    agent = parameters.agent.strip().upper()
-    named = agent not in _NO_AGENT
+    agent = parameters.agent.strip()
+    told = agent.lower()
+    named = not (_NO_AGENT.fullmatch(told) if told else True)
     before, after = bool(_BEFORE.search(words)), bool(_AFTER.search(_BEFORE.sub(" ", words)))
     if named and before and not after:
         return None, "a contrast agent is named, but the description says before contrast medium"
@@ -139,7 +153,7 @@ def contrast_medium(parameters: Parameters) -> tuple[bool | None, str]:
         if agent:
             return None, f"contrast agent {agent}, but the description says after contrast medium"
         return True, "after contrast medium by its description"
-    if agent and agent not in ("UNKNOWN", "NULL", "N/A"):
+    if not _NOT_TOLD.fullmatch(told):
         return False, f"contrast agent {agent}"
     if before and not after:
         return False, "before contrast medium by its description"
@@ -153,7 +167,7 @@ def _plain(words: str) -> str:
 
 def _other(parameters: Parameters, words: str) -> str:
     """A contrast that is none of the four, "" if nothing says so."""
-    if parameters.b_value is not None:
+    if parameters.b_value:  # 0 stands in series that are no diffusion, too
         return f"diffusion (b {parameters.b_value:g})"
     # what follows "ORIGINAL\PRIMARY" in the image type
     kinds = " ".join(_plain(token) for token in parameters.image_type[2:])

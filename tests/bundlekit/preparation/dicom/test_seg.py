@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import highdicom
 import nibabel as nib
@@ -18,9 +19,10 @@ from bundlekit.files import sha256_of
 from bundlekit.images.nifti import read_volume
 from bundlekit.preparation import preparing
 from bundlekit.preparation.dicom_choice import choose
+from bundlekit.preparation.dicom_files import as_it_comes
 from bundlekit.preparation.dicom_seg import Maker, source_of, write_seg
-from bundlekit.preparation.dicom_series import Stack, read_study
-from bundlekit.preparation.dicom_volumes import grid_of
+from bundlekit.preparation.dicom_series import Stack, read_stacks, read_study
+from bundlekit.preparation.dicom_volumes import grid_of, read_voxels
 from bundlekit.preparation.preparing import prepare_case
 from bundlekit.preparation.record import read_record
 from bundlekit.preparation.registration import Registration
@@ -158,13 +160,79 @@ def test_headers_that_were_emptied_do_not_stop_it(study: Path, labels: np.ndarra
     assert pydicom.dcmread(tmp_path / "seg.dcm").PatientSex in ("", None)
 
 
-def test_headers_that_cannot_be_copied_are_told(study: Path, labels: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("keyword", "value", "kept"),
+    [
+        ("StudyDate", "31/01/20", ""),
+        ("PatientBirthDate", "1950-01-31", ""),
+        ("PatientBirthDate", "ANON", ""),
+        ("StudyTime", "noon", ""),
+        ("SpecificCharacterSet", ["", "ISO 2022 IR 87"], None),
+        ("SpecificCharacterSet", ["", "ISO 2022 IR 149"], None),
+        ("SpecificCharacterSet", "ISO_IR 6", None),
+        ("SpecificCharacterSet", "", None),
+    ],
+)
+def test_headers_that_are_not_as_highdicom_wants_them_are_mended(
+    keyword: str, value: Any, kept: str | None, study: Path, labels: np.ndarray, tmp_path: Path
+) -> None:
+    changed(study / "T2", keyword, value)
+    if keyword == "SpecificCharacterSet":  # of plain letters
+        for folder in study.iterdir():
+            changed(folder, "PatientName", "Doe^Jane")
     stack = stacks(study)["T2"]
-    image = pydicom.dcmread(stack.slices[0].file)
-    image["StudyDate"]._value = "31/01/20"  # no date of DICOM
-    image.save_as(stack.slices[0].file)
-    with pytest.raises(BundleError, match=r"series 3\n\s+found:    headers of which no DICOM-SEG[\s\S]*--seg_on none"):
-        write_seg(stack, mask_of(stack, labels, tmp_path), tmp_path / "seg.dcm", "case", MAKER)
+    source_of(entry_of(stack), "T2")
+    write_seg(stack, mask_of(stack, labels, tmp_path), tmp_path / "seg.dcm", "case", MAKER)
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert str(seg.PatientName) == (NAME if kept is not None else "Doe^Jane")
+    if kept is not None:
+        assert seg[keyword].value in (kept, None)
+
+
+def changed(folder: Path, keyword: str, value: Any) -> None:
+    """All files of a series with a value as it is, be it one of DICOM or not."""
+    for file in folder.iterdir():
+        with as_it_comes():
+            image = pydicom.dcmread(file)
+            setattr(image, keyword, value)
+            image.save_as(file)
+
+
+def entry_of(stack: Stack) -> dict[str, Any]:
+    dicom = {"folder": stack.root, "series": stack.key, "slices": len(stack.slices), "digest": stack.digest}
+    return {"source": "source/T2.nii.gz", "dicom": dicom}
+
+
+def test_headers_of_which_none_can_be_made_are_told_before_anything_is_computed(study: Path) -> None:
+    changed(study / "T2", "SpecificCharacterSet", "ISO_IR 999")
+    with pytest.raises(
+        BundleError, match=r"series 3\n\s+found:    headers of which no DICOM-SEG[\s\S]*--seg_on none"
+    ) as e:
+        source_of(entry_of(stacks(study)["T2"]), "T2")
+    assert not [word for word in (NAME, "Mueller", PATIENT, "19500101") if word in str(e.value)]
+
+
+def test_two_images_of_a_slice_in_one_file_are_told_before_anything_is_computed(tmp_path: Path) -> None:
+    image = enhanced("T2", [*range(8), *range(8)])
+    for item in image.PerFrameFunctionalGroupsSequence[8:]:
+        item.MREchoSequence[0].EffectiveEchoTime = 30
+        item.FrameContentSequence[0].StackID = "2"
+    save([image], tmp_path / "study")
+    (stack,) = [one for one in read_stacks(tmp_path / "study") if not one.unfit][:1]
+    with pytest.raises(BundleError, match=r"more than one image of a slice[\s\S]*--seg_on none"):
+        source_of(entry_of(stack), "T2")
+
+
+def test_a_seg_on_files_without_the_mark(study: Path, labels: np.ndarray, tmp_path: Path) -> None:
+    for file in (study / "T2").iterdir():
+        image = pydicom.dcmread(file)
+        image.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
+        del image.file_meta, image.preamble
+        pydicom.dcmwrite(file, image, implicit_vr=True, little_endian=True)
+    stack = stacks(study)["T2"]
+    np.testing.assert_array_equal(read_voxels(stack), voxels("T2").transpose(2, 1, 0))
+    write_seg(stack, mask_of(stack, labels, tmp_path), tmp_path / "seg.dcm", "case", MAKER)
+    assert pydicom.dcmread(tmp_path / "seg.dcm").pixel_array.sum() == (labels > 0).sum()
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy (Debian: dicom3tools) is not installed")

@@ -32,6 +32,11 @@ GR, SE, IR, EP = frozenset({"GR"}), frozenset({"SE"}), frozenset({"SE", "IR"}), 
         (Parameters(620, 20, None, 20, GR), ""),  # T2*
         (Parameters(6000, 90, kind=EP), ""),
         (Parameters(21, 3.5, None, 18, GR, words="TOF_3D_multi-slab"), ""),
+        *(
+            (Parameters(23, 3.5, None, 18, GR, words=words), "")
+            for words in ("3DTOF", "TOFMRA", "s3DI_MC_HR", "3D_PCA", "inhance 3D PC", "QSM", "WILLIS")
+        ),
+        (Parameters(23, 3.5, None, 18, GR, words="3D FSPGR", b_value=0.0), "T1"),
         (Parameters(28, 20, None, 15, GR, words="SWI_Images"), ""),
         (Parameters(4000, 100, kind=SE, words="t2_tse_cervical spine"), ""),
         (Parameters(), ""),
@@ -47,6 +52,7 @@ def test_contrast_by_times(parameters: Parameters, expected: str) -> None:
     ("parameters", "doubt"),
     [
         (Parameters(4000, 100, kind=SE, words="t1_se"), "T2, but its description says T1"),
+        (Parameters(23, 3.5, None, 18, GR, words="FLASH 3D"), "a T1 or an angiography"),
         (Parameters(500, 12, kind=SE, words="Ax FLAIR"), "T1, but its description says FLAIR"),
         (Parameters(9000, 110, 2500, kind=IR, words="t1 post"), "FLAIR, but its description says T1"),
         (Parameters(9000, 100, kind=SE, words="Ax FLAIR"), "T2, but its description says FLAIR"),
@@ -79,6 +85,24 @@ def test_what_disagrees_is_doubted(parameters: Parameters, doubt: str) -> None:
         ("", "T1/SE/extrp", None),
         ("", "t1_tra posterior fossa", None),
         ("", "", None),
+        *(
+            ("", f"T1 {words}", False)
+            for words in (
+                "avant injection",
+                "avant gado",
+                "before contrast",
+                "prior to contrast",
+                "no gad",
+                "sin contraste",
+                "sem contraste",
+                "uden kontrast",
+            )
+        ),
+        *(("", f"T1 {words}", None) for words in ("AX POST FOSSA", "post RT", "post surgery", "post chemo", "post-op")),
+        *(("", f"T1 {words}", True) for words in ("post", "POST FS", "post 5 min", "post GAD", "apres injection")),
+        *((agent, "T1", False) for agent in ("NO CONTRAST", "WITHOUT", "KEINE", "NON", "NONE GIVEN", "0 ml", "0.0 ml")),
+        *((agent, "T1", None) for agent in ("-", "n.a.", "Not applicable", "UNKNOWN")),
+        *((agent, "T1", True) for agent in ("0.1 mmol/kg Gd", "7.5 ml", "YES", "NOVAGAD")),
         ("Gadovist", "t1 pre", None),
         ("NO", "t1 post gd", None),
     ],
