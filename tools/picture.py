@@ -16,6 +16,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 from bundlekit.images.drawing import COLOURS, draw
+from bundlekit.images.nifti import read_affine, read_array
 
 
 def picture(
@@ -38,12 +39,15 @@ def picture(
         OSError: if a file is missing or cannot be written.
     """
     labels: set[int] = set()
-    affine = nib.Nifti1Image.from_filename(scan).affine
+    for file in (scan, mask, *([] if reference is None else [reference])):
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"{file}: no such file")
+    read_array(scan)  # or it is told what is wrong with it
+    affine = read_affine(scan)
     for file in [mask] if reference is None else [mask, reference]:
-        image = nib.Nifti1Image.from_filename(file)
-        if not np.allclose(image.affine, affine, atol=1e-3):
+        values = np.unique(read_array(file))
+        if not np.allclose(read_affine(file), affine, atol=1e-3):
             raise ValueError(f"{file}: lies elsewhere than {scan} by its affine; expected a label map on that grid.")
-        values = np.unique(np.asanyarray(image.dataobj))
         if len(values) > 256 or not np.equal(values, np.round(values)).all():
             raise ValueError(f"{file}: holds {len(values)} different values; expected whole numbers of a label map.")
         labels |= {int(value) for value in values if value}

@@ -126,7 +126,7 @@ def _where_to_store(store: bool, url: str | None, user: str | None, seg_on: str 
         return None
     if url is None:
         raise ValueError("--store True needs the server that gets the DICOM-SEG; give --dicomweb URL.")
-    if seg_on is not None and str(seg_on).lower() == "none":
+    if str(seg_on).lower() == "none":
         raise ValueError("--store True and --seg_on none are given: without a DICOM-SEG there is nothing to store.")
     return _server(url, user)
 
@@ -143,7 +143,10 @@ def _of_folder(
     folder: str, given: dict[str, str], case: str | None, study: str | None, fill_missing: bool
 ) -> tuple[str, dict[str, Any]]:
     """Name of the case and scans by modality, of a folder with BraTS-like names or of a DICOM study."""
-    if has_scans(folder) or not holds_dicom(folder):
+    nifti, dicom = has_scans(folder), holds_dicom(folder)
+    if nifti and dicom:
+        raise ValueError(f"{folder} holds both NIfTI scans and DICOM files; expected a folder of one of both.")
+    if not dicom:
         if given:
             raise ValueError(f"a folder ({folder}) and --{', --'.join(given).lower()} are given; expected one of both.")
         if study is not None:
@@ -176,7 +179,7 @@ def restore(
     mask: str | None = None,
     probabilities: str | None = None,
     sources: str | None = None,
-    seg_on: str | None = None,
+    seg_on: str | None = "reference",
     weights: str | None = None,
     dicomweb: str | None = None,
     dicomweb_user: str | None = None,
@@ -196,7 +199,7 @@ def restore(
         probabilities: CASE_probabilities.nii.gz of the bundle, for smoother borders; None: the one beside the mask, if
             there is one that was written with it.
         sources: folder with the scans, if they were moved.
-        seg_on: modality whose series the DICOM-SEG is on, "all" or "none"; None: the reference.
+        seg_on: modality whose series the DICOM-SEG is on, "reference", "all" or "none".
         weights: checkpoint that made the mask; its SHA-256 goes into the DICOM-SEG.
         dicomweb: address of a DICOMweb server, which gets the DICOM-SEG.
         dicomweb_user: of that server, with the password in the environment variable DICOMWEB_PASSWORD.
@@ -261,7 +264,7 @@ def segment(
         raise ValueError(f"{bundle!r} takes no BraTS-like cases; expected {' or '.join(_BUNDLES)}.")
     _required(out, "--out", "the folder for the results")
     of_prepare = {name: settings.pop(name) for name in signature(prepare).parameters if name in settings}
-    seg_on = settings.pop("seg_on", None)
+    seg_on = settings.pop("seg_on", "reference")
     for name in _OF_SEGMENT:
         if name in settings:
             raise ValueError(f"--{name} cannot be given: `segment` chooses it; results go to --out.")
@@ -352,21 +355,21 @@ def _seg_stacks(asked: str | None, record: Mapping[str, Any], sources: str | Non
     """Slices on which a DICOM-SEG is written, by modality.
 
     Args:
-        asked: modality, "all" or "none"; None: the reference, if it came from DICOM.
+        asked: modality, "all", "none" or None (which is what Fire makes of it); "reference", if it came from DICOM.
         record: of the prepared case.
         sources: folder of the DICOM files, if they were moved.
     """
     entries = record["modalities"]
     dicom = [modality for modality, entry in entries.items() if "dicom" in entry]
     word = str(asked).lower()
-    if asked is None:
+    if word == "reference":
         modalities = [modality for modality in dicom if modality == record.get("reference")]
     elif word in ("none", "all"):
         modalities = dicom if word == "all" else []
     else:
         modalities = [modality for modality in entries if modality.lower() == word]
         if not modalities:
-            raise ValueError(f"--seg_on is {asked!r}; expected all, none or one of {', '.join(entries)}.")
+            raise ValueError(f"--seg_on is {asked!r}; expected reference, all, none or one of {', '.join(entries)}.")
     if not modalities:
         return {}
     source_of = _dicom("dicom_seg").source_of

@@ -52,4 +52,10 @@ def test_refuses_what_is_no_mask_of_the_scan(scan: str, tmp_path: Path) -> None:
         picture(scan, scan, out)
     with pytest.raises(ValueError, match=r"2 name\(s\); the labels are \[1\]"):
         picture(scan, save(tmp_path / "mask.nii.gz", labels), out, names="core,oedema")
+    whole = Path(save(tmp_path / "whole.nii.gz", labels)).read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="cannot be decoded to its end"):
+        picture(scan, str(tmp_path / "cut.nii.gz"), out)
+    with pytest.raises(OSError, match="no such file"):
+        picture(scan, str(tmp_path / "none.nii.gz"), out)
     assert not Path(out).exists()

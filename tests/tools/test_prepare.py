@@ -15,12 +15,14 @@ import pydicom
 import pytest
 import torch
 
+from bundlekit.errors import BundleError
 from bundlekit.files import sha256_of
 from bundlekit.images.writing import WriteSegmentations
 from bundlekit.preparation.dicom_series import Stack
 from bundlekit.preparation.dicom_volumes import grid_of
 from bundlekit.preparation.grids import Grid
 from bundlekit.preparation.record import write_record
+from bundlekit.preparation.scans import read_scan
 from tests.bundlekit.preparation.dicom.conftest import SERIES, save, slices
 from tests.conftest import Run, built, bundle_run, refusal
 from tools.prepare import _of_folder, prepare, restore, segment
@@ -188,6 +190,10 @@ def test_a_dicom_study_with_a_file_for_one_modality(dicom_study: Path, tmp_path:
             prepare(out=str(tmp_path / "out"), t1=str(given), t1ce="a", t2="b", flair="c")
     with pytest.raises(ValueError, match="--study is given without a folder"):
         prepare(t1="a", study="1.2", out="out")
+    shutil.copy(file, dicom_study / "T1" / "old_t1.nii.gz")
+    with pytest.raises(ValueError, match="holds both NIfTI scans and DICOM files"):
+        _of_folder(str(dicom_study), {}, None, None, False)
+    (dicom_study / "T1" / "old_t1.nii.gz").unlink()
     shutil.copy(file, tmp_path / "x_t2.nii.gz")
     with pytest.raises(ValueError, match="holds no DICOM"):
         _of_folder(str(tmp_path), {}, None, "1.2", False)
@@ -279,7 +285,30 @@ def test_restore_writes_a_dicom_seg(dicom_study: Path, tmp_path: Path, capsys: p
     seg.save_as(tmp_path / "out" / "x_seg_on_t1ce.dcm")
     with pytest.raises(ValueError, match="a file of another program a viewer"):
         restore(str(tmp_path / "prepared"), str(tmp_path / "out"), str(mask))
+    restore(str(tmp_path / "prepared"), str(tmp_path / "none"), str(mask), seg_on=None)  # Fire's of "None"
     restore(str(tmp_path / "prepared"), str(tmp_path / "none"), str(mask), seg_on="none")
     assert not list((tmp_path / "none").glob("*.dcm"))
-    with pytest.raises(ValueError, match="--seg_on is 'T3'; expected all, none or one of T1ce"):
+    with pytest.raises(ValueError, match="--seg_on is 'T3'; expected reference, all, none or one of T1ce"):
         restore(str(tmp_path / "prepared"), str(tmp_path / "out"), str(mask), seg_on="T3")
+
+
+def test_another_study_does_not_replace_what_a_corrected_mask_lies_on(dicom_study: Path, tmp_path: Path) -> None:
+    stack = _of_folder(str(dicom_study), {}, None, None, False)[1]["T1ce"]
+    mask = tmp_path / "out" / "segmented" / "x_seg.nii.gz"
+    mask.parent.mkdir(parents=True)
+    prepare_t1ce(stack, tmp_path / "out" / "prepared", mask)  # a mask that no bundle has put its name to
+    before = (tmp_path / "out" / "prepared" / "prepared.json").read_bytes()
+    with pytest.raises(ValueError, match=r"x_seg.nii.gz is not as it was written[\s\S]*tools restore"):
+        segment("brats_resunet", str(dicom_study), out=str(tmp_path / "out"), reference="T2")
+    assert (tmp_path / "out" / "prepared" / "prepared.json").read_bytes() == before
+
+
+def test_a_scan_that_does_not_tell_how_the_head_lies(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(np.random.default_rng(0).random((8, 8, 8), np.float32), AFFINE)
+    nib.save(image, tmp_path / "told.nii.gz")
+    assert read_scan("T1", tmp_path / "told.nii.gz").grid.axes
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    nib.save(image, tmp_path / "untold.nii.gz")
+    with pytest.raises(BundleError, match=r"untold.nii.gz[\s\S]*sform_code and qform_code are 0"):
+        read_scan("T1", tmp_path / "untold.nii.gz")

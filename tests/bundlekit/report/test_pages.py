@@ -144,7 +144,7 @@ def test_a_name_is_only_shown(results: Path) -> None:
     found = Links(page)
     assert found.scripts == 0, "without a scan there is no view"
     assert NASTY in found.words
-    assert "No picture: the scan was not found" in found.words
+    assert "the scan was not found or was refused" in found.words
     assert Links(index).scripts == 1, "the page's own"
 
 

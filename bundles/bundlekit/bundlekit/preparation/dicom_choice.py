@@ -140,7 +140,9 @@ def refuse_open(choice: Choice, study: Study, given: Sequence[str] = (), fill_mi
         found = "one series that may be" if alike == 1 else f"{alike} series of which each may be"
         found += f" the {' or the '.join(names)}:"
         found += "".join(f"\n              {_option(one)}" for one in options[modality])
-        flags = [f"--{name.lower()} {one.stack.key}" for one in options[modality] for name in names]
+        keys = [one.stack.key for one in choice.candidates]
+        told_by = [one.stack.key if keys.count(one.stack.key) == 1 else one.stack.series for one in options[modality]]
+        flags = [f"--{name.lower()} {key}" for key in told_by for name in names]
         expected = f"one series for the {' and one for the '.join(names)}"
         findings.append(Finding(study.root, found, expected, f"look at the images, then give {' or '.join(flags)}"))
     if findings:

@@ -223,6 +223,19 @@ def test_two_images_of_a_slice_in_one_file_are_told_before_anything_is_computed(
         source_of(entry_of(stack), "T2")
 
 
+def test_padding_is_air(study: Path) -> None:
+    before = read_voxels(stacks(study)["T2"])
+    value = int(voxels("T2").max())
+    for file in (study / "T2").iterdir():
+        image = pydicom.dcmread(file)
+        image.add_new("PixelPaddingValue", "US", value)
+        image.save_as(file)
+    after = read_voxels(stacks(study)["T2"])
+    padded = voxels("T2").transpose(2, 1, 0) == value
+    assert before[padded].all()
+    np.testing.assert_array_equal(after, np.where(padded, 0, before))
+
+
 def test_a_seg_on_files_without_the_mark(study: Path, labels: np.ndarray, tmp_path: Path) -> None:
     for file in (study / "T2").iterdir():
         image = pydicom.dcmread(file)
