@@ -137,7 +137,8 @@ def test_a_network_for_brains_prepared_in_another_way_is_refused(tmp_path: Path)
     )
 
 
-def test_both_runtimes_give_the_same(tmp_path: Path) -> None:
+def test_both_runtimes_give_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     second = UNet(3, 4, 3, [4, 8], [2]).eval()
     arguments = {"lowres": saved(tmp_path, second), "lowres_network": second, "lowres_shape": (8, 8, 8)}
     network, image = UNet(3, 4, 4, [4, 8], [2]).eval(), brain()
@@ -147,6 +148,7 @@ def test_both_runtimes_give_the_same(tmp_path: Path) -> None:
             for runtime in ("torch", "openvino")
         ]
     torch.testing.assert_close(*found, atol=1e-3, rtol=1e-3)
+    assert caplog.text.count("computed by") == 2 * caplog.text.count("the second network computed by") > 0
 
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ class LowresEnsembleInferer(ForegroundInferer):
         self.normalise = NormaliseBraind("minmax", lowres_percentiles)
         same = {key: kwargs[key] for key in ("flips", "runtime", "precision", "bf16") if key in kwargs}
         self.whole = ForegroundInferer(self.lowres_shape, background=None, progress=False, **same)
+        if self.whole.runtime is not None:
+            self.whole.runtime.whose = "the second network"
         self._loaded = False
 
     def __call__(  # type: ignore[override]

@@ -70,6 +70,7 @@ class Runtime:
         self.precision = precision
         self.cache_dir = Path(cache_dir or Path(default_cache_dir("bundlekit"), "openvino"))
         self.description = ""  # what has computed, once it has
+        self.whose = ""  # of several networks, for the log
         # keys and shapes that OpenVINO does not compute, and sizes that the log has told of
         self._refused: set[tuple[str, tuple[int, ...]]] = set()
         self._told: set[str] = set()
@@ -165,7 +166,7 @@ class Runtime:
         name = openvino_name or f"PyTorch {torch.__version__}"
         cpu = f", {precision}, {torch.get_num_threads()} threads"
         self.description = f"{name} on {device}" + (cpu if device == "cpu" else "")
-        _log.info("computed by %s%s", self.description, f" ({why})" if why else "")
+        _log.info("%scomputed by %s%s", f"{self.whose} " if self.whose else "", self.description, f" ({why})" if why else "")
         return runtime, precision
 
     def _infer(self, network: nn.Module, precision: str, inputs: torch.Tensor) -> torch.Tensor:
