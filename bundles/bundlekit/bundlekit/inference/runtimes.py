@@ -166,7 +166,8 @@ class Runtime:
         name = openvino_name or f"PyTorch {torch.__version__}"
         cpu = f", {precision}, {torch.get_num_threads()} threads"
         self.description = f"{name} on {device}" + (cpu if device == "cpu" else "")
-        _log.info("%scomputed by %s%s", f"{self.whose} " if self.whose else "", self.description, f" ({why})" if why else "")
+        whose = f"{self.whose} " if self.whose else ""
+        _log.info("%scomputed by %s%s", whose, self.description, f" ({why})" if why else "")
         return runtime, precision
 
     def _infer(self, network: nn.Module, precision: str, inputs: torch.Tensor) -> torch.Tensor:
