@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,12 @@ def test_noise_is_of_a_magnitude() -> None:
 def test_what_cannot_be_is_refused(given: dict[str, Any], message: str, cohort: Path) -> None:
     with pytest.raises(ValueError, match=message):
         registration(str(cohort), **given)
+
+
+@pytest.mark.parametrize("contrast", ["T1", "T1ce", "T2", "FLAIR"])
+def test_air_of_virtual_heads_is_dark(contrast: str) -> None:
+    for seed in range(20):
+        assert import_module("tools.bench.registration")._means(contrast, np.random.default_rng(seed))[0] < 0.06
 
 
 def test_a_trial_of_virtual_cases(cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

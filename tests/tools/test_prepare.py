@@ -17,7 +17,7 @@ import torch
 
 from bundlekit.errors import BundleError
 from bundlekit.files import sha256_of
-from bundlekit.images.writing import WriteSegmentations
+from bundlekit.images.writing import _SIGNATURE, WriteSegmentations
 from bundlekit.preparation.dicom_series import Stack
 from bundlekit.preparation.dicom_volumes import grid_of
 from bundlekit.preparation.grids import Grid
@@ -281,6 +281,13 @@ def test_restore_writes_a_dicom_seg(dicom_study: Path, tmp_path: Path, capsys: p
     assert "holds the patient's name" in capsys.readouterr().out
     assert seg.SeriesDescription == "Tumour, by hand"
     restore(str(tmp_path / "prepared"), str(tmp_path / "out"), str(mask))  # its own files are replaced
+    signed = nib.Nifti1Image(np.stack([labels > 0] * 3, axis=-1).astype(np.float32), nib.load(mask).affine)
+    signed.header["descrip"] = f"{_SIGNATURE}brats_resunet"
+    nib.save(signed, tmp_path / "x_probabilities.nii.gz")
+    restore(str(tmp_path / "prepared"), str(tmp_path / "told"), str(mask), weights=str(source))
+    told = pydicom.dcmread(tmp_path / "told" / "x_seg_on_t1ce.dcm").SegmentSequence[0]
+    assert (told.SegmentAlgorithmType, told.SegmentAlgorithmName) == ("SEMIAUTOMATIC", "brats_resunet")
+    (tmp_path / "x_probabilities.nii.gz").unlink()
     seg.Manufacturer = "a viewer"
     seg.save_as(tmp_path / "out" / "x_seg_on_t1ce.dcm")
     with pytest.raises(ValueError, match="a file of another program a viewer"):

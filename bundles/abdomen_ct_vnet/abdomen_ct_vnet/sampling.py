@@ -52,12 +52,11 @@ class OrganCentredCropd(RandCropByLabelClassesd):
     def __init__(self, patch_size: Sequence[int], n_classes: int, organ_probability: float = 0.7) -> None:
         if not 0 <= organ_probability <= 1:
             raise ValueError(f"organ_probability must be from 0 to 1, got {organ_probability}.")
-        organ = organ_probability / (n_classes - 1)
         super().__init__(
             ["image", "label"],
             label_key="label",
             spatial_size=[int(n) for n in patch_size],
-            ratios=[max(1 - organ_probability, 1e-6), *[organ] * (n_classes - 1)],
+            ratios=None,  # those of each case, see below
             num_classes=n_classes,
             num_samples=1,
             indices_key="label_cls_indices",

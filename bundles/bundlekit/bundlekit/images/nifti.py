@@ -83,10 +83,8 @@ def tells_orientation(path: str | os.PathLike) -> bool:
     Raises:
         ValueError: as `open_nifti`.
     """
-    header = open_nifti(path).header
-    if not isinstance(header, nib.Nifti1Header):
-        return True
-    return bool(header["sform_code"] > 0 or header["qform_code"] > 0)
+    image = open_nifti(path)
+    return isinstance(image, nib.MGHImage) or any(form_of(image, kind)[1] > 0 for kind in ("sform", "qform"))
 
 
 def open_nifti(path: str | os.PathLike) -> nib.Nifti1Image:

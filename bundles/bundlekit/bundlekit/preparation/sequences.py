@@ -16,7 +16,7 @@ _OTHER = {
     "diffusion": r"dwi|dti|\badc\b|eadc|diff|trace[w ]?\b|hardi|noddi|tensor|\bfa\b",
     "perfusion or dynamic": r"perf|\bdsc\b|\bdce\b|\basl\b|\br?cb[fv]\b|\bmtt\b|\bttp\b|\btmax\b|ktrans|\bdyn",
     "functional": r"bold|f-?mri|resting",
-    "angiography": r"tof(?!f)|s3di|\bpca?\b|inhance|willis|\bcow\b|angio|\bmr[av]\b|[a-z]mra\b|venogr",
+    "angiography": r"tof(?!f)|s3di|\bpca\b|inhance|willis|\bcow\b|angio|\bmr[av]\b|[a-z]mra\b|venogr",
     "susceptibility, T2*": (
         r"\bswi\b|swan\b|\bqsm\b|suscept|venob|h[ae]emo|t2 ?\*|t2[- ]?star|t2[- ]?ffe|\bmedic\b|\bmerge\b"
     ),
@@ -38,7 +38,7 @@ _HINTS = {
 }
 _MEDIUM = r"(ce?|con|[ck]ontrast\w*|gd|gad\w*|km|inj\w*|medium|agent)"
 _BEFORE = re.compile(
-    r"(\b(pre(?![- ]?op)|nati[vf]e?|before|prior( to)?|without|w ?o|sans|avant|ohne|vor|sin|antes( de)?|sem|senza|"
+    r"(\b(pre(?![- ]?op)|nati[vf]e?|before|prior to|without|w ?o|sans|avant|ohne|vor|sin|antes( de)?|sem|senza|"
     rf"prima di|uden|utan|zonder|bez)\b[- ]*({_MEDIUM}\b)?)|\b(non|no)[- ]*{_MEDIUM}\b|\bpre{_MEDIUM}\b"
 )
 # what follows "post" where it is about contrast medium; not "post fossa", "post RT", "post surgery"

@@ -13,6 +13,7 @@ GR, SE, IR, EP = frozenset({"GR"}), frozenset({"SE"}), frozenset({"SE", "IR"}), 
     ("parameters", "expected"),
     [
         (Parameters(500, 12, kind=SE), "T1"),
+        (Parameters(500, 12, kind=SE, words="T1 AX PC"), "T1"),  # post contrast, or nothing
         (Parameters(700, 11, kind=SE, three_d=True, words="t1_space_sag"), "T1"),
         (Parameters(2300, 2.98, 900, 9, GR, frozenset({"SP", "MP"}), words="t1_mprage_sag_p2_iso"), "T1"),
         (Parameters(8.2, 3.2, 450, 12, GR, words="Ax T1 BRAVO +C"), "T1"),
