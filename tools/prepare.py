@@ -159,6 +159,8 @@ def _of_folder(
     choice = choosing.choose(read, {m: value for m, value in given.items() if m not in files}, list(files))
     print(choice.table(), flush=True)
     choosing.refuse_open(choice, read, list(files), fill_missing)
+    for line in choosing.without(choice, list(files)):
+        print(line, flush=True)
     stacks = {modality: taken.stack for modality, taken in choice.taken.items()}
     return read.pseudonym if case is None else case, {**files, **stacks}
 

@@ -125,8 +125,8 @@ def refuse_open(choice: Choice, study: Study, given: Sequence[str] = (), fill_mi
     lacking = [modality for modality in empty if not options[modality]]
     if len(lacking) > MOST_MISSING * fill_missing:
         for modality in lacking:
-            broken = [one for one in choice.candidates if one.stack.unfit and _may_be(one, modality)]
-            found = f"no series for the {modality}" + "".join(f"\n              {_option(one)}" for one in broken)
+            found = f"no series for the {modality}"
+            found += "".join(f"\n              {_option(one)}" for one in _broken(choice, modality))
             fix = f"give the series or a file: --{modality.lower()} SERIES"
             fix += ", or go on without it: --fill_missing True" if len(lacking) <= MOST_MISSING else ""
             findings.append(Finding(study.root, found, "T1, T1ce, T2 and FLAIR", fix))
@@ -147,6 +147,25 @@ def refuse_open(choice: Choice, study: Study, given: Sequence[str] = (), fill_mi
         findings.append(Finding(study.root, found, expected, f"look at the images, then give {' or '.join(flags)}"))
     if findings:
         raise BundleError(findings)
+
+
+def without(choice: Choice, given: Sequence[str] = ()) -> list[str]:
+    """What a choice that `refuse_open` let pass goes on without, a line for each modality, to be shown.
+
+    Args:
+        choice: that `choose` made.
+        given: modalities that come from elsewhere.
+    """
+    lines = []
+    for modality in (name for name in MODALITIES if name not in choice.taken and name not in given):
+        broken = "".join(f"; it may be {_option(one)}" for one in _broken(choice, modality))
+        lines.append(f"going on WITHOUT the {modality}, the mask is worse{broken}")
+    return lines
+
+
+def _broken(choice: Choice, modality: str) -> list[Candidate]:
+    """Series that may be a modality and make no volume."""
+    return [one for one in choice.candidates if one.stack.unfit and _may_be(one, modality)]
 
 
 def _options(choice: Choice, modality: str, taken: Sequence[Candidate]) -> list[Candidate]:

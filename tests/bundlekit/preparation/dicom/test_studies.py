@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydicom.fileset import FileSet
 from pydicom.uid import CTImageStorage, SecondaryCaptureImageStorage, UltrasoundMultiFrameImageStorage
 
 from bundlekit.errors import BundleError
-from bundlekit.preparation.dicom_choice import Choice, choose, refuse_open
+from bundlekit.preparation.dicom_choice import Choice, choose, refuse_open, without
 from bundlekit.preparation.dicom_series import read_study
 from bundlekit.preparation.dicom_volumes import find_stack, grid_of, read_voxels
 from bundlekit.preparation.scans import holds_dicom
@@ -255,6 +256,10 @@ def test_slices_that_make_no_volume_are_told(broken: str, study: Path) -> None:
         chosen(study, {"T2": "3"})
     choice = chosen(study, fill_missing=True)  # the other three are whole
     assert sorted(numbers(choice)) == ["FLAIR", "T1", "T1ce"]
+    (line,) = without(choice)
+    assert line.startswith("going on WITHOUT the T2, the mask is worse; it may be 3: ")
+    assert re.search(told, line)
+    assert without(choice, ["T2"]) == []
 
 
 def test_slices_in_any_order_and_a_negative_spacing(study: Path, rewrite: Write) -> None:
