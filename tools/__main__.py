@@ -82,6 +82,8 @@ COMMANDS = {
 }
 
 _FLAGS = ("bool", "bool | None")  # annotations, which are text
+_TEXTS = ("str", "str | None")
+_HANDED_ON = ("case", "study", "dicomweb_user")  # texts among the settings that a command hands on to another
 
 
 def _refuse_unknown(arguments: Sequence[str]) -> None:
@@ -107,12 +109,18 @@ def _refuse_unknown(arguments: Sequence[str]) -> None:
 
 
 def _checked(command: Any) -> Any:
-    """A command, or a group of them, that refuses words for its flags: Fire hands on `false`, which counts as true."""
+    """A command, or a group of them, that refuses words for its flags: Fire hands on `false`, which counts as true.
+
+    What it annotates as text stays as it was typed: Fire makes 123 of a patient who is called 12_3.
+    """
     if isinstance(command, dict):
         return {name: _checked(one) for name, one in command.items()}
     known = inspect.signature(command)
     flags = {name: parameter for name, parameter in known.parameters.items() if parameter.annotation in _FLAGS}
 
+    texts = [name for name, parameter in known.parameters.items() if parameter.annotation in _TEXTS]
+
+    @fire.decorators.SetParseFns(**dict.fromkeys((*texts, *_HANDED_ON), _text))
     @functools.wraps(command)
     def call(*args: Any, **kwargs: Any) -> Any:
         for name, value in known.bind(*args, **kwargs).arguments.items():
@@ -123,6 +131,10 @@ def _checked(command: Any) -> Any:
         return command(*args, **kwargs)
 
     return call
+
+
+def _text(given: str) -> str | None:
+    return None if given == "None" else given
 
 
 def main() -> None:

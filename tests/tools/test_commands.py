@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fire
 import nibabel as nib
 import numpy as np
 import pytest
@@ -34,6 +35,16 @@ def test_bad_argument_ends_with_one_line(run: Run, tmp_path: Path) -> None:
     assert "ERROR: " in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["12_3", "0012", "1e5", "[a]", "True", "2026-11-30"])
+def test_texts_stay_as_they_were_typed(name: str) -> None:
+    def command(folder: str, cases: int = 1, out: str | None = "x", **settings: object) -> object:
+        return folder, cases, out, settings
+
+    given = [name, "--cases", "1_0", "--out", name, "--case", name, "--flips", "True"]
+    assert fire.Fire(_checked(command), given) == (name, 10, name, {"case": name, "flips": True})
+    assert fire.Fire(_checked(command), [name, "--out=None"]) == (name, 1, None, {})
 
 
 @pytest.mark.parametrize(
