@@ -6,7 +6,7 @@ from bundlekit.bfloat16 import BFloat16Inferer, channels_last_norms, computes_bf
 from bundlekit.cases.case import Case, require_cases
 from bundlekit.cases.datalist import datalists_beside
 from bundlekit.cases.shard import refuse_shard, shard_cases
-from bundlekit.cases.split import fold_cases, select_cases, split_cases
+from bundlekit.cases.split import fold_cases, repeated, select_cases, split_cases
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import default_cache_dir
 from bundlekit.images.intensities import is_not_air, select_foreground

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bundlekit.cases.split import fold_cases, select_cases, split_cases
+from bundlekit.cases.split import fold_cases, repeated, select_cases, split_cases
 from bundlekit.errors import BundleError
 
 
@@ -59,6 +59,30 @@ def test_parts_are_in_the_order_of_the_cases_whatever_the_patients() -> None:
     assert split_cases(marked) == {
         part: [{**case, "subset": part} for case in side] for part, side in split.items()
     }  # as resumed
+
+
+def test_a_case_of_a_rare_kind_is_seen_more_often() -> None:
+    split = {"training": scans(4)[:3], "validation": scans(4)[3:]}
+    names = [case["case"] for case in repeated(split, {"c001": 3, "c003": 5, "c002": 1})]
+    assert names == ["c000", "c001", "c002", "c001", "c001"]  # c003 does not train
+    assert repeated(split, {}) == repeated(split, None) == split["training"]
+    assert repeated({"training": [], "validation": []}, {"c001": 2}) == []  # to be inspected without data
+
+
+@pytest.mark.parametrize(
+    ("repeats", "message"),
+    [
+        ({"c009": 2}, "repeats names c009; expected names of the 4 cases, such as c000"),
+        ({"c001": 0}, "0 for c001; expected a whole number, 1 or more"),
+        ({"c001": 1.5}, "1.5 for c001"),
+        ({"c001": True}, "True for c001"),
+        (3, "repeats is 3; expected names of cases with numbers"),
+    ],
+)
+def test_repeats_that_say_nothing(repeats: object, message: str) -> None:
+    split = {"training": scans(4)[:3], "validation": scans(4)[3:]}
+    with pytest.raises(BundleError, match=message):
+        repeated(split, repeats)  # type: ignore[arg-type]
 
 
 def test_a_data_set_that_trained_nothing_has_no_training_part(tmp_path: Path) -> None:

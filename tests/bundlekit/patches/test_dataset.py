@@ -42,6 +42,23 @@ def test_a_patch_is_what_the_transforms_make_of_the_case(
     assert any(found)
 
 
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_case_that_is_listed_twice_is_kept_once_and_drawn_twice(
+    shared_cases: list[dict[str, Any]], cache: str, tmp_path: Path
+) -> None:
+    dataset = PatchDataset([*shared_cases, shared_cases[0]], patches(), cache, str(tmp_path), seed=3)
+    last = len(shared_cases)
+    assert len(dataset) == last + 1
+    for _ in range(2):  # the second time from what the first has kept
+        assert dataset[last]["case"] == dataset[0]["case"] == "case0"
+        assert not same(dataset[last], dataset[0])
+        assert same(dataset[1], PatchDataset(shared_cases, patches(), "none", seed=3)[1])
+    if cache == "disk":
+        assert len(list(tmp_path.glob("*.pt"))) == 2  # of case0 and case1
+    if cache == "memory":
+        assert len(dataset.cases._cache) == len(shared_cases)  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("epoch", [0, 3])
 def test_the_same_patches_from_every_cache(shared_cases: list[dict[str, Any]], epoch: int, tmp_path: Path) -> None:
     datasets = [PatchDataset(shared_cases, patches(), c, str(tmp_path), 5, patches_per_case=2) for c in CACHES]

@@ -128,6 +128,35 @@ def fold_cases(cases: Sequence[Case], fold: int, num_folds: int = 5, seed: int =
     return {"training": training, "validation": validation}
 
 
+def repeated(split: Mapping[str, Sequence[Case]], repeats: Mapping[str, int] | None) -> list[Case]:
+    """The cases that train, those of a rare kind as often as they are to be seen in an epoch.
+
+    Args:
+        split: as `split_cases` returns it.
+        repeats: names of cases, and how often each is seen where others are seen once. Those that do not train are
+            passed over, so that all folds of a cross-validation take the same. None: every case once.
+
+    Returns:
+        Every case once, in its order, then those of `repeats` again.
+
+    Raises:
+        BundleError: for a name that is in neither part, or a number that is not whole or below 1.
+    """
+    if repeats is not None and not isinstance(repeats, Mapping):
+        raise BundleError(f"repeats is {repeats!r}; expected names of cases with numbers, e.g. {{NAME: 3}}.")
+    wanted = {str(name): times for name, times in (repeats or {}).items()}
+    for name, times in wanted.items():
+        if type(times) is not int or times < 1:
+            raise BundleError(f"repeats has {times!r} for {name}; expected a whole number, 1 or more.")
+    training = list(split["training"])
+    known = {case["case"] for part in split.values() for case in part}
+    if known and (unknown := sorted(set(wanted) - known)):
+        raise BundleError(
+            f"repeats names {', '.join(unknown)}; expected names of the {len(known)} cases, such as {min(known)}."
+        )
+    return training + [case for case in training for _ in range(wanted.get(case["case"], 1) - 1)]
+
+
 def select_cases(
     cases: Sequence[Case],
     subset: str = "validation",

@@ -49,7 +49,7 @@ class CaseCache(PersistentDataset):
     def __init__(self, data: Sequence[dict[str, Any]], transform: Callable, cache_dir: str) -> None:
         super().__init__(data, transform, cache_dir=cache_dir, hash_func=_case_hash, hash_transform=_transform_hash)
         self._position = {case["case"]: position for position, case in enumerate(data)}
-        self._checked = torch.zeros(len(self._position), dtype=torch.bool).share_memory_()  # by any loader process
+        self._checked = torch.zeros(len(data), dtype=torch.bool).share_memory_()  # by any loader process
 
     def _cachecheck(self, item_transformed: dict[str, Any]) -> dict[str, Any]:
         assert self.cache_dir is not None

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import CacheDataset, Dataset
+from monai.data.utils import json_hashing
 from monai.transforms import Compose, Randomizable
 from monai.transforms.traits import RandomizableTrait
 
@@ -26,7 +27,7 @@ class PatchDataset(torch.utils.data.Dataset):
     of loader workers and processes, and after a resume.
 
     Args:
-        data: cases, as a bundle's `find_cases` gives them.
+        data: cases, as a bundle's `find_cases` gives them; one that is listed several times is seen as often.
         transform: MONAI `Compose`.
         cache: where prepared cases are kept. "disk": MONAI's `PersistentDataset`, with files that are memory-mapped
             (so that a patch reads its own pages only) and written whole; the config says how much per case. "memory":
@@ -86,7 +87,10 @@ class PatchDataset(torch.utils.data.Dataset):
                     )
                 ) from error
         elif cache == "memory":
-            self.cases = CacheDataset(self.data, prepare, num_workers=num_workers, copy_cache=False)
+            # by hash, so that a case that is listed several times is kept once
+            self.cases = CacheDataset(
+                self.data, prepare, num_workers=num_workers, copy_cache=False, hash_as_key=True, hash_func=json_hashing
+            )
         else:
             self.cases = Dataset(self.data, prepare)
 
