@@ -163,6 +163,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("train_fraction", "modality_dropout", "minimum_share"), _PART),
     **dict.fromkeys(("overlap", "dropout"), Number(0, 1, below=True)),
     **dict.fromkeys(("plateau_factor", "threshold"), Number(0, 1, above=True, below=True)),
+    "coarse_to_fine": Number(0, 0.5, below=True),
     "rotation_degrees": Number(0, 180),
     "candidates_ml": Numbers(Number(0), example="[0,0.01,0.02]"),
     **dict.fromkeys(

@@ -81,6 +81,75 @@ def test_without_a_second_network_nothing_changes() -> None:
         LowresEnsembleInferer((8, 8, 8), lowres="file")
 
 
+class Spot(nn.Module):
+    """Regions that are likely (0.9) in a box, possible (0.2) in another, and unlikely (0.05) elsewhere."""
+
+    def __init__(self, likely: tuple[slice, ...], possible: tuple[slice, ...]) -> None:
+        super().__init__()
+        self.likely, self.possible = likely, possible
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        probability = torch.full((len(x), 3, *x.shape[2:]), 0.05)
+        probability[(..., *self.possible)] = 0.2
+        probability[(..., *self.likely)] = 0.9
+        return probability.logit()
+
+
+SPOTS = {  # likely, possible, threshold; the box by hand: margin 1, windows of 4 in 12x12x12 voxels
+    "margin": ((slice(3, 8), slice(2, 8), slice(4, 9)), None, 0.1, (slice(2, 9), slice(1, 9), slice(3, 10))),
+    "possible": ((slice(4, 7),) * 3, (slice(7, 9),) * 3, 0.1, (slice(3, 10),) * 3),
+    "above the possible": ((slice(4, 7),) * 3, (slice(7, 9),) * 3, 0.3, (slice(3, 8),) * 3),
+    "a window at least": ((slice(5, 6),) * 3, None, 0.1, (slice(4, 8),) * 3),
+    "moved at the edge": (
+        (slice(11, 12), slice(0, 1), slice(5, 6)),
+        None,
+        0.1,
+        (slice(8, 12), slice(0, 4), slice(4, 8)),
+    ),
+    "all": ((slice(0, 12),) * 3, None, 0.1, (slice(0, 12),) * 3),
+    "off": ((slice(5, 6),) * 3, None, 0.0, (slice(0, 12),) * 3),
+    "nothing": ((slice(0, 0),) * 3, None, 0.1, (slice(0, 12),) * 3),
+}
+
+
+@pytest.mark.parametrize("name", SPOTS)
+def test_windows_lie_around_what_the_second_network_holds_for_tumour(name: str, tmp_path: Path) -> None:
+    likely, possible, threshold, box = SPOTS[name]
+    second = Spot(likely, possible or (slice(0, 0),) * 3)
+    torch.save(second.state_dict(), tmp_path / "lowres.pt")
+    first, image = UNet(3, 4, 4, [4, 8], [2]).eval(), torch.rand(1, 4, 12, 12, 12) + 0.5
+    inferer = LowresEnsembleInferer(
+        (4, 4, 4),
+        lowres=str(tmp_path / "lowres.pt"),
+        lowres_network=second,
+        lowres_shape=(12, 12, 12),
+        coarse_to_fine=threshold,
+        margin=1,
+    )
+    with torch.no_grad():
+        regions = region_probabilities(inferer(image, first))
+        expected = second(image).sigmoid()
+        part = (slice(None), slice(None), *box)
+        own = region_probabilities(ForegroundInferer((4, 4, 4))(image[part], first))
+    expected[part] = (expected[part] + own) / 2
+    torch.testing.assert_close(regions, torch.stack(nested(expected), dim=1))
+    outside = torch.ones(12, 12, 12, dtype=torch.bool)
+    outside[box] = False
+    assert not region_labels(class_logits(expected)[0])[0][outside].any(), "nothing is found where nobody looked"
+
+
+def nested(regions: torch.Tensor) -> list[torch.Tensor]:
+    whole, core, enhancing = regions.unbind(1)
+    core = torch.minimum(core, whole)
+    return [whole, core, torch.minimum(enhancing, core)]
+
+
+@pytest.mark.parametrize(("threshold", "margin"), [(0.5, 8), (-0.1, 8), (0.1, -1)])
+def test_a_box_that_may_leave_out_tumour_is_refused(threshold: float, margin: int) -> None:
+    with pytest.raises(ValueError, match=r"coarse_to_fine must be 0 to below 0\.5 and margin 0 or more"):
+        LowresEnsembleInferer((4, 4, 4), coarse_to_fine=threshold, margin=margin)
+
+
 def test_flips_are_those_of_both(tmp_path: Path) -> None:
     second = UNet(3, 4, 3, [4, 8], [2]).eval()
     arguments = {"lowres": saved(tmp_path, second), "lowres_network": second, "lowres_shape": (8, 8, 8)}
@@ -104,8 +173,8 @@ def test_what_computes_and_where_is_that_of_both(tmp_path: Path) -> None:
     first = Constant([0.0] * 4)
     inferer.prepare(first, 4)
     assert [(network, tuple(window.shape), several) for network, window, several in asked] == [
-        (first, (1, 4, 8, 8, 8), True),
         (second, (1, 4, *SMALL), False),
+        (first, (1, 4, 8, 8, 8), True),
     ]
 
 

@@ -29,6 +29,9 @@ class LowresEnsembleInferer(ForegroundInferer):
     it is as for one network; take `region_labels` of them. After nnU-Net's ensemble of "3d_lowres" and "3d_fullres"
     (Isensee et al., Nature Methods 2021), whose low resolution is a spacing; here it is a shape.
 
+    With `coarse_to_fine` the windows lie in one box, around all that the second holds for tumour, and outside of it the
+    second decides alone: the first then computes a part of its windows, and around the tumour.
+
     Args:
         roi_size: of a window, voxels along H, W, D.
         lowres: checkpoint of the second network, read when first called; None: there is none, and this is
@@ -36,10 +39,14 @@ class LowresEnsembleInferer(ForegroundInferer):
         lowres_network: of 3 channels, the logits of WT, TC and ET (sigmoid).
         lowres_shape: voxels along H, W, D that the crop is resized to, as in the training of that network.
         lowres_percentiles: of each modality's brain that become 0 and 1, as there.
+        coarse_to_fine: probability of WT, below 0.5, from which on the second network's voxels belong into the box; the
+            box has `margin` more and is a window at least. Where there is no such voxel, and at 0, windows lie
+            everywhere.
+        margin: voxels around them.
         kwargs: of `ForegroundInferer`; flips, runtime and precision are those of both networks.
 
     Raises:
-        ValueError: for `lowres` without a network.
+        ValueError: for `lowres` without a network; if `coarse_to_fine` is not in [0, 0.5), or `margin` below 0.
         BundleError: when first called, if the checkpoint cannot be read, belongs to another network, or to one that was
             trained on brains prepared in another way.
     """
@@ -51,9 +58,17 @@ class LowresEnsembleInferer(ForegroundInferer):
         lowres_network: nn.Module | None = None,
         lowres_shape: Sequence[int] = (128, 128, 128),
         lowres_percentiles: Sequence[float] = (0.5, 99.5),
+        coarse_to_fine: float = 0.0,
+        margin: int = 8,
         **kwargs: Any,
     ) -> None:
         super().__init__(roi_size=roi_size, **kwargs)
+        if not 0 <= coarse_to_fine < 0.5 or margin < 0:
+            raise ValueError(
+                f"coarse_to_fine must be 0 to below 0.5 and margin 0 or more, got {coarse_to_fine} and {margin}."
+            )
+        self.coarse_to_fine = float(coarse_to_fine)
+        self.margin = int(margin)
         if lowres is not None and lowres_network is None:
             raise ValueError("lowres needs lowres_network, the network that its weights are of.")
         self.lowres = lowres
@@ -74,20 +89,37 @@ class LowresEnsembleInferer(ForegroundInferer):
         Raises:
             BundleError: as `ForegroundInferer` does.
         """
-        logits = super().__call__(inputs, network, *args, **kwargs)
         if self.lowres is None:
-            return logits
+            return super().__call__(inputs, network, *args, **kwargs)
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        own = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
-        mean = region_probabilities(own.float()).add_(self._at_low_resolution(plain).to(own.device)).div_(2)
-        out = class_logits(mean)
+        regions = self._at_low_resolution(plain)
+        box = (slice(None), slice(None), *self._box(regions[:, 0]))
+        own = super().__call__(plain[box], network, *args, **kwargs)
+        regions = regions.to(own.device)
+        regions[box] = region_probabilities(own.float()).add_(regions[box]).div_(2)
+        out = class_logits(regions)
         return MetaTensor(out, meta=dict(inputs.meta)) if isinstance(inputs, MetaTensor) else out
 
     def prepare(self, network: nn.Module, in_channels: int, several: bool = True) -> None:
-        """As `ForegroundInferer.prepare`, for both networks."""
-        super().prepare(network, in_channels, several)
+        """As `ForegroundInferer.prepare`, for both networks, that of the whole brain first."""
         if self.lowres is not None:
             self.whole.prepare(self._second(next(network.parameters()).device), in_channels, several=False)
+        super().prepare(network, in_channels, several)
+
+    def _box(self, whole_tumour: torch.Tensor) -> list[slice]:
+        """Along H, W, D: where windows may lie, by probabilities BHWD of the second network."""
+        sizes = whole_tumour.shape[1:]
+        likely = (whole_tumour >= self.coarse_to_fine).any(dim=0) if self.coarse_to_fine else whole_tumour.new_empty(0)
+        if not likely.any():
+            return [slice(0, size) for size in sizes]
+        box = []
+        for axis, (size, window) in enumerate(zip(sizes, self.roi_size, strict=True)):
+            places = likely.any(dim=tuple(other for other in range(3) if other != axis)).nonzero()
+            first, last = int(places[0]) - self.margin, int(places[-1]) + 1 + self.margin
+            short = max(int(window) - (last - first), 0)
+            first = max(min(first - short // 2, size - int(window)), 0)  # moved, not cut off, at the crop's edge
+            box.append(slice(first, min(max(last, first + int(window)), size)))
+        return box
 
     def _at_low_resolution(self, inputs: torch.Tensor) -> torch.Tensor:
         """Probabilities of WT, TC and ET, B3HWD, of the second network, on the grid of `inputs`."""
