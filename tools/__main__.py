@@ -83,7 +83,9 @@ COMMANDS = {
 
 _FLAGS = ("bool", "bool | None")  # annotations, which are text
 _TEXTS = ("str", "str | None")
-_HANDED_ON = ("case", "study", "dicomweb_user")  # texts among the settings that a command hands on to another
+_LISTS = ("str | Sequence[str]",)
+# texts among the settings that a command hands on to another
+_HANDED_ON = ("case", "study", "dicomweb", "dicomweb_user", "t1", "t1ce", "t2", "flair", "mask_bundle", "reference")
 
 
 def _refuse_unknown(arguments: Sequence[str]) -> None:
@@ -118,9 +120,10 @@ def _checked(command: Any) -> Any:
     known = inspect.signature(command)
     flags = {name: parameter for name, parameter in known.parameters.items() if parameter.annotation in _FLAGS}
 
-    texts = [name for name, parameter in known.parameters.items() if parameter.annotation in _TEXTS]
+    kinds = {name: parameter.annotation for name, parameter in known.parameters.items()}
+    parsers = {name: _texts if kind in _LISTS else _text for name, kind in kinds.items() if kind in (*_TEXTS, *_LISTS)}
 
-    @fire.decorators.SetParseFns(**dict.fromkeys((*texts, *_HANDED_ON), _text))
+    @fire.decorators.SetParseFns(**{**dict.fromkeys(_HANDED_ON, _text), **parsers})
     @functools.wraps(command)
     def call(*args: Any, **kwargs: Any) -> Any:
         for name, value in known.bind(*args, **kwargs).arguments.items():
@@ -135,6 +138,13 @@ def _checked(command: Any) -> Any:
 
 def _text(given: str) -> str | None:
     return None if given == "None" else given
+
+
+def _texts(given: str) -> str | list[str]:
+    """One text, or those in brackets, with or without quotes."""
+    if given[:1] + given[-1:] not in ("[]", "()"):
+        return given
+    return [part.strip().strip("'\"") for part in given[1:-1].split(",") if part.strip()]
 
 
 def main() -> None:

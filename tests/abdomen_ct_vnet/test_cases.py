@@ -99,6 +99,13 @@ def test_any_file_is_segmented(tmp_path: Path) -> None:
         find_cases(tmp_path)
 
 
+def test_scans_that_are_named_as_others_name_labels_are_segmented(tmp_path: Path) -> None:
+    make(tmp_path, ["FLARE22_Ts_0001.nii.gz", "FLARE22_Ts_0002.nii.gz"], [])
+    assert [case["case"] for case in find_cases(tmp_path, labelled=False)] == ["FLARE22_Ts_0001", "FLARE22_Ts_0002"]
+    make(tmp_path, ["other.nii.gz"], [])
+    assert [case["case"] for case in find_cases(tmp_path, labelled=False)] == ["other"]
+
+
 def test_datalist(tmp_path: Path) -> None:
     make(tmp_path, ["x.nii.gz", "y.nii.gz"], ["xl.nii.gz", "yl.nii.gz"])
     entries = [{"image": f"{n}.nii.gz", "label": f"{n}l.nii.gz", "numbering": "amos", "patient": "p"} for n in "xy"]

@@ -21,7 +21,7 @@ from abdomen_ct_vnet import (
     find_cases,
 )
 from abdomen_ct_vnet.organs import UPSTREAM_ORGANS
-from abdomen_ct_vnet.postprocessing import grid_positions
+from abdomen_ct_vnet.postprocessing import _inside, grid_positions
 from abdomen_ct_vnet.preprocessing import check_settings
 from abdomen_ct_vnet.shear import check_shear
 from bundlekit.errors import BundleError
@@ -226,6 +226,21 @@ def test_outside_the_crop_is_background() -> None:
     expected[4:9, 3:9, 2:9] = 1
     np.testing.assert_array_equal(found["pred"][0], expected)
     assert bool(found["confident"].all())
+
+
+@pytest.mark.parametrize(
+    ("first", "step", "count", "expected"),
+    [
+        (-0.5, 1.0, 11, slice(0, 11)),  # half a voxel beyond either end of ten
+        (-0.6, 1.0, 11, slice(1, 11)),
+        (-1.2, 2.5, 5, slice(0, 5)),  # slices of 2.5 voxels: the first and the last reach into the ten
+        (-1.3, 2.5, 6, slice(1, 5)),
+        (10.2, -2.5, 5, slice(0, 5)),
+        (9.7, 0.4, 1, slice(0, 0)),
+    ],
+)
+def test_a_voxel_is_on_a_grid_where_half_of_it_reaches(first: float, step: float, count: int, expected: slice) -> None:
+    assert _inside(first + step * np.arange(count), 10) == expected
 
 
 @pytest.mark.parametrize("shear", [0.0, 0.0004, 0.05])

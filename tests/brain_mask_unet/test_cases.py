@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from brain_mask_unet import find_cases
+from brain_mask_unet.reading import read_mask
 from bundlekit.errors import BundleError
 
 
@@ -63,6 +64,14 @@ def test_a_freesurfer_subject_is_one_scan(tmp_path: Path) -> None:
             nib.save(nib.MGHImage(np.ones((4, 5, 6), np.uint8), np.eye(4)), file)
     assert found(tmp_path) == {"a": "brainmask.mgz", "b": "brainmask.mgz"}
     assert {Path(case["image"][0]).name for case in find_cases(tmp_path)} == {"T1.mgz"}
+
+
+def test_voxels_that_somebody_erased_from_freesurfers_brainmask_are_no_brain(tmp_path: Path) -> None:
+    values = np.array([0, 1, 2, 90], np.uint8).reshape(4, 1, 1)
+    for name in ("brainmask", "a_mask"):
+        nib.save(nib.MGHImage(values, np.eye(4)), tmp_path / f"{name}.mgz")
+    assert read_mask(str(tmp_path / "brainmask.mgz"))[0].ravel().tolist() == [False, False, True, True]
+    assert read_mask(str(tmp_path / "a_mask.mgz"))[0].ravel().tolist() == [False, True, True, True]
 
 
 def test_files_of_several_volumes_are_left_out(tmp_path: Path) -> None:

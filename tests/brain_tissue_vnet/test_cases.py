@@ -681,3 +681,22 @@ def test_a_result_inside_the_data_set_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="results of an earlier run belong outside"):
         find_cases(tmp_path)
     assert names(find_cases(tmp_path, labelled=False)) == ["1000"]
+
+
+def test_scans_that_are_left_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("extra_T1", "IXI002-Guys-0828-T1", "sub-03_UNIT1"):
+        write(tmp_path / f"{name}.nii.gz", t1())
+    assert [case["case"] for case in find_cases(tmp_path, labelled=False)] == ["extra"]
+    assert "2 file(s) are named otherwise than the 1 T1(s) here and left out: " in caplog.text
+    assert "IXI002-Guys-0828-T1.nii.gz" in caplog.text
+    caplog.clear()
+    (tmp_path / "extra_T1.nii.gz").unlink()
+    assert len(find_cases(tmp_path, labelled=False)) == 2
+    assert len(find_cases(tmp_path / "sub-03_UNIT1.nii.gz", labelled=False)) == 1
+    assert not caplog.text
+
+
+def test_a_scan_and_its_time_point_are_of_one_patient(tmp_path: Path) -> None:
+    for name in ("a", "b", "a.long.base", "b.long.base", "base"):
+        write(tmp_path / name / "mri" / "norm.mgz", t1())
+    assert {case["patient"] for case in find_cases(tmp_path, labelled=False)} == {"base"}

@@ -461,19 +461,32 @@ def test_an_image_that_is_sent_is_kept_beside_the_labels(server: Server, folder:
 
 
 def test_saved_labels_get_the_data_sets_values(server: Server, folder: Path, tmp_path: Path) -> None:
-    """3D Slicer numbers the segments it saves 1, 2, 3 by their order."""
+    """3D Slicer numbers the segments it saves 1, 2, 3 by their order, with an empty one for each name of the server."""
     source = folder / "studies" / "glioma" / GLIOMA / f"{GLIOMA}_seg.nii.gz"
     truth = nib.load(source)
     values = np.asarray(truth.dataobj)  # type: ignore[attr-defined]
     by_slicer = np.zeros_like(values)
-    segments = []
-    for number, (name, value) in enumerate({"enhancing tumour": 4, "oedema": 2, "necrotic core": 1}.items(), start=1):
-        by_slicer[values == value] = number
-        segments.append({"name": name, "idx": number})
+    drawn = {"enhancing tumour": 4, "oedema": 2, "necrotic core": 1}
+    shown = [*server.call("GET", "/info/").json()["labels"], "3 (not used)"]
+    assert set(drawn) < set(shown)
+    segments = [{"name": name, "idx": number} for number, name in enumerate(shown, start=1)]
+    for segment in segments:
+        by_slicer[values == drawn.get(segment["name"], -1)] = segment["idx"]
     nib.save(nib.Nifti1Image(by_slicer, truth.affine), tmp_path / "label.nii.gz")  # type: ignore[attr-defined]
     save(server, GLIOMA, tmp_path / "label.nii.gz", {"label_info": segments})
     kept = server.call("GET", "/datastore/label", params={"label": GLIOMA, "tag": "final"}).content
     np.testing.assert_array_equal(np.asarray(read(kept, tmp_path / "kept.nii.gz").dataobj), values)
+    info = server.call("GET", "/datastore/", params={"output": "all"}).json()["objects"][GLIOMA]["labels"]["final"]
+    assert {part["name"]: part["idx"] for part in info["info"]["label_info"]} == drawn
+    segments[shown.index("oedema")]["name"] = "cyst"
+    with (tmp_path / "label.nii.gz").open("rb") as label:
+        answer = server.call(
+            "PUT", "/datastore/label", params={"image": GLIOMA, "tag": "final"},
+            files={"label": ("label.nii.gz", label)}, data={"params": json.dumps({"label_info": segments})},
+        )  # fmt: skip
+    assert answer.status_code == 400
+    assert "no bundle has all of the segments cyst, enhancing tumour, necrotic core" in answer.json()["detail"]
+    assert server.call("GET", "/datastore/label", params={"label": GLIOMA, "tag": "final"}).content == kept
 
 
 def save(server: Server, case: str, file: Path, params: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import fire
@@ -45,6 +46,23 @@ def test_texts_stay_as_they_were_typed(name: str) -> None:
     given = [name, "--cases", "1_0", "--out", name, "--case", name, "--flips", "True"]
     assert fire.Fire(_checked(command), given) == (name, 10, name, {"case": name, "flips": True})
     assert fire.Fire(_checked(command), [name, "--out=None"]) == (name, 1, None, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("12e4", "12e4"),
+        ("[01,12e4]", ["01", "12e4"]),
+        ("['a.yaml', \"b.yaml\"]", ["a.yaml", "b.yaml"]),
+        ("--exclude=a,b", "--exclude=a,b"),
+        ("[]", []),
+    ],
+)
+def test_several_texts_stay_as_they_were_typed(given: str, expected: object) -> None:
+    def command(names: str | Sequence[str] = ()) -> object:
+        return names
+
+    assert fire.Fire(_checked(command), [f"--names={given}"]) == expected
 
 
 @pytest.mark.parametrize(

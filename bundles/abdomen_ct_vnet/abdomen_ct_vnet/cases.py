@@ -146,7 +146,8 @@ def _from_folder(root: Path, labelled: bool, classes: Classes) -> tuple[list[Cas
     paths = volumes_below(root)
     files = [file for path in paths if (file := file_of(path))]
     if not labelled and not any(not file.is_label for file in files):
-        return [_case(stem_of(path), path) for path in paths if not file_of(path)], []
+        scans = [path for path in paths if not file_of(path)] or paths  # some name a CT as others name its label
+        return [_case(stem_of(path), path) for path in scans], []
     others = [path for path in paths if not file_of(path)]
     if not labelled and others:
         named = ", ".join(str(path.relative_to(root)) for path in others[:3])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bundlekit.errors import BundleError, Finding
+from bundlekit.label_maps.numberings import ROUNDING
 
 from .organs import FLARE22_ORGANS, Classes
 
@@ -223,13 +224,13 @@ def _whole_numbers(labels: np.ndarray, file: str) -> np.ndarray:
     if np.issubdtype(labels.dtype, np.integer):
         return labels
     with np.errstate(invalid="ignore"):  # NaN is caught by the comparison
-        whole = labels.astype(np.int32)
-    wrong = whole != labels
+        whole = np.rint(labels).astype(np.int32)
+        wrong = ~(np.abs(labels - whole) <= ROUNDING)
     if wrong.any():
         raise BundleError(
             Finding(
                 file,
-                f"{int(wrong.sum())} voxel(s) that are not whole numbers, e.g. {float(labels[wrong][0]):g}",
+                f"{int(wrong.sum())} voxel(s) that are not whole numbers, e.g. {float(labels[wrong][0]):.9g}",
                 "a label map; every voxel the number of an organ",
                 "give the label itself; resample labels with nearest-neighbour interpolation",
             )

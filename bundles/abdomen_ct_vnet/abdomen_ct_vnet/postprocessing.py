@@ -131,8 +131,12 @@ class _Channel:
 
 
 def _inside(positions: np.ndarray, size: int) -> slice:
-    """The voxels whose positions lie on a grid of `size` voxels, its border of half a voxel included."""
-    found = np.flatnonzero((positions >= -0.5) & (positions <= size - 0.5))
+    """The voxels whose positions lie on a grid of `size` voxels, a border of half a voxel of either grid included.
+
+    A thick end slice is on it, though its centre lies beyond: MONAI lays turned grids centre on centre.
+    """
+    half = max(0.5, abs(positions[-1] - positions[0]) / max(len(positions) - 1, 1) / 2)
+    found = np.flatnonzero((positions >= -half) & (positions <= size - 1 + half))
     return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
 
 

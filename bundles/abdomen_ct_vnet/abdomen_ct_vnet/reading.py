@@ -14,7 +14,8 @@ from nibabel.affines import apply_affine
 from bundlekit.cases.case import Case
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.nifti import check_voxels, read_affine, read_volume
+from bundlekit.images.nifti import check_voxels, read_affine, read_volume, tells_orientation
+from bundlekit.label_maps.numberings import ROUNDING
 
 from .cases import find_cases
 from .numberings import numbering_of, to_classes
@@ -108,6 +109,7 @@ class LoadCTd(Transform):
             "case": case["case"],
             "source": file,
             "label_file": case["label"],
+            "grid_known": tells_orientation(file),
             "label_values": torch.tensor([int(v) for v in case["label_values"]]),
             "native_affine": native_affine,
             "native_shape": torch.tensor(image.shape),
@@ -178,11 +180,12 @@ def _merged(case: Case) -> np.ndarray:
         if merged is None:
             merged = np.zeros(part.shape, np.uint8)
         values = np.unique(part)
+        values = np.where(np.abs(values - np.rint(values)) <= ROUNDING, np.rint(values), values)
         if part.shape != merged.shape or not np.isin(values, (0, 1)).all():
             found = f"shape {part.shape}" if part.shape != merged.shape else f"the values {values[:8].tolist()}"
             raise BundleError(
                 Finding(file, found, f"a mask of 0 and 1 on a grid of {merged.shape}", "give the organ's own mask")
             )
-        merged[part > 0] = index[organ]
+        merged[part > 0.5] = index[organ]
     assert merged is not None
     return merged

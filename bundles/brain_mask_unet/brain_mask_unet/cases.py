@@ -34,7 +34,7 @@ from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.folders import nothing_found
 from bundlekit.cases.headers import check_headers
-from bundlekit.cases.patients import patient_of
+from bundlekit.cases.patients import join_longitudinal, patient_of
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import may_be_3d
 from bundlekit.label_maps.file_names import VOLUME, in_freesurfer, stem_of, volumes_below
@@ -89,6 +89,7 @@ def scan_cases(
     if not cases and not findings:
         raise BundleError(nothing_found(where, EXPECTED))
     cases.sort(key=lambda case: case["case"])
+    join_longitudinal(cases)
     findings += check_names(cases, where)
     if not labelled:
         cases = [{**case, "label": ""} for case in cases]

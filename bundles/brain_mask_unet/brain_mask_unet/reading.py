@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from monai.transforms import Transform
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError
 from bundlekit.images.air import air_at_zero
-from bundlekit.images.nifti import check_voxels, read_affine, read_volume
+from bundlekit.images.nifti import check_voxels, read_affine, read_volume, tells_orientation
 
 from .cases import find_cases
 
@@ -46,14 +47,17 @@ class LoadScand(Transform):
             "case": data["case"],
             "source": file,
             "label_file": data["label"],
+            "grid_known": tells_orientation(file),
             "label_values": torch.tensor([int(value) for value in data["label_values"]]),
         }
 
 
 def read_mask(file: str) -> tuple[np.ndarray, np.ndarray]:
-    """A brain mask on its own grid, HWD bool (above 0), and its 4x4 affine (mm).
+    """A brain mask on its own grid, HWD bool (above 0; above 1 of FreeSurfer's brainmask), and its 4x4 affine (mm).
+
+    In `brainmask.mgz` a voxel that somebody erased is 1.
 
     Raises:
         BundleError: for a file that is not whole.
     """
-    return read_volume(file) > 0, read_affine(file)
+    return read_volume(file) > (Path(file).name.startswith("brainmask.")), read_affine(file)

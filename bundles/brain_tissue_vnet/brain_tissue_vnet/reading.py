@@ -15,7 +15,7 @@ from bundlekit.cases.case import Case
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.air import air_at_zero
-from bundlekit.images.nifti import check_voxels, read_affine, read_volume
+from bundlekit.images.nifti import check_voxels, read_affine, read_volume, tells_orientation
 from bundlekit.label_maps.numberings import CSF_OR_GM, GM, IGNORE, WM, detect, to_tissue
 
 from .cases import find_cases
@@ -94,6 +94,7 @@ class LoadTissued(Transform):
             "case": data["case"],
             "source": file,
             "label_file": data["label"],
+            "grid_known": tells_orientation(file),
             "label_values": torch.tensor([int(v) for v in data["label_values"]]),
             "numbering": numbering,
         }

@@ -138,6 +138,36 @@ def test_windows_lie_around_what_the_second_network_holds_for_tumour(name: str, 
     assert not region_labels(class_logits(expected)[0])[0][outside].any(), "nothing is found where nobody looked"
 
 
+@pytest.mark.parametrize(("found", "expected"), [(0.2, 1 + 5**3), (0.95, 1)])
+def test_where_nothing_is_found_in_the_box_windows_lie_everywhere(tmp_path: Path, found: float, expected: int) -> None:
+    """The first computes one window where the second doubts, and where that is nothing, 5 along each axis."""
+    second = Spot((slice(0, 0),) * 3, (slice(4, 8),) * 3)
+    torch.save(second.state_dict(), tmp_path / "lowres.pt")
+    first = Constant(torch.tensor([1 - found, 0, found, 0]).clamp(min=1e-9).log().tolist())
+    seen: list[tuple[int, ...]] = []
+    first.register_forward_hook(lambda module, given, out: seen.append(tuple(given[0].shape[2:])))
+    inferer = LowresEnsembleInferer(
+        (4, 4, 4),
+        lowres=str(tmp_path / "lowres.pt"),
+        lowres_network=second,
+        lowres_shape=(12, 12, 12),
+        coarse_to_fine=0.1,
+        margin=0,
+    )
+    inferer(torch.rand(1, 4, 12, 12, 12) + 0.5, first)
+    assert len(seen) == expected
+
+
+def test_one_pass_is_over_the_whole_brain(tmp_path: Path) -> None:
+    second = Spot((slice(4, 6),) * 3, (slice(0, 0),) * 3)
+    torch.save(second.state_dict(), tmp_path / "lowres.pt")
+    inferer = LowresEnsembleInferer(
+        (4, 4, 4), lowres=str(tmp_path / "lowres.pt"), lowres_network=second, coarse_to_fine=0.1, whole_brain=True
+    )
+    inferer.lowres_shape = [12, 12, 12]
+    assert inferer._box(torch.full((1, 12, 12, 12), 0.9)) == (slice(None),) * 5
+
+
 def nested(regions: torch.Tensor) -> list[torch.Tensor]:
     whole, core, enhancing = regions.unbind(1)
     core = torch.minimum(core, whole)

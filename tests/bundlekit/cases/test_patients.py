@@ -9,7 +9,7 @@ import pytest
 from ignite.engine import Engine
 
 from bundlekit.cases.datalist import trained_cases, write_datalist, write_trained_cases
-from bundlekit.cases.patients import patient_of
+from bundlekit.cases.patients import join_longitudinal, patient_of
 from bundlekit.cases.split import select_cases, split_cases
 from bundlekit.errors import BundleError
 from bundlekit.training.saving import RecordPretraining
@@ -33,6 +33,7 @@ from bundlekit.training.saving import RecordPretraining
         ("002_S_0295", ["002_S_0295", "002_S_0295_2006-04-18", "ADNI_002_S_0295_MR_MPR", "002_S_0295.m12"]),
         ("UPENN-GBM-00001", ["UPENN-GBM-00001_11", "UPENN-GBM-00001_21"]),
         ("UCSF-PDGM-0431", ["UCSF-PDGM-0431", "UCSF-PDGM-0431_FU001d"]),
+        ("1000011", ["1000011_20252_2_0", "1000011_20252_3_0"]),
         ("TCGA-02-0054", ["TCGA-02-0054", "TCGA-02-0054_1999.10.01"]),
     ],
 )
@@ -46,10 +47,22 @@ def test_scans_of_one_patient(patient: str, scans: list[str]) -> None:
         "BraTS2021_00006", "BraTS20_Training_001", "Brats18_CBICA_AAB_1", "BRATS_001", "BraTS-MEN-RT-0001-1",
         "IXI012-HH-1211", "IBSR_01", "training_seg_01", "subject_1", "case_1_2", "1000", "VirtualGlioma_00000",
         "amos_0001", "img0001", "s0001", "FLARE22_Tr_0001", "volume-0", "session_1", "A00028185", "ses-1",
+        "glioma_TP53_001",
     ],
 )  # fmt: skip
 def test_other_names_stay_apart(name: str) -> None:
     assert patient_of(name) == name
+
+
+def test_a_time_point_is_of_the_patient_of_its_longitudinal_stream() -> None:
+    names = ["s1_a", "s1_a.long.s1", "s1_b", "s1_b.long.s1", "s1", "s2", "x.long.y.long.z", "x.long.y"]
+    cases = [{"case": name, "patient": patient_of(name)} for name in names]
+    cases.append({"case": "s3", "patient": "told by a datalist"})
+    cases.append({"case": "s3.long.b", "patient": "b"})
+    join_longitudinal(cases)
+    patients = {case["case"]: case["patient"] for case in cases}
+    assert [patients[name] for name in names] == ["s1"] * 5 + ["s2", "z", "y"]
+    assert patients["s3"] == "told by a datalist"
 
 
 def test_scans_of_one_patient_stay_on_one_side() -> None:

@@ -65,6 +65,7 @@ def test_a_case_of_a_rare_kind_is_seen_more_often() -> None:
     split = {"training": scans(4)[:3], "validation": scans(4)[3:]}
     names = [case["case"] for case in repeated(split, {"c001": 3, "c003": 5, "c002": 1})]
     assert names == ["c000", "c001", "c002", "c001", "c001"]  # c003 does not train
+    assert [case["case"] for case in repeated(split, "{c001: 2}")][-1] == "c001", "as Fire hands on c-001"
     assert repeated(split, {}) == repeated(split, None) == split["training"]
     assert repeated({"training": [], "validation": []}, {"c001": 2}) == []  # to be inspected without data
 

@@ -313,6 +313,21 @@ def test_only_masks_of_the_same_bundle_are_replaced(tmp_path: Path, run: Callabl
     assert (tmp_path / "out" / "a_seg.nii.gz").read_bytes() == before
 
 
+def test_a_folder_of_scans_is_refused_before_anything_is_computed(
+    tmp_path: Path, run: Callable[[str], list[str]]
+) -> None:
+    (tmp_path / "out").symlink_to(tmp_path)  # where the scan of all three lies
+    with pytest.raises(BundleError, match=r"the folder of the scan itself[\s\S]*--output_dir"):
+        run("one")
+    (tmp_path / "out").unlink()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "b_seg.nii.gz").symlink_to(tmp_path / "case_t1.nii.gz")
+    with pytest.raises(BundleError, match=r"b_seg[\s\S]*an input of the data set"):
+        run("one")
+    (tmp_path / "out" / "b_seg.nii.gz").unlink()
+    assert run("one") == ["a", "b", "c"], "the first that is computed at all"
+
+
 def test_probabilities_are_known_as_those_of_their_mask(tmp_path: Path) -> None:
     item = item_of(write_nifti(tmp_path / "case_t1.nii.gz", scan()))
     writer = WriteSegmentations(str(tmp_path / "out"), written_by="one")

@@ -131,6 +131,14 @@ def test_fractions_are_refused(call: Callable[[np.ndarray, str], object], value:
     assert finding.found == f"1 voxel(s) that are not whole numbers, e.g. {value:g}"
 
 
+@pytest.mark.parametrize("call", [lambda array, file: to_tissue(array, "tissue", ONE_MM, file), detect])
+def test_whole_numbers_whose_header_has_a_slope_are_whole(call: Callable[[np.ndarray, str], object]) -> None:
+    array = np.array([[[0, 1, 2, 3]]], np.float64)
+    expected = call(array, "a.nii")
+    found = call(array * (1 + 5.9e-8), "a.nii")
+    np.testing.assert_array_equal(np.asarray(found, dtype=object), np.asarray(expected, dtype=object))
+
+
 def test_unknown_numbering_is_refused() -> None:
     assert check_numbering("bids", "x") == "bids"
     with pytest.raises(BundleError, match="numbering 'spm'"):

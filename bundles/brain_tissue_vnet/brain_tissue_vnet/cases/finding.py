@@ -29,6 +29,7 @@ from pathlib import Path
 from bundlekit.cases.case import Case, check_names, refuse_findings
 from bundlekit.cases.folders import nothing_found
 from bundlekit.cases.headers import check_headers
+from bundlekit.cases.patients import join_longitudinal
 from bundlekit.errors import BundleError, Finding
 from bundlekit.label_maps.numberings import check_numbering
 
@@ -89,6 +90,7 @@ def scan_cases(
         if numbering and case["label"] and "label_parts" not in case:
             case["numbering"] = numbering
     cases.sort(key=lambda case: case["case"])
+    join_longitudinal(cases)
     findings += check_names(cases, where)
     wrong = check_headers(cases)
     if not labelled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from .bids import bids_cases, is_bids
 from .case import doubled_files, make_case, without_image
 from .layouts import EXPECTED, LAYOUTS, LIKE_A_LABEL, ScanFile, file_of, is_label
 
+_log = logging.getLogger(__name__)
+
 
 def from_folder(root: Path, labelled: bool, numbering: str | None) -> tuple[list[Case], list[Finding]]:
     """Cases below a folder, or that of one file, and what is wrong with them.
@@ -25,11 +28,11 @@ def from_folder(root: Path, labelled: bool, numbering: str | None) -> tuple[list
         raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
     if root.is_file():
         return _from_file(root, labelled, numbering)
-    return _from_files(volumes_below(root), root, labelled, numbering)
+    return _from_files(volumes_below(root), root, labelled, numbering, tell=not labelled)
 
 
 def _from_files(
-    paths: Sequence[Path], root: Path, labelled: bool, numbering: str | None
+    paths: Sequence[Path], root: Path, labelled: bool, numbering: str | None, tell: bool = False
 ) -> tuple[list[Case], list[Finding]]:
     bids = [path for path in paths if is_bids(path)]
     files = [file for path in paths if not is_bids(path) and (file := file_of(path))]
@@ -48,9 +51,16 @@ def _from_files(
     synthseg = [file for file in files if file.layout == "synthseg"]
     more_paired, more_findings = _add_synthseg(synthseg, paired, unlabelled, other, labelled)
     taken = {case["image"][0] for case in more_paired}
+    rest = [path for path in other if str(path) not in taken]
     if not images_of_a_layout:
-        rest = [path for path in other if str(path) not in taken and may_be_3d(path)]
-        unlabelled += [make_case(stem_of(path), path) for path in rest]
+        unlabelled += [make_case(stem_of(path), path) for path in rest if may_be_3d(path)]
+    elif tell and rest:
+        first = ", ".join(str(path.relative_to(root)) for path in rest[:3])
+        text = (
+            "%d file(s) are named otherwise than the %d T1(s) here and left out: %s%s. If they are T1s, too, give a "
+            "folder of them, one of them, or --datalist"
+        )
+        _log.warning(text, len(rest), len(images_of_a_layout), first, ", ..." if len(rest) > 3 else "")
     paired += more_paired
     findings += more_findings
     if not labelled:

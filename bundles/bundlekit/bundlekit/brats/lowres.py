@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,8 @@ class LowresEnsembleInferer(ForegroundInferer):
     (Isensee et al., Nature Methods 2021), whose low resolution is a spacing; here it is a shape.
 
     With `coarse_to_fine` the windows lie in one box, around all that the second holds for tumour, and outside of it the
-    second decides alone: the first then computes a part of its windows, and around the tumour.
+    second decides alone: the first then computes a part of its windows, and around the tumour. Where they find nothing
+    there, windows lie everywhere after all. `whole_brain` is without the box.
 
     Args:
         roi_size: of a window, voxels along H, W, D.
@@ -92,11 +93,14 @@ class LowresEnsembleInferer(ForegroundInferer):
         if self.lowres is None:
             return super().__call__(inputs, network, *args, **kwargs)
         plain = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        regions = self._at_low_resolution(plain)
-        box = (slice(None), slice(None), *self._box(regions[:, 0]))
-        own = super().__call__(plain[box], network, *args, **kwargs)
-        regions = regions.to(own.device)
-        regions[box] = region_probabilities(own.float()).add_(regions[box]).div_(2)
+        second = self._at_low_resolution(plain)
+        everywhere = (slice(None),) * plain.ndim
+        for part in (self._box(second[:, 0]), everywhere):
+            own = super().__call__(plain[part], network, *args, **kwargs)
+            regions = second.to(own.device, copy=True)
+            regions[part] = region_probabilities(own.float()).add_(regions[part]).div_(2)
+            if own.shape[2:] == plain.shape[2:] or bool((regions[:, 0] > 0.5).any()):
+                break
         out = class_logits(regions)
         return MetaTensor(out, meta=dict(inputs.meta)) if isinstance(inputs, MetaTensor) else out
 
@@ -106,20 +110,20 @@ class LowresEnsembleInferer(ForegroundInferer):
             self.whole.prepare(self._second(next(network.parameters()).device), in_channels, several=False)
         super().prepare(network, in_channels, several)
 
-    def _box(self, whole_tumour: torch.Tensor) -> list[slice]:
-        """Along H, W, D: where windows may lie, by probabilities BHWD of the second network."""
+    def _box(self, whole_tumour: torch.Tensor) -> tuple[slice, ...]:
+        """Where in BCHWD windows may lie, by probabilities BHWD of the second network."""
         sizes = whole_tumour.shape[1:]
-        likely = (whole_tumour >= self.coarse_to_fine).any(dim=0) if self.coarse_to_fine else whole_tumour.new_empty(0)
-        if not likely.any():
-            return [slice(0, size) for size in sizes]
-        box = []
-        for axis, (size, window) in enumerate(zip(sizes, self.roi_size, strict=True)):
+        likely = (whole_tumour >= self.coarse_to_fine).any(dim=0)
+        if self.whole_brain or not self.coarse_to_fine or not likely.any():
+            return (slice(None),) * 5
+        box = [slice(None), slice(None)]
+        for axis, (size, window) in enumerate(zip(sizes, cast("Sequence[int]", self.roi_size), strict=True)):
             places = likely.any(dim=tuple(other for other in range(3) if other != axis)).nonzero()
             first, last = int(places[0]) - self.margin, int(places[-1]) + 1 + self.margin
             short = max(int(window) - (last - first), 0)
             first = max(min(first - short // 2, size - int(window)), 0)  # moved, not cut off, at the crop's edge
             box.append(slice(first, min(max(last, first + int(window)), size)))
-        return box
+        return tuple(box)
 
     def _at_low_resolution(self, inputs: torch.Tensor) -> torch.Tensor:
         """Probabilities of WT, TC and ET, B3HWD, of the second network, on the grid of `inputs`."""

@@ -15,7 +15,7 @@ from bundlekit.brats.prepared import refuse_unprepared
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.air import air_at_zero
-from bundlekit.images.nifti import check_voxels, read_affine, read_array
+from bundlekit.images.nifti import check_voxels, read_affine, read_array, tells_orientation
 
 
 def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -140,6 +140,7 @@ class LoadCased(Transform):
             "case": data["case"],
             "source": source,
             "label_file": data["label"],
+            "grid_known": tells_orientation(source),
             "label_values": torch.tensor([int(v) for v in data["label_values"]]),
         }
         if label is not None:

@@ -7,12 +7,14 @@ A case is a plain dict, so that it can be hashed, cached and written as JSON. Of
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from sklearn.model_selection import GroupKFold
 
 from bundlekit.cases.case import Case
@@ -128,13 +130,13 @@ def fold_cases(cases: Sequence[Case], fold: int, num_folds: int = 5, seed: int =
     return {"training": training, "validation": validation}
 
 
-def repeated(split: Mapping[str, Sequence[Case]], repeats: Mapping[str, int] | None) -> list[Case]:
+def repeated(split: Mapping[str, Sequence[Case]], repeats: Mapping[str, int] | str | None) -> list[Case]:
     """The cases that train, those of a rare kind as often as they are to be seen in an epoch.
 
     Args:
         split: as `split_cases` returns it.
-        repeats: names of cases, and how often each is seen where others are seen once. Those that do not train are
-            passed over, so that all folds of a cross-validation take the same. None: every case once.
+        repeats: names of cases, and how often each is seen where others are seen once; or YAML of it. Those that do
+            not train are passed over, so that all folds of a cross-validation take the same. None: every case once.
 
     Returns:
         Every case once, in its order, then those of `repeats` again.
@@ -142,8 +144,11 @@ def repeated(split: Mapping[str, Sequence[Case]], repeats: Mapping[str, int] | N
     Raises:
         BundleError: for a name that is in neither part, or a number that is not whole or below 1.
     """
+    if isinstance(repeats, str):  # Fire hands on {NAME: 3} as text where a name has a hyphen or begins with a digit
+        with contextlib.suppress(yaml.YAMLError):
+            repeats = yaml.safe_load(repeats)
     if repeats is not None and not isinstance(repeats, Mapping):
-        raise BundleError(f"repeats is {repeats!r}; expected names of cases with numbers, e.g. {{NAME: 3}}.")
+        raise BundleError(f"repeats is {repeats!r}; expected names of cases with numbers, e.g. {{'NAME': 3}}.")
     wanted = {str(name): times for name, times in (repeats or {}).items()}
     for name, times in wanted.items():
         if type(times) is not int or times < 1:

@@ -66,12 +66,25 @@ class WriteSegmentations:
     def keep_others(self, engine: Engine) -> None:
         """Before anything is computed, look for masks of the evaluator's cases that are not as this bundle wrote them.
 
-        Every mask that would be replaced is decoded.
+        Every mask that would be replaced is decoded. Nor may a result replace an input, or lie beside its scan.
 
         Raises:
             BundleError: naming them.
         """
+        for case in _cases_in(engine):
+            image = case.get("image") or ""
+            source = image if isinstance(image, str) else next((str(file) for file in image if file), "")
+            self._refuse_inputs(self._path(case["case"]), source, str(case.get("label") or ""))
         self._refuse_others([self._path(case) for case in cases_of(engine)])
+
+    def _refuse_inputs(self, path: Path, source: str, label: str) -> None:
+        if any(path.exists() and Path(file).exists() and Path(file).samefile(path) for file in (source, label) if file):
+            raise BundleError(
+                Finding(str(path), "an input of the data set", "a new file", "set --output_dir to another folder")
+            )
+        if source and path.parent.resolve() == Path(source).parent.resolve():
+            found = "the folder of the scan itself, where a result is taken for a reference the next time"
+            raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
 
     def _refuse_others(self, paths: Iterable[Path]) -> None:
         if self.signature:
@@ -119,15 +132,8 @@ class WriteSegmentations:
     ) -> tuple[Path, nib.Nifti1Image]:
         """Write one file of a case, with a remark in its header (`descrip`); its path and what it holds."""
         path = self._path(item["case"], suffix)
-        source, label = Path(item["source"]), item["label_file"]
-        if any(path.exists() and Path(file).samefile(path) for file in (source, label) if file):
-            raise BundleError(
-                Finding(str(path), "an input of the data set", "a new file", "set --output_dir to another folder")
-            )
-        if path.parent.resolve() == source.parent.resolve():
-            found = "the folder of the scan itself, where a result is taken for a reference the next time"
-            raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
-        image = on_grid_of(source, array)
+        self._refuse_inputs(path, item["source"], item["label_file"])
+        image = on_grid_of(Path(item["source"]), array)
         image.header["descrip"] = remark
         write_result(path, lambda file: to_gzip(image, file), "output_dir")
         return path, image
@@ -135,8 +141,11 @@ class WriteSegmentations:
 
 def cases_of(engine: Engine) -> list[str]:
     """Names of the cases of an evaluator, those of its loader's data set."""
-    cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
-    return [case["case"] for case in cases]
+    return [case["case"] for case in _cases_in(engine)]
+
+
+def _cases_in(engine: Engine) -> list[dict[str, Any]]:
+    return getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
 
 
 def refuse_others(paths: Iterable[Path], unlike_ours: Callable[[Path], str], expected: str, otherwise: str) -> None:

@@ -26,6 +26,7 @@ BACKGROUND, CSF, GM, WM = 0, 1, 2, 3
 CSF_OR_GM = 254
 IGNORE = 255
 
+ROUNDING = 1e-3  # by which a number may be off whose header has a slope, as nibabel writes one for floats
 _UNKNOWN = 253  # in the lookup tables: a number that the numbering does not have
 
 
@@ -343,8 +344,8 @@ def whole_numbers(labels: np.ndarray, file: str) -> np.ndarray:
     if labels.dtype == bool:
         return labels.view(np.uint8)
     if np.isfinite(labels).all():
-        whole = labels.astype(np.int32)
-        wrong = whole != labels
+        whole = np.rint(labels).astype(np.int32)
+        wrong = np.abs(labels - whole) > ROUNDING
         if not wrong.any():
             return whole
     else:
@@ -352,7 +353,7 @@ def whole_numbers(labels: np.ndarray, file: str) -> np.ndarray:
     raise BundleError(
         Finding(
             file,
-            f"{int(wrong.sum())} voxel(s) that are not whole numbers, e.g. {labels[wrong][0]:g}",
+            f"{int(wrong.sum())} voxel(s) that are not whole numbers, e.g. {float(labels[wrong][0]):.9g}",
             "a label map; every voxel the number of a structure",
             "give the label itself; resample labels with nearest-neighbour interpolation",
         )

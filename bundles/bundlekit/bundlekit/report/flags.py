@@ -163,7 +163,8 @@ def _grid_unknown(result: Result, limit: bool) -> Flag | None:
     if result.grid_known:
         return None
     told = (
-        "The file does not tell voxel size and orientation: ml are those of voxels of 1 mm, sides and places are open."
+        "The file does not tell how it lies in space: left and right are open, and where it has no voxel size (HDF5), "
+        "ml are those of voxels of 1 mm."
     )
     return Flag("grid_unknown", 1.0, told)
 

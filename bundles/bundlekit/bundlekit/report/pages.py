@@ -97,6 +97,8 @@ def write_report(
     table = VolumeTable(folder)
     if not table.path.is_file():
         fix = "give the --output_dir of an inference; those of earlier versions have no table: run it again"
+        if (folder / "dataset_description.json").is_file():
+            fix = "a BIDS derivative has no pages: run inference on the scans in question, with --report True"
         raise BundleError(Finding(str(folder), f"no {TABLE}", "a folder of results", fix))
     cases = _cases(table, folder)
     if not cases:

@@ -117,21 +117,24 @@ class CaseDatastore(LocalDatastore):
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """As MONAI Label does, with the data set's numbers in place of those that a viewer gave the segments.
 
-        3D Slicer numbers the segments it saves by their order, and sends the name of each beside the file.
+        3D Slicer numbers the segments it saves by their order, and sends the name of each beside the file; an empty one
+        for every class of every bundle is among them.
 
         Raises:
             MONAILabelException: if there is no such case.
-            BundleError: for a tag that is a path, expressions, or a file that is no label map on the case's grid.
+            BundleError: for a tag that is a path, expressions, a file that is no label map on the case's grid, or
+                segments that no bundle has.
         """
         tag, name = plain_name(getattr(label_tag, "value", label_tag), "tag"), plain_name(image_id, "image")
         label_info = _plain_info(label_info)
         self._require(name)
         cases = [cases[name]["image"] for cases in self.cases.values() if name in cases]
         check_label(label_filename, [next(filter(None, c)) for c in cases] or [self.get_image_uri(name)], name)
-        segments = label_info.get("label_info") or []
-        numbers = self._numbers(name, segments) if segments else None
-        if numbers and _renumber(label_filename, numbers):
-            renamed = [{**segment, "idx": numbers.get(int(segment["idx"]), segment["idx"])} for segment in segments]
+        if label_info.get("label_info"):
+            segments = _drawn(label_filename, label_info["label_info"])
+            numbers = self._numbers(name, segments)
+            _renumber(label_filename, numbers)
+            renamed = [{**segment, "idx": numbers[int(segment["idx"])]} for segment in segments]
             label_info = {**label_info, "label_info": renamed}
         extension = next(e for e in reversed(NIFTI) if label_filename.endswith(e))
         file = Path(self._datastore.label_path(tag), name + extension)
@@ -233,15 +236,25 @@ class CaseDatastore(LocalDatastore):
         return found
 
     def _numbers(self, image_id: str, segments: list[dict[str, Any]]) -> dict[int, int]:
-        """Number in the file -> number in the data set, where a bundle knows all the names; {} otherwise."""
-        used = {str(segment.get("name", "")).lower(): int(segment.get("idx", 0)) for segment in segments}
+        """Number in the file -> number in the data set, by the bundle that knows all the names.
+
+        Raises:
+            BundleError: if there is none, or a segment has no number.
+        """
+        used = {str(segment.get("name", "")).lower(): int(segment["idx"]) for segment in segments}
+        takes = []
         for bundle, names in self.class_names.items():
             case = self.case(bundle, image_id)
+            if case is None:
+                continue
             known = {name.lower(): index for name, index in names.items()}
-            if case is not None and set(used) <= set(known):
+            if set(used) <= set(known):
                 return {number: int(case["label_values"][known[name]]) for name, number in used.items()}
-        logger.warning("%s: no bundle has the segments %s; saved with the viewer's numbers", image_id, sorted(used))
-        return {}
+            takes.append(f"{bundle}: {', '.join(name for name, index in names.items() if index)}")
+        raise BundleError(
+            f"{image_id}: nothing is saved, since no bundle has all of the segments {', '.join(sorted(used))}. Name "
+            f"them, and empty or delete the others, as one of these has them: {'; '.join(takes)}."
+        )
 
     # --- what the base class asks for -------------------------------------------------------------------------------
 
@@ -333,15 +346,28 @@ def _shown(files: list[str], modalities: Sequence[str]) -> str:
     return next((file for file in files if file), "")
 
 
-def _renumber(file: str, numbers: Mapping[int, int]) -> bool:
-    """Give the voxels of a NIfTI label map other numbers, in place; False if it holds further numbers."""
+def _drawn(file: str, segments: Any) -> list[dict[str, Any]]:
+    """Those of a viewer's segments that have a voxel.
+
+    Raises:
+        BundleError: if a segment is no object with a number, or a voxel has one that is no segment's.
+    """
+    voxels = set(np.unique(np.asarray(nib.load(file).dataobj)).tolist()) - {0}  # type: ignore[attr-defined]
+    try:
+        drawn = [dict(segment) for segment in segments if int(segment["idx"]) in voxels]
+    except (TypeError, ValueError, KeyError) as error:
+        expected = '[{"name": ..., "idx": number in the file}]'
+        raise BundleError(f"label_info: {segments!r}; expected {expected}.") from error
+    if unnamed := voxels - {int(segment["idx"]) for segment in drawn}:
+        raise BundleError(f"nothing is saved: {listed(map(str, unnamed))} in the file are numbers of no segment sent.")
+    return drawn
+
+
+def _renumber(file: str, numbers: Mapping[int, int]) -> None:
+    """Give the voxels of a NIfTI label map other numbers, in place."""
     image = nib.load(file)
     voxels = np.asarray(image.dataobj)  # type: ignore[attr-defined]
-    if not set(np.unique(voxels).tolist()) <= {0, *numbers}:
-        logger.warning("%s: holds numbers without a name; saved as it is", os.path.basename(file))
-        return False
     out = np.zeros(voxels.shape, np.uint8)
     for number, value in numbers.items():
         out[voxels == number] = value
     nib.save(nib.Nifti1Image(out, image.affine), file)  # type: ignore[attr-defined]
-    return True
