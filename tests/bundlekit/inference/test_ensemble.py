@@ -90,6 +90,13 @@ def test_missing_fold_and_other_settings(tmp_path: Path) -> None:
     folds_of(tmp_path, [0.0], [0.0])
     with pytest.raises(BundleError, match=r"fold_2.model\.pt"):
         fold_checkpoints(str(tmp_path), 3)
+    with pytest.raises(BundleError, match=r"fold_0.last\.pt"):
+        fold_checkpoints(str(tmp_path), 2, "last")
+    for fold in range(2):
+        (tmp_path / f"fold_{fold}" / "last.pt").touch()
+    assert [Path(file).name for file in fold_checkpoints(str(tmp_path), 2, "last")] == ["last.pt"] * 2
+    with pytest.raises(ValueError, match="which is 'first'; expected best or last"):
+        fold_checkpoints(str(tmp_path), 2, "first")
     record_setting(tmp_path / "fold_1" / "model.pt", "minimum_lesion_ml", 0.02)
     assert len(fold_checkpoints(str(tmp_path), 2)) == 2, "chosen after training"
     (tmp_path / "fold_1" / "settings.json").write_text('{"channels": [8]}')

@@ -15,17 +15,26 @@ from bundlekit.errors import BundleError, Finding
 from bundlekit.weights.loading import load_network, read_checkpoint
 from bundlekit.weights.settings import SETTINGS, trained_settings
 
+_NETWORKS = {"best": "model.pt", "last": "last.pt"}
 _log = logging.getLogger(__name__)
 
 
-def fold_checkpoints(cv_dir: str, num_folds: int) -> list[str]:
+def fold_checkpoints(cv_dir: str, num_folds: int, which: str = "best") -> list[str]:
     """`fold_0/model.pt` to the last fold's, as cross-validation leaves them in `cv_dir`.
 
+    Args:
+        cv_dir: of the cross-validation.
+        num_folds: of it.
+        which: "best", `model.pt`, or "last", `last.pt`.
+
     Raises:
+        ValueError: for another network.
         BundleError: if one is missing, or was trained with other settings than the first. Settings that are chosen
             after training may differ: the first fold's are used unless others are given.
     """
-    files = [Path(cv_dir, f"fold_{fold}", "model.pt") for fold in range(num_folds)]
+    if which not in _NETWORKS:
+        raise ValueError(f"which is {which!r}; expected {' or '.join(_NETWORKS)}.")
+    files = [Path(cv_dir, f"fold_{fold}", _NETWORKS[which]) for fold in range(num_folds)]
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise BundleError(
