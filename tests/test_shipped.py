@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose
 
 from bundlekit.brats import region_labels
 from bundlekit.inference.windows import argmax_labels
@@ -40,6 +42,27 @@ def test_the_file_is_whole_and_fits_its_settings(bundle: str) -> None:
     parser = parse(bundle, "inference.yaml")
     parser.get_parsed_content("network_def").load_state_dict(torch.load(weights, weights_only=True))
     assert weights.stat().st_size < 50 * 2**20
+
+
+def test_the_second_network_of_gliomas_sees_what_its_own_bundle_shows_it() -> None:
+    """Two pipelines prepare the brain, one of them after a z-score."""
+    brain = torch.rand(4, 34, 40, 30, generator=torch.Generator().manual_seed(0)) * torch.tensor([1, 50, 9, 300]).view(
+        4, 1, 1, 1
+    )
+    scan = torch.zeros(4, 40, 44, 40)
+    scan[:, 4:38, 2:42, 5:35] = brain + 1
+    parsers = [parse(name, "inference.yaml", runtime="torch") for name in ("brats_unet_h5", "brats_resunet")]
+    alone, own = (
+        Compose(parser.get_parsed_content("preprocessing").transforms[1:])({"image": MetaTensor(scan)})["image"]
+        for parser in parsers
+    )
+    inferer = parsers[1].get_parsed_content("inferer")
+    seen: list[torch.Tensor] = []
+    inferer.lowres_network.register_forward_pre_hook(lambda network, given: seen.append(given[0][0]))
+    with torch.no_grad():
+        inferer._at_low_resolution(own.as_tensor()[None])
+    assert seen[0].shape == (4, 128, 128, 128)
+    torch.testing.assert_close(seen[0], alone.as_tensor(), atol=1e-4, rtol=0)
 
 
 def test_the_second_network_of_gliomas_is_that_of_the_bundle_for_hdf5() -> None:
