@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -153,7 +154,8 @@ def test_probability_maps_of_different_shapes_are_named(tmp_path: Path) -> None:
 def test_whole_case(tmp_path: Path, suffix: str) -> None:
     case = labelled_case(tmp_path, labels(), suffix=suffix)
     got = LoadTissued()(case)
-    assert set(got) == {"image", "label", "case", "source", "label_file", "label_values", "numbering"}
+    assert set(got) == {"image", "label", "case", "source", "label_file", "label_values", "numbering", "grid_known"}
+    assert got["grid_known"]
     image, label = got["image"], got["label"]
     assert isinstance(image, MetaTensor)
     assert isinstance(label, MetaTensor)
@@ -168,6 +170,12 @@ def test_whole_case(tmp_path: Path, suffix: str) -> None:
     assert got["label_file"] == str(tmp_path / f"a_seg{suffix}")
     assert got["label_values"].tolist() == [0, 1, 2, 3]
     assert got["numbering"] == "tissue"
+
+
+def test_a_file_that_does_not_say_where_left_is_is_known(tmp_path: Path) -> None:
+    case = labelled_case(tmp_path, labels())
+    nib.save(nib.Nifti1Image(t1(), None), case["image"][0])  # neither sform nor qform
+    assert not LoadTissued(with_label=False)(case)["grid_known"]
 
 
 def test_numbering_is_passed_on(tmp_path: Path) -> None:
