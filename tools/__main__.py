@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import fire
@@ -84,8 +84,6 @@ COMMANDS = {
 _FLAGS = ("bool", "bool | None")  # annotations, which are text
 _TEXTS = ("str", "str | None")
 _LISTS = ("str | Sequence[str]",)
-# texts among the settings that a command hands on to another
-_HANDED_ON = ("case", "study", "dicomweb", "dicomweb_user", "t1", "t1ce", "t2", "flair", "mask_bundle", "reference")
 
 
 def _refuse_unknown(arguments: Sequence[str]) -> None:
@@ -120,10 +118,9 @@ def _checked(command: Any) -> Any:
     known = inspect.signature(command)
     flags = {name: parameter for name, parameter in known.parameters.items() if parameter.annotation in _FLAGS}
 
-    kinds = {name: parameter.annotation for name, parameter in known.parameters.items()}
-    parsers = {name: _texts if kind in _LISTS else _text for name, kind in kinds.items() if kind in (*_TEXTS, *_LISTS)}
+    hands_on = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.parameters.values())  # e.g. to `prepare`
 
-    @fire.decorators.SetParseFns(**{**dict.fromkeys(_HANDED_ON, _text), **parsers})
+    @fire.decorators.SetParseFns(**(_parsers_of(prepare) if hands_on else {}) | _parsers_of(command))
     @functools.wraps(command)
     def call(*args: Any, **kwargs: Any) -> Any:
         for name, value in known.bind(*args, **kwargs).arguments.items():
@@ -134,6 +131,12 @@ def _checked(command: Any) -> Any:
         return command(*args, **kwargs)
 
     return call
+
+
+def _parsers_of(command: Callable[..., Any]) -> dict[str, Callable[[str], Any]]:
+    """What reads each of the options that are texts."""
+    kinds = {name: parameter.annotation for name, parameter in inspect.signature(command).parameters.items()}
+    return {name: _texts if kind in _LISTS else _text for name, kind in kinds.items() if kind in (*_TEXTS, *_LISTS)}
 
 
 def _text(given: str) -> str | None:

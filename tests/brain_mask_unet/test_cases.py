@@ -72,6 +72,9 @@ def test_voxels_that_somebody_erased_from_freesurfers_brainmask_are_no_brain(tmp
         nib.save(nib.MGHImage(values, np.eye(4)), tmp_path / f"{name}.mgz")
     assert read_mask(str(tmp_path / "brainmask.mgz"))[0].ravel().tolist() == [False, False, True, True]
     assert read_mask(str(tmp_path / "a_mask.mgz"))[0].ravel().tolist() == [False, True, True, True]
+    for name, kind in (("brainmask.mgz", nib.MGHImage), ("brainmask.nii.gz", nib.Nifti1Image)):  # masks of 0 and 1
+        nib.save(kind(np.minimum(values, 1), np.eye(4)), tmp_path / name)
+        assert read_mask(str(tmp_path / name))[0].ravel().tolist() == [False, True, True, True]
 
 
 def test_files_of_several_volumes_are_left_out(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.label_maps.numberings import ROUNDING
+from bundlekit.label_maps.numberings import whole_numbers
 
 from .organs import FLARE22_ORGANS, Classes
 
@@ -193,7 +193,7 @@ def to_classes(labels: np.ndarray, numbering: Numbering, classes: Classes, file:
     Raises:
         BundleError: for numbers that the numbering does not have, and for fractions.
     """
-    whole = _whole_numbers(labels, file)
+    whole = whole_numbers(labels, file)
     table: np.ndarray = np.full(max(numbering.last, *numbering.organs) + 1, _UNKNOWN, np.uint8)
     table[: numbering.last + 1] = 0
     table[0] = 0
@@ -216,23 +216,3 @@ def to_classes(labels: np.ndarray, numbering: Numbering, classes: Classes, file:
             )
         )
     return out
-
-
-def _whole_numbers(labels: np.ndarray, file: str) -> np.ndarray:
-    if labels.dtype == bool:
-        return labels.view(np.uint8)
-    if np.issubdtype(labels.dtype, np.integer):
-        return labels
-    with np.errstate(invalid="ignore"):  # NaN is caught by the comparison
-        whole = np.rint(labels).astype(np.int32)
-        wrong = ~(np.abs(labels - whole) <= ROUNDING)
-    if wrong.any():
-        raise BundleError(
-            Finding(
-                file,
-                f"{int(wrong.sum())} voxel(s) that are not whole numbers, e.g. {float(labels[wrong][0]):.9g}",
-                "a label map; every voxel the number of an organ",
-                "give the label itself; resample labels with nearest-neighbour interpolation",
-            )
-        )
-    return whole

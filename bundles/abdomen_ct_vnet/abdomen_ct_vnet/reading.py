@@ -15,7 +15,7 @@ from bundlekit.cases.case import Case
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import check_voxels, read_affine, read_volume, tells_orientation
-from bundlekit.label_maps.numberings import ROUNDING
+from bundlekit.label_maps.numberings import whole_numbers
 
 from .cases import find_cases
 from .numberings import numbering_of, to_classes
@@ -176,16 +176,15 @@ def _merged(case: Case) -> np.ndarray:
     index = {organ: i for i, organs in enumerate(case["classes"].values(), 1) for organ in organs}
     merged: np.ndarray | None = None
     for organ, file in zip(case["part_organs"], case["label_parts"], strict=True):
-        part = read_volume(file)
+        part = whole_numbers(read_volume(file), file)
         if merged is None:
             merged = np.zeros(part.shape, np.uint8)
         values = np.unique(part)
-        values = np.where(np.abs(values - np.rint(values)) <= ROUNDING, np.rint(values), values)
         if part.shape != merged.shape or not np.isin(values, (0, 1)).all():
             found = f"shape {part.shape}" if part.shape != merged.shape else f"the values {values[:8].tolist()}"
             raise BundleError(
                 Finding(file, found, f"a mask of 0 and 1 on a grid of {merged.shape}", "give the organ's own mask")
             )
-        merged[part > 0.5] = index[organ]
+        merged[part > 0] = index[organ]
     assert merged is not None
     return merged

@@ -55,9 +55,11 @@ class LoadScand(Transform):
 def read_mask(file: str) -> tuple[np.ndarray, np.ndarray]:
     """A brain mask on its own grid, HWD bool (above 0; above 1 of FreeSurfer's brainmask), and its 4x4 affine (mm).
 
-    In `brainmask.mgz` a voxel that somebody erased is 1.
+    In `brainmask.mgz`, a scan without its skull, a voxel that somebody erased is 1.
 
     Raises:
         BundleError: for a file that is not whole.
     """
-    return read_volume(file) > (Path(file).name.startswith("brainmask.")), read_affine(file)
+    voxels = read_volume(file)
+    erased = 1 if Path(file).name == "brainmask.mgz" and voxels.max() > 1 else 0
+    return voxels > erased, read_affine(file)

@@ -164,8 +164,11 @@ def test_one_pass_is_over_the_whole_brain(tmp_path: Path) -> None:
     inferer = LowresEnsembleInferer(
         (4, 4, 4), lowres=str(tmp_path / "lowres.pt"), lowres_network=second, coarse_to_fine=0.1, whole_brain=True
     )
-    inferer.lowres_shape = [12, 12, 12]
-    assert inferer._box(torch.full((1, 12, 12, 12), 0.9)) == (slice(None),) * 5
+    likely = torch.zeros(1, 12, 12, 12)
+    likely[:, 5, 5, 5] = 0.9
+    assert inferer._box(likely) == (slice(None),) * 5
+    inferer.whole_brain = False
+    assert inferer._box(likely) == (slice(None),) * 2 + (slice(0, 12),) * 3, "8 voxels around"
 
 
 def nested(regions: torch.Tensor) -> list[torch.Tensor]:

@@ -73,7 +73,7 @@ def test_a_case_of_a_rare_kind_is_seen_more_often() -> None:
 @pytest.mark.parametrize(
     ("repeats", "message"),
     [
-        ({"c009": 2}, "repeats names c009; expected names of the 4 cases, such as c000"),
+        ({"c009": 2}, "repeats names c009; expected names of the 4 cases, in quotes, such as {'c000': 3}"),
         ({"c001": 0}, "0 for c001; expected a whole number, 1 or more"),
         ({"c001": 1.5}, "1.5 for c001"),
         ({"c001": True}, "True for c001"),

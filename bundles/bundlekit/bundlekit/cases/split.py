@@ -157,7 +157,8 @@ def repeated(split: Mapping[str, Sequence[Case]], repeats: Mapping[str, int] | s
     known = {case["case"] for part in split.values() for case in part}
     if known and (unknown := sorted(set(wanted) - known)):
         raise BundleError(
-            f"repeats names {', '.join(unknown)}; expected names of the {len(known)} cases, such as {min(known)}."
+            f"repeats names {', '.join(unknown)}; expected names of the {len(known)} cases, in quotes, such as "
+            f"{{'{min(known)}': 3}}."
         )
     return training + [case for case in training for _ in range(wanted.get(case["case"], 1) - 1)]
 

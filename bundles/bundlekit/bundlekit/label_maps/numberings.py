@@ -26,7 +26,7 @@ BACKGROUND, CSF, GM, WM = 0, 1, 2, 3
 CSF_OR_GM = 254
 IGNORE = 255
 
-ROUNDING = 1e-3  # by which a number may be off whose header has a slope, as nibabel writes one for floats
+_ROUNDING = 1e-3  # by which a number may be off whose header has a slope, as nibabel writes one for floats
 _UNKNOWN = 253  # in the lookup tables: a number that the numbering does not have
 
 
@@ -345,7 +345,7 @@ def whole_numbers(labels: np.ndarray, file: str) -> np.ndarray:
         return labels.view(np.uint8)
     if np.isfinite(labels).all():
         whole = np.rint(labels).astype(np.int32)
-        wrong = np.abs(labels - whole) > ROUNDING
+        wrong = np.abs(labels - whole) > _ROUNDING
         if not wrong.any():
             return whole
     else:
