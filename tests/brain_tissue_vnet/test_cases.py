@@ -684,13 +684,15 @@ def test_a_result_inside_the_data_set_is_named(tmp_path: Path) -> None:
 
 
 def test_scans_that_are_left_out_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("extra_T1", "IXI002-Guys-0828-T1", "sub-03_UNIT1"):
+    others = ("sub-03_FLAIR", "sub-03_acq-2_T2w", "extra_t1ce", "IXI002-Guys-0828-PD")  # that nobody takes for T1s
+    for name in ("extra_T1", "IXI002-Guys-0828-T1", "sub-03_UNIT1", *others):
         write(tmp_path / f"{name}.nii.gz", t1())
     assert [case["case"] for case in find_cases(tmp_path, labelled=False)] == ["extra"]
     assert "2 file(s) are named otherwise than the 1 T1(s) here and left out: " in caplog.text
     assert "IXI002-Guys-0828-T1.nii.gz" in caplog.text
     caplog.clear()
-    (tmp_path / "extra_T1.nii.gz").unlink()
+    for name in ("extra_T1", *others):
+        (tmp_path / f"{name}.nii.gz").unlink()
     assert len(find_cases(tmp_path, labelled=False)) == 2
     assert len(find_cases(tmp_path / "sub-03_UNIT1.nii.gz", labelled=False)) == 1
     assert not caplog.text

@@ -13,7 +13,7 @@ from bundlekit.label_maps.file_names import VOLUME, in_freesurfer, stem_of, volu
 
 from .bids import bids_cases, is_bids
 from .case import doubled_files, make_case, without_image
-from .layouts import EXPECTED, LAYOUTS, LIKE_A_LABEL, ScanFile, file_of, is_label
+from .layouts import EXPECTED, LAYOUTS, LIKE_A_LABEL, OTHER_CONTRAST, ScanFile, file_of, is_label
 
 _log = logging.getLogger(__name__)
 
@@ -54,13 +54,13 @@ def _from_files(
     rest = [path for path in other if str(path) not in taken]
     if not images_of_a_layout:
         unlabelled += [make_case(stem_of(path), path) for path in rest if may_be_3d(path)]
-    elif tell and rest:
-        first = ", ".join(str(path.relative_to(root)) for path in rest[:3])
+    elif tell and (unknown := [path for path in rest if not OTHER_CONTRAST.search(stem_of(path))]):
+        first = ", ".join(str(path.relative_to(root)) for path in unknown[:3])
         text = (
             "%d file(s) are named otherwise than the %d T1(s) here and left out: %s%s. If they are T1s, too, give a "
             "folder of them, one of them, or --datalist"
         )
-        _log.warning(text, len(rest), len(images_of_a_layout), first, ", ..." if len(rest) > 3 else "")
+        _log.warning(text, len(unknown), len(images_of_a_layout), first, ", ..." if len(unknown) > 3 else "")
     paired += more_paired
     findings += more_findings
     if not labelled:

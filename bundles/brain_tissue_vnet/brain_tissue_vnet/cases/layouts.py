@@ -8,6 +8,10 @@ from pathlib import Path
 
 from bundlekit.label_maps.file_names import FREESURFER_LABELS, SYNTHSEG, in_freesurfer, stem_of
 
+# names that say that a scan is no T1 without contrast agent
+OTHER_CONTRAST = re.compile(
+    r"(?:^|[_-])(?:flair|t2\w*|pd\w*|t1ce?|t1gd|t1post|ce|bold|sbref|epi|dwi|adc|fa|asl|swi|perf\w*|ct)$", re.IGNORECASE
+)
 LIKE_A_LABEL = re.compile(
     r"(^|[_.-])(dseg|probseg|segm?|glm|synthseg|labels?|probabilities|(brain_?)?mask|aseg.*|aparc.*|wmparc.*|segTRI.*|"
     r"LabelsFor.*)$",
