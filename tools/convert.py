@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import inspect
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -23,6 +25,7 @@ from bundlekit.images.nifti import form_of, require_numbers
 from bundlekit.values import wrong_value
 from tools.bundles import module_of, reader_of, scan_cases_of
 
+_log = logging.getLogger(__name__)
 _READS_H5 = "brats_unet_h5"  # the bundle that knows what an HDF5 file of a case may look like
 _CHUNK = 32  # voxels along each axis: a patch of 96 voxels touches 27 to 64 chunks of a modality
 _MODALITIES = ("T1", "T1ce", "T2", "FLAIR")
@@ -54,6 +57,12 @@ def to_h5(to: str | None = None, **options: Any) -> list[str]:
         return []
     source, target, settings = _folders("h5", to, options)
     cases = _all_sound(*scan_cases(source, labelled=False, **_known(scan_cases, settings)))
+    left = [str(file) for case in cases if not case["label"] for file in _labels_beside(case)]
+    if left:
+        text = (
+            "%d mask(s) are left out, as inference wrote them and nobody changed them: %s; no HDF5 file will hold them"
+        )
+        _log.warning(text, len(left), ", ".join(left[:3]) + (", ..." if len(left) > 3 else ""))
     _refuse_existing([target / f"{case['case']}.h5" for case in cases])
     written = []
     for case in tqdm(cases, desc="to HDF5", unit="case"):
@@ -85,6 +94,15 @@ def to_nifti(to: str | None = None, **options: Any) -> list[str]:
     source, target, settings = _folders("nifti", to, options)
     scan = scan_cases_of(_READS_H5)
     cases = _all_sound(*scan(source, labelled=False, **_known(scan, settings)))
+    # a mask of any name is looked for where one is needed alone
+    masked, _ = scan(source, labelled=True, **_known(scan, settings))
+    with_mask = {case["image"][0]: case for case in masked}
+    cases = [with_mask.get(case["image"][0], case) for case in cases]
+    without = [str(case["case"]) for case in cases if not case["label"]]
+    if without:
+        _log.warning(
+            "no mask in %d case(s): %s", len(without), ", ".join(without[:3]) + (", ..." if without[3:] else "")
+        )
     planned = {str(case["case"]): _names_of(case) for case in cases}
     _refuse_shared(target, [(str(case["image"][0]), planned[str(case["case"])]) for case in cases])
     _refuse_existing([target / name for names in planned.values() for name in names.values()])
@@ -96,6 +114,14 @@ def to_nifti(to: str | None = None, **options: Any) -> list[str]:
             write_whole(path, partial(_write_bytes, content, path.name.lower().endswith(".gz")))
             written.append(str(path.parent))
     return list(dict.fromkeys(written))
+
+
+def _labels_beside(case: Mapping[str, Any]) -> list[Path]:
+    """Masks of a case by their names, in the folder of its first file."""
+    folder = Path(next(file for file in case["image"] if file)).parent
+    return sorted(
+        file for kind in ("_seg", "-seg") for file in folder.glob(glob.escape(f"{case['case']}{kind}") + ".nii*")
+    )
 
 
 def _write_h5(case: Mapping[str, Any], root: Path, out: Any) -> None:
@@ -191,9 +217,13 @@ def _geometry(image: nib.Nifti1Image) -> dict[str, Any]:
 def _names_of(case: Mapping[str, Any]) -> dict[str, str]:
     """Role -> name of the NIfTI file, below the target folder."""
     with open_h5(str(case["image"][0])) as file:
-        if "nifti" in file:
-            return {role: _safe(str(item.attrs["file"]), case) for role, item in file["nifti"].items()}
+        kept = dict(file["nifti"].items()) if "nifti" in file else {}
+        names = {role: _safe(str(item.attrs["file"]), case) for role, item in kept.items()}
     name = case["case"]
+    if names:
+        if case["label"] and "seg" not in names:  # drawn since
+            names["seg"] = str(PurePosixPath(next(iter(names.values()))).with_name(f"{name}_seg.nii.gz"))
+        return names
     roles = [role for role, channel in zip(_ROLES, case["channels"], strict=False) if channel >= 0]
     return {role: f"{name}/{name}_{role}.nii.gz" for role in [*roles, *(["seg"] if case["label"] else [])]}
 
@@ -221,13 +251,19 @@ def _contents(case: Mapping[str, Any]) -> list[tuple[str, bytes]]:
                 else:
                     stored = image[channels[role]] if channels.get(role, -1) >= 0 else None
                 found.append((role, _as_before(item[()].tobytes(), stored, f"{case['image'][0]} ({role})")))
-            return found
+            drawn_since = bool(case["label"]) and "seg" not in file["nifti"]
+        else:
+            found, drawn_since = [], False
     reading = module_of(reader_of(_READS_H5))
     affine = reading.affine_of(case)
+    values = np.asarray(case["label_values"], np.uint8)
+    if drawn_since:
+        found.append(("seg", _plain_nifti(values[reading.read_classes(case)], affine)))
+    if found:
+        return found
     images = zip(_ROLES, reading.read_image(case), case["channels"], strict=False)
     arrays = {role: image for role, image, channel in images if channel >= 0}
     if case["label"]:
-        values = np.asarray(case["label_values"], np.uint8)
         arrays["seg"] = values[reading.read_classes(case)]
     return [(role, _plain_nifti(array, affine)) for role, array in arrays.items()]
 

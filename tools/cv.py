@@ -79,6 +79,8 @@ def cv(
     if missing:
         there = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise ValueError(f"--configs: {bundle} has no {', '.join(missing)}; there are: {there}.")
+    if not (folder / "cross_validation.yaml").is_file():
+        raise ValueError(f"{bundle} has no cross-validation: it is trained from label maps alone.")
     if num_folds < 2 or jobs < 1:
         raise ValueError(f"num_folds is {num_folds} and jobs {jobs}; expected 2 or more, and 1 or more.")
     if which not in _NETWORKS:
@@ -168,7 +170,8 @@ def _same_call(root: Path, call: dict[str, Any]) -> None:
     """Record what divides the cases, trains and scores at the first call, in cv.json; refuse a call that differs."""
     record = root / "cv.json"
     call = json.loads(json.dumps(call))  # as it is recorded: Fire makes a tuple of what has commas
-    if record.is_file():
+    begun = any((place / name).is_file() for place in root.glob("fold_*") for name in ("last.pt", "scores.csv"))
+    if record.is_file() and begun:  # a call that failed before it trained binds nobody
         # earlier versions scored the best network, and did not record by which settings
         before = {"which": "best", "scoring": call.get("scoring"), **json.loads(record.read_text())}
         differing = [name for name in call if before.get(name) != call[name]]

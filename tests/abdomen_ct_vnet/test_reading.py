@@ -57,6 +57,8 @@ def test_parts_make_one_label(abdomens: Path, tmp_path: Path) -> None:
         (np.clip(hu(), -160, 240), False),
         (np.clip(hu(), -160, 240) / 400.0, True),
         (hu() + 1024, True),
+        (hu() - 1024, True),
+        (np.random.default_rng(0).uniform(-1024, -600, (9, 9, 9)), True),
         (np.random.default_rng(0).integers(0, 256, (9, 9, 9)), True),
         (np.random.default_rng(0).normal(0, 1, (9, 9, 9)), True),
         (np.abs(np.random.default_rng(0).normal(0, 400, (9, 9, 9))), True),
@@ -73,6 +75,12 @@ def test_only_hounsfield_units_pass(image: np.ndarray, refused: bool) -> None:
 def test_a_lost_intercept_is_named() -> None:
     (finding,) = check_hu("f", hu() + 1024)
     assert "subtract 1024" in finding.fix
+
+
+def test_an_intercept_that_was_subtracted_twice_is_named() -> None:
+    (finding,) = check_hu("f", hu() - 1024)
+    assert "add 1024" in finding.fix
+    assert "0.0% of the voxels above -30" in finding.found
 
 
 def spoil_nan(case: dict) -> None:

@@ -162,6 +162,21 @@ def test_short_datalist_and_bad_ones(tmp_path: Path) -> None:
             find_cases(None, datalist=tmp_path / "list.json")
 
 
+def test_a_label_of_another_file_is_refused(tmp_path: Path) -> None:
+    """The mask is read from the file of the image alone: another one would train nobody."""
+    write_case(tmp_path / "a.h5")
+    write_case(tmp_path / "other" / "a_seg.h5")
+    for label in ("other/a_seg.h5", "nowhere.h5"):
+        content = {"training": ["a.h5"], "validation": [{"image": "a.h5", "case": "b", "label": label}]}
+        (tmp_path / "list.json").write_text(json.dumps(content))
+        with pytest.raises(BundleError, match=rf"label: '{label}'[\s\S]*dataset `mask`"):
+            find_cases(None, datalist=tmp_path / "list.json")
+        assert len(find_cases(None, datalist=tmp_path / "list.json", labelled=False)) == 2
+    content["validation"][0]["label"] = "a.h5"  # as datalist.json has it
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    assert [case["label"] for case in find_cases(None, datalist=tmp_path / "list.json")] == [str(tmp_path / "a.h5")] * 2
+
+
 # --- slices -----------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from brats_unet_h5 import LoadHDF5d, find_cases
 from bundlekit.errors import BundleError
+from bundlekit.images.writing import signed
+from tests.brats_unet_h5.conftest import SHAPE as SHAPE_H5
 from tests.brats_unet_h5.conftest import classes, image, write_file, write_slices
 from tests.bundlekit.conftest import (
     LPS,
@@ -246,3 +248,38 @@ def test_a_case_without_mask_becomes_four_files(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "out" / "a").iterdir())
     assert names == [f"a_{role}.nii.gz" for role in ("flair", "t1", "t1ce", "t2")]
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "out" / "a" / "a_t2.nii.gz").dataobj), image()[2])
+
+
+def test_a_mask_that_was_drawn_since_comes_along(tmp_path: Path) -> None:
+    case = write_case(tmp_path / "a" / "case", values=None)
+    [path] = to_h5(str(tmp_path / "h5"), **{"from": str(case.parent)})
+    with h5py.File(path, "r+") as file:
+        file["mask"] = segmentation()
+    to_nifti(str(tmp_path / "back"), **{"from": str(tmp_path / "h5")})
+    mask = nib.load(tmp_path / "back" / "case" / "case_seg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), segmentation())
+    np.testing.assert_array_equal(mask.affine, LPS)
+    assert len(list((tmp_path / "back").rglob("*.nii.gz"))) == 5
+
+
+def test_a_mask_of_another_name_comes_along(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    order = ["T1", "T1ce", "T2", "FLAIR"]
+    write_file(tmp_path / "x" / "a.h5", {"image": image(), "tumour": segmentation(shape=SHAPE_H5)}, modalities=order)
+    write_file(tmp_path / "x" / "b.h5", {"image": image()}, modalities=order)
+    to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "x")})
+    mask = nib.load(tmp_path / "out" / "a" / "a_seg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), segmentation(shape=SHAPE_H5))
+    assert not (tmp_path / "out" / "b" / "b_seg.nii.gz").exists()
+    assert "no mask in 1 case(s): b" in caplog.text
+
+
+def test_a_mask_as_inference_wrote_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    case = write_case(tmp_path / "a" / "case", values=None)
+    written = nib.Nifti1Image(segmentation(), LPS)
+    written.header["descrip"] = signed("segmented by brats_resunet", segmentation())
+    nib.save(written, case / "case_seg.nii.gz")
+    [path] = to_h5(str(tmp_path / "h5"), **{"from": str(case.parent)})
+    assert "1 mask(s) are left out" in caplog.text
+    assert str(case / "case_seg.nii.gz") in caplog.text
+    with h5py.File(path) as file:
+        assert "mask" not in file

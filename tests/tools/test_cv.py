@@ -42,6 +42,13 @@ def rows_of(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(text))
 
 
+def begun(folder: Path) -> Path:
+    """The folder, as after the first epoch of a fold."""
+    (folder / "fold_0").mkdir(exist_ok=True)
+    (folder / "fold_0" / "last.pt").touch()
+    return folder
+
+
 def test_two_folds_and_their_ensemble(
     run: Run, cohort: Path, tmp_path: Path, forked: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -135,6 +142,7 @@ def test_failure_of_several_at_a_time_tells_the_cause(cohort: Path, tmp_path: Pa
         ({"epohcs": 2}, r"did you mean --epochs\?"),
         ({"configs": "smaller"}, r"brats_resunet has no smaller.yaml; there are:"),
         ({"num_folds": 1}, "expected 2 or more"),
+        ({"bundle": "brain_mask_unet"}, "brain_mask_unet has no cross-validation"),
         ({"which": "first"}, "which is 'first'; expected last or best"),
         ({"checkpoint": "x.pt"}, "cross-validation sets this itself"),
         ({"shard": "1/2"}, "no setting --shard"),
@@ -144,12 +152,12 @@ def test_failure_of_several_at_a_time_tells_the_cause(cohort: Path, tmp_path: Pa
 )
 def test_bad_calls_are_refused(more: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        cv("brats_resunet", str(tmp_path), str(tmp_path / "cv"), **more)
+        cv(**{"bundle": "brats_resunet", "dataset_dir": str(tmp_path), "out": str(tmp_path / "cv"), **more})
     assert not (tmp_path / "cv").exists()
 
 
 def test_a_cross_validation_of_earlier_versions_goes_on_with_the_network_that_it_scored(tmp_path: Path) -> None:
-    (tmp_path / "cv.json").write_text('{"bundle": "a"}')
+    begun(tmp_path).joinpath("cv.json").write_text('{"bundle": "a"}')
     _same_call(tmp_path, {"bundle": "a", "which": "best"})
     with pytest.raises(ValueError, match="with which best; now which last"):
         _same_call(tmp_path, {"bundle": "a", "which": "last"})
@@ -166,13 +174,18 @@ def test_a_later_call_goes_on_with_the_settings_of_the_first(tmp_path: Path, mon
     for more in ({"flips": True}, {"flips": True, "num_workers": 3}, {"flips": True, "output_dir": None}):
         with pytest.raises(ValueError, match="sets this itself" if "output_dir" in more else "^stopped$"):
             cv(**call, **more)
+    with pytest.raises(ValueError, match=r"^stopped$"):
+        cv(**call, num_folds=2)  # nothing has been trained: another call may be right
+    with pytest.raises(ValueError, match=r"^stopped$"):
+        cv(**call, flips=True)
+    begun(tmp_path)
     for more in ({}, {"flips": False}, {"flips": True, "minimum_core_ml": 1}):
         with pytest.raises(ValueError, match=r"holds a cross-validation with scoring .*flips"):
             cv(**call, **more)
 
 
 def test_settings_of_scores_that_an_earlier_version_did_not_record_are_recorded(tmp_path: Path) -> None:
-    (tmp_path / "cv.json").write_text('{"bundle": "a", "which": "last"}')
+    begun(tmp_path).joinpath("cv.json").write_text('{"bundle": "a", "which": "last"}')
     _same_call(tmp_path, {"bundle": "a", "which": "last", "scoring": {"flips": True}})
     with pytest.raises(ValueError, match=r"with scoring \{'flips': True\}; now scoring \{\}"):
         _same_call(tmp_path, {"bundle": "a", "which": "last", "scoring": {}})

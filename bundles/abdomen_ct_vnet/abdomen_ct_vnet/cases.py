@@ -101,6 +101,12 @@ def scan_cases(
         if numbering is not None and not case.get("label_parts"):
             case["numbering"] = dict(numbering) if isinstance(numbering, Mapping) else numbering
     written = output_numbering_of(output_numbering, classes, [case["numbering"] for case in cases])
+    untold = [case for case in cases if not case["numbering"]] if written == "dataset" and not labelled else []
+    if untold:
+        default = output_numbering_of(None, classes)
+        name = default if isinstance(default, str) else "the order of the classes"
+        text = "no file name tells the numbering of %d case(s), e.g. %s: masks get that of %s (--output_numbering NAME)"
+        _log.warning(text, len(untold), untold[0]["case"], name)
     for case in cases:
         case["classes"] = classes
         own = case["numbering"] or output_numbering_of(None, classes)
@@ -181,6 +187,8 @@ def _pair(files: Sequence[LayoutFile], labelled: bool, classes: Classes) -> tupl
         if not images:
             if labelled:
                 findings.append(_without_image(labels[0], name))
+            else:
+                _log.warning("%s is named as the label of a CT that is not there, and left out", labels[0])
         elif len(images) > 1 or (len(labels) > 1 and layout != "totalsegmentator" and labelled):
             several = images if len(images) > 1 else labels
             findings.append(

@@ -23,6 +23,7 @@ from .organs import Classes
 
 _FAT_HU = -30.0  # every CT of a body has fat, lung or air below this
 _LEAST_FAT = 0.005  # of the voxels
+_LEAST_TISSUE = 0.01  # of the voxels, above fat
 _LEAST_RANGE_HU = 200.0  # between the 0.5 and the 99.5 % percentile
 _SAMPLE = 500_000  # voxels that are looked at for these
 
@@ -120,16 +121,23 @@ class LoadCTd(Transform):
 
 
 def check_hu(file: str, image: np.ndarray) -> list[Finding]:
-    """A finding if intensities cannot be Hounsfield units: MRI, windowed or normalised images, a lost intercept."""
+    """A finding if intensities cannot be Hounsfield units of a body.
+
+    MRI, windowed or normalised images, an intercept that was lost or subtracted twice, air alone.
+    """
     sample = image.ravel()[:: max(image.size // _SAMPLE, 1)]
     low, high = (float(v) for v in np.percentile(sample, [0.5, 99.5]))
     fat = float((sample < _FAT_HU).mean())
-    if fat >= _LEAST_FAT and high - low >= _LEAST_RANGE_HU:
+    tissue = float((sample > _FAT_HU).mean())
+    if fat >= _LEAST_FAT and tissue >= _LEAST_TISSUE and high - low >= _LEAST_RANGE_HU:
         return []
     found = f"intensities from {low:g} to {high:g} (0.5 to 99.5 %), {fat:.1%} of the voxels below {_FAT_HU:g}"
     fix = "give the CT itself; an MRI, or an image that was windowed or normalised, cannot be used"
     if low >= 0 and high > 800:
         fix = "if it is a CT that lost its intercept, subtract 1024 (the DICOM header has it); an MRI cannot be used"
+    elif tissue < _LEAST_TISSUE:
+        found = f"intensities from {low:g} to {high:g} (0.5 to 99.5 %), {tissue:.1%} of the voxels above {_FAT_HU:g}"
+        fix = "if its intercept was subtracted twice, add 1024; a volume of air alone cannot be used"
     return [Finding(file, found, "a CT in Hounsfield units: air about -1000, fat about -100, bone above 300", fix)]
 
 

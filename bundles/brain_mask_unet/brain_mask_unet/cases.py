@@ -117,6 +117,10 @@ def _from_folder(root: Path, labelled: bool) -> tuple[list[Case], list[Finding]]
     ]
     paths = [path for path in paths if not in_freesurfer(path)]
     scans = [path for path in paths if not is_mask(path) and not _RESULT.search(stem_of(path))]
+    results = [path for path in paths if not is_mask(path) and _RESULT.search(stem_of(path))]
+    if results:
+        text = "%d file(s) named as results of other programs are left out, e.g. %s; --dataset_dir takes one, too"
+        _log.warning(text, len(results), results[0])
     whole = [path for path in scans if may_be_3d(path)]
     if len(whole) < len(scans):
         _log.info("%d files of more than one volume are left out", len(scans) - len(whole))

@@ -273,6 +273,12 @@ def _from_datalist(
             files = [Path(file) for file in found_cases[0]["image"]]
         if all(SLICE.match(file.name) for file in files):  # by number, not as their names sort: 0, 1, 10, 11
             files.sort(key=lambda file: int(SLICE.match(file.name)["slice"]))  # type: ignore[index]
+        label = entry.get("label") if labelled else None
+        if label and os.path.abspath(base / label) not in map(os.path.abspath, files):
+            expected = "no label, or the HDF5 file of the image: the mask is read from there alone"
+            fix = "write the mask into that file as its dataset `mask`, and take label out of the entry"
+            findings.append(Finding(where, f"label: {label!r}", expected, fix))
+            continue
         name = str(entry.get("case") or (named["case"] if named else _ENDING.sub("", files[0].name)))
         case = {**_case(name, files), "layout": "slices" if named else "file", "subset": subset}
         case["patient"] = str(entry.get("patient") or case["patient"])

@@ -16,7 +16,7 @@ import numpy as np
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 from bundlekit.images import writing
-from bundlekit.images.hdf5 import affine_in, datasets_of, open_h5
+from bundlekit.images.hdf5 import open_h5
 
 _log = logging.getLogger(__name__)
 
@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 class WriteHDF5Segmentations(writing.WriteSegmentations):
     """MONAI handler: write `<case>_seg.nii.gz`, and on demand `<case>_seg.h5` and `<case>_probabilities.nii.gz`.
 
-    The mask is uint8 with the case's own label values, on the grid of its image. The affine is the file's attribute
-    `affine`; where there is none the identity, and a warning says so. In HDF5 the mask is the dataset `mask`, with the
+    The mask is uint8 with the case's own label values, on the grid of its image. The affine is that of the image; where
+    its file has none the identity, and a warning says so. In HDF5 the mask is the dataset `mask`, with the
     affine, `label_values` and `remark` as attributes; `remark` holds the bundle's name and the CRC-32 of the voxels, by
     which a file that somebody corrected is known and stays, as the NIfTI file does.
 
@@ -70,7 +70,7 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
         if path.parent.resolve() == source.parent.resolve():
             found = "the folder of the scan itself, where results would lie among the data"
             raise BundleError(Finding(str(path), found, "a folder of its own", "set --output_dir to another folder"))
-        affine = _affine_of(str(source))
+        affine = np.asarray(item["native_affine"], np.float64) if item["grid_known"] else None
         if affine is None:
             _log.warning(
                 "%s keeps no affine (attribute affine): %s gets the identity, voxels of 1 mm in no known orientation",
@@ -88,12 +88,6 @@ class WriteHDF5Segmentations(writing.WriteSegmentations):
             values = [int(v) for v in item["label_values"]]
             write_result(_beside(path), partial(_to_h5, array, affine, values, remark.decode()), "output_dir")
         return path, image
-
-
-def _affine_of(source: str) -> np.ndarray | None:
-    with open_h5(source) as file:
-        keys = list(datasets_of(file))
-    return next((found for key in keys if (found := affine_in(source, key)) is not None), None)
 
 
 def _beside(mask: Path) -> Path:

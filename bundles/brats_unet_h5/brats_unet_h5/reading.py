@@ -122,8 +122,8 @@ class LoadHDF5d(Transform):
 
     The output holds `image` (4xHWD float32 `MetaTensor` in the order T1, T1ce, T2, FLAIR, with the file's affine; air
     is 0), `label` (1xHWD uint8 class indices 0..3, only if `with_label`), and for those who write or score: `case`,
-    `source` (first file), `label_file` ("" if none), `label_values` (4 integers) and `grid_known` (whether the file has
-    an affine).
+    `source` (first file), `label_file` ("" if none), `label_values` (4 integers), `native_affine` (4x4, mm) and
+    `grid_known` (whether the file has it).
 
     Args:
         with_label: whether to decode the mask too.
@@ -191,6 +191,7 @@ class LoadHDF5d(Transform):
             "source": source,
             "label_file": data["label"],
             "label_values": torch.tensor([int(v) for v in data["label_values"]]),
+            "native_affine": affine,
             "grid_known": _affine_in(data) is not None,
         }
 

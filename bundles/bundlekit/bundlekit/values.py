@@ -109,10 +109,13 @@ class File:
     null: bool = True
 
     def __str__(self) -> str:
-        return ("a folder" if self.folder else "a file or folder") + " (one that is named by a number as ./2024)"
+        text = "a folder (its path without ~;" if self.folder else "a file or folder ("
+        return text + (" " if self.folder else "") + "one that is named by a number as ./2024)"
 
     def allows(self, value: Any) -> bool:
         """Whether `value` is one."""
+        if self.folder and str(value).startswith("~"):  # a folder of that name would be made
+            return False
         return isinstance(value, (str, Path)) and bool(str(value).strip()) and self.in_the_way(value) is None
 
     def in_the_way(self, value: str | Path) -> Path | None:

@@ -235,6 +235,27 @@ def test_unknown_label_values_are_named(
     assert ("2024" in finding.fix) == mention_2024
 
 
+def test_a_slope_in_the_header_leaves_labels_whole(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(segmentation().astype(np.int16) * 10, OBLIQUE)
+    image.header.set_slope_inter(0.1, 0)
+    path = str(tmp_path / "seg.nii.gz")
+    nib.save(image, path)
+    with gzip.open(path) as file:
+        content = bytearray(file.read())
+    content[112:116] = np.float32(0.1).tobytes()  # as a program writes it that keeps the numbers of the file
+    content[352:] = (segmentation().astype("<i2") * 10).tobytes(order="F")
+    Path(path).write_bytes(gzip.compress(bytes(content)))
+    assert not np.array_equal(nib.load(path).get_fdata(), segmentation())
+    np.testing.assert_array_equal(read_label(path, [0, 1, 2, 4])[0], np.searchsorted([0, 1, 2, 4], segmentation()))
+
+
+def test_the_numbers_of_decathlon_cannot_be_forced(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "seg.nii.gz", segmentation())
+    with pytest.raises(BundleError) as caught:
+        read_label(str(path), [0, 2, 1, 3])
+    assert "--et_label" not in caught.value.findings[0].fix
+
+
 def test_label_with_a_fourth_axis_of_one(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "seg.nii.gz", segmentation()[..., None])
     label, _ = read_label(str(path), [0, 1, 2, 4])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ignite.engine import Engine
 
 from bundlekit.cases.datalist import trained_cases, write_datalist, write_trained_cases
 from bundlekit.cases.patients import join_longitudinal, patient_of
-from bundlekit.cases.split import select_cases, split_cases
+from bundlekit.cases.split import fold_cases, select_cases, split_cases
 from bundlekit.errors import BundleError
 from bundlekit.training.saving import RecordPretraining
 
@@ -144,6 +146,21 @@ def test_what_a_fine_tuning_began_with_is_recorded(tmp_path: Path) -> None:
         trained_cases(earlier)
 
 
+def test_a_resumed_fine_tuning_keeps_what_its_start_recorded(tmp_path: Path) -> None:
+    """Other weights may lie where those were that it began with."""
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    other.mkdir()
+    write_trained_cases({"a": "A"}, run)
+    write_trained_cases({"z": ""}, other)
+    recording = RecordPretraining(str(other / "model.pt"), str(run))
+    recording(SimpleNamespace(state=SimpleNamespace(epoch=2)))  # type: ignore[arg-type]
+    assert trained_cases(run) == {"a": "A"}
+    (run / "trained_on.json").unlink()
+    recording(SimpleNamespace(state=SimpleNamespace(epoch=2)))  # type: ignore[arg-type]
+    assert trained_cases(run) == {"a": "A"}
+
+
 def test_a_fine_tuned_fold_keeps_its_validation_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where weights that began the training knew it, the scores are said to flatter."""
     cases = [{"case": name, "patient": name, "image": [], "label": "", "subset": ""} for name in "abcd"]
@@ -162,3 +179,18 @@ def test_a_fine_tuned_fold_keeps_its_validation_part(tmp_path: Path, caplog: pyt
     assert [case["case"] for case in select_cases(moved, trained=trained)] == ["c", "d"], "what trained here, trained"
     trained.unlink()
     assert [case["case"] for case in select_cases(listed, trained=trained)] == ["a", "d"], "weights that were shipped"
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_one_file_of_two_patients_is_refused(tmp_path: Path, folds: bool) -> None:
+    """A link makes them; one scan would train and validate."""
+    cases = []
+    for name in "abc":
+        path = tmp_path / f"{name}.nii.gz"
+        path.symlink_to(tmp_path / "a.nii.gz") if name == "b" else path.write_text(name)
+        cases.append({"case": name, "patient": name, "image": [str(path)], "label": "", "subset": ""})
+    divide = partial(fold_cases, fold=0, num_folds=2) if folds else split_cases
+    with pytest.raises(BundleError, match=r"one file under two names, of the cases a and b[\s\S]*remove the link"):
+        divide(cases)
+    cases[1]["patient"] = "a"
+    assert sum(map(len, divide(cases).values())) == 3

@@ -18,6 +18,7 @@ from bundlekit.cases.datalist import write_trained_cases
 from bundlekit.errors import BundleError
 from bundlekit.training.saving import RecordPretraining, RecordRun, require_new_run
 from bundlekit.weights.loading import read_checkpoint
+from bundlekit.weights.settings import read_settings, write_settings
 from tests.bundlekit.conftest import leftovers
 from tests.bundlekit.training.conftest import Run, narrow, save
 from tests.conftest import assert_equal
@@ -168,6 +169,17 @@ def test_a_resumed_run_keeps_its_weights(tmp_path: Path) -> None:
     (tmp_path / "last.pt").write_text("")
     record(tmp_path)(SimpleNamespace(state=SimpleNamespace(epoch=2)))  # type: ignore[arg-type]
     assert (tmp_path / "last.pt").is_file()
+
+
+def test_a_resumed_run_keeps_what_was_chosen_with_its_network(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    split = {"training": [], "validation": [{"case": "b", "patient": "b", "image": [], "label": "", "subset": ""}]}
+    settings = {"channels": [4, 8], "after_training": {"minimum_core_ml": 0.02}}
+    write_settings({**settings, "after_training": {"minimum_core_ml": 0.5, "minimum_lesion_ml": 0.1}}, str(tmp_path))
+    for epoch, kept in ((2, {"minimum_core_ml": 0.02, "minimum_lesion_ml": 0.1}), (1, {"minimum_core_ml": 0.02})):
+        RecordRun(str(tmp_path), split, settings)(SimpleNamespace(state=SimpleNamespace(epoch=epoch)))  # type: ignore[arg-type]
+        assert read_settings(tmp_path / "last.pt") == {"channels": [4, 8], "after_training": kept}
+    assert caplog.text.count("choose them again") == 1
+    assert "minimum_lesion_ml stay as they were chosen" in caplog.text
 
 
 @pytest.mark.parametrize("gone", ["all", "resume.json", "trained_on.json"])

@@ -9,7 +9,7 @@ import numpy as np
 from bundlekit.brats.naming import SCHEMES
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.nifti import read_array
+from bundlekit.images.nifti import read_array, without_rounding
 
 
 def set_et_label(cases: Sequence[Case], et_label: int | None) -> list[Finding]:
@@ -20,7 +20,7 @@ def set_et_label(cases: Sequence[Case], et_label: int | None) -> list[Finding]:
 
     Args:
         cases: `label_values` changes in place.
-        et_label: 3 or 4 for all cases; None: found out.
+        et_label: 3 or 4 for all cases but Decathlon's, which have numbers of their own; None: found out.
 
     Returns:
         A finding where somebody has to say what the 4 is.
@@ -50,7 +50,7 @@ def _seen_et_label(family: Iterable[Case], usual: int) -> tuple[int | None, str]
     for case in family:
         file = case["label"]
         try:
-            seen = {3, 4} & set(np.unique(read_array(file)).tolist()) if file else set()
+            seen = {3, 4} & set(np.unique(without_rounding(read_array(file))).tolist()) if file else set()
         except BundleError:  # named, with everything else, when the case is decoded
             continue
         if seen == {usual}:

@@ -15,7 +15,7 @@ from bundlekit.brats.prepared import refuse_unprepared
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.air import air_at_zero
-from bundlekit.images.nifti import check_voxels, read_affine, read_array, tells_orientation
+from bundlekit.images.nifti import check_voxels, read_affine, read_array, tells_orientation, without_rounding
 
 
 def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -47,6 +47,7 @@ def class_indices(raw: np.ndarray, label_values: Sequence[int], path: str) -> np
         BundleError: if it holds any other value.
     """
     values = [int(v) for v in label_values]
+    raw = without_rounding(raw)
     out = np.zeros(raw.shape, np.uint8)
     known = raw == values[0]
     for index, value in enumerate(values[1:], start=1):
@@ -55,7 +56,9 @@ def class_indices(raw: np.ndarray, label_values: Sequence[int], path: str) -> np
         known |= hit
     if not known.all():
         unknown = np.unique(raw[~known])
-        fix = "mend the label, or force the value of enhancing tumour with --et_label 3 or --et_label 4"
+        fix = "mend the label"
+        if values[:3] == [0, 1, 2]:  # those of Decathlon are not forced
+            fix += ", or force the value of enhancing tumour with --et_label 3 or --et_label 4"
         if {3, 4} <= {*unknown.tolist(), *values}:
             fix += "; BraTS 2024 post-treatment labels (4 = resection cavity) are another task than this bundle's"
         raise BundleError(

@@ -20,7 +20,7 @@ from sklearn.model_selection import GroupKFold
 from bundlekit.cases.case import Case
 from bundlekit.cases.datalist import TRAINED_ON, read_record
 from bundlekit.cases.patients import patient_of
-from bundlekit.errors import BundleError
+from bundlekit.errors import BundleError, Finding
 
 _log = logging.getLogger(__name__)
 
@@ -50,8 +50,10 @@ def split_cases(
         `{"training": [...], "validation": [...]}`.
 
     Raises:
-        BundleError: if one side is left without a case (with `trained`: if no case is left for validation).
+        BundleError: if one side is left without a case (with `trained`: if no case is left for validation), or cases of
+            two patients are one file, which a link makes.
     """
+    _refuse_shared_files(cases)
     if cases and _records(trained):
         known = _known(cases, trained)
         names = {case["case"] for case in known}
@@ -111,12 +113,14 @@ def fold_cases(cases: Sequence[Case], fold: int, num_folds: int = 5, seed: int =
         As `split_cases`; empty lists for no cases.
 
     Raises:
-        BundleError: if there is no such fold, or there are fewer patients than folds.
+        BundleError: if there is no such fold, there are fewer patients than folds, or cases of two patients are one
+            file.
     """
     if num_folds < 2 or not 0 <= fold < num_folds:
         raise BundleError(
             f"fold is {fold} of num_folds {num_folds}; expected num_folds 2 or more and fold 0 to num_folds - 1."
         )
+    _refuse_shared_files(cases)
     patients = [case["patient"] for case in cases]
     if not patients:
         return {"training": [], "validation": []}
@@ -128,6 +132,27 @@ def fold_cases(cases: Sequence[Case], fold: int, num_folds: int = 5, seed: int =
     folds = list(GroupKFold(num_folds, shuffle=True, random_state=seed).split(cases, groups=patients))
     training, validation = ([cases[int(position)] for position in side] for side in folds[fold])
     return {"training": training, "validation": validation}
+
+
+def _refuse_shared_files(cases: Sequence[Case]) -> None:
+    """Refuse one scan under the names of two patients, which could train and validate."""
+    seen: dict[tuple[int, int], Case] = {}
+    for case in cases:
+        file = next((file for file in case.get("image", ()) if file), "")
+        try:
+            status = os.stat(file)
+        except OSError:  # named when it is decoded
+            continue
+        other = seen.setdefault((status.st_dev, status.st_ino), case)
+        if other["patient"] != case["patient"]:
+            raise BundleError(
+                Finding(
+                    file,
+                    f"one file under two names, of the cases {other['case']} and {case['case']}",
+                    "each scan once, so that none trains and validates",
+                    'remove the link, or give both the same "patient" in a datalist',
+                )
+            )
 
 
 def repeated(split: Mapping[str, Sequence[Case]], repeats: Mapping[str, int] | str | None) -> list[Case]:

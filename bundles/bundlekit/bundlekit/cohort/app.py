@@ -47,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--participant-label", "--participant_label", nargs="+", default=[], metavar="LABEL",
                         help="participants, without sub-; all if not given")  # fmt: skip
     parser.add_argument("--bids-filter-file", help='JSON, entities by channel: {"T1": {"acq": "mprage"}}')
+    parser.add_argument("--configs", nargs="+", default=["inference.yaml"], metavar="FILE",
+                        help="of the bundle, one over the other, e.g. inference.yaml whole_head.yaml")  # fmt: skip
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings of inference.yaml")
     parser.add_argument("--jobs", type=int, help="workers")
     parser.add_argument("--threads", type=int, help="cores of each")
@@ -79,7 +81,7 @@ def _participant(given: argparse.Namespace) -> int:
         _bundle(given.bundle),
         str(given.bids_dir),
         str(given.output_dir),
-        ["inference.yaml"],
+        given.configs,
         _settings(given.set),
         workers.threads_of_each,
         given.participant_label,

@@ -12,6 +12,9 @@ from isal import igzip
 
 from bundlekit.errors import BundleError, Finding
 
+ROUNDING = 1e-3
+"""By which a label may be off a whole number, as nibabel writes one for floats, with a slope in the header."""
+
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 _SAMPLE = 500_000  # voxels that are looked at for the usual intensity
 _USUAL = 99.9  # % of them that are below it
@@ -44,6 +47,18 @@ def read_array(path: str) -> np.ndarray:
         ) from error
     require_numbers(array, path)
     return array
+
+
+def without_rounding(labels: np.ndarray) -> np.ndarray:
+    """A label map in which numbers that a slope in the header left beside whole ones, by 0.001 at most, are whole.
+
+    Args:
+        labels: of any shape and type; integers stay as they are.
+    """
+    if labels.dtype.kind != "f":
+        return labels
+    whole = np.rint(labels)
+    return np.where(np.abs(labels - whole) <= ROUNDING, whole, labels)
 
 
 def require_numbers(array: np.ndarray, path: str) -> None:

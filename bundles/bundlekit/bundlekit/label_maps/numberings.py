@@ -21,12 +21,12 @@ import numpy as np
 from scipy import ndimage
 
 from bundlekit.errors import BundleError, Finding
+from bundlekit.images.nifti import ROUNDING
 
 BACKGROUND, CSF, GM, WM = 0, 1, 2, 3
 CSF_OR_GM = 254
 IGNORE = 255
 
-_ROUNDING = 1e-3  # by which a number may be off whose header has a slope, as nibabel writes one for floats
 _UNKNOWN = 253  # in the lookup tables: a number that the numbering does not have
 
 
@@ -345,7 +345,7 @@ def whole_numbers(labels: np.ndarray, file: str) -> np.ndarray:
         return labels.view(np.uint8)
     if np.isfinite(labels).all():
         whole = np.rint(labels).astype(np.int32)
-        wrong = np.abs(labels - whole) > _ROUNDING
+        wrong = np.abs(labels - whole) > ROUNDING
         if not wrong.any():
             return whole
     else:

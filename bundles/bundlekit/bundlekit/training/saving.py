@@ -12,14 +12,14 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from bundlekit.cases.datalist import TRAINED_ON, trained_cases, write_datalist, write_trained_cases
+from bundlekit.cases.datalist import TRAINED_ON, read_record, trained_cases, write_datalist, write_trained_cases
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
 from bundlekit.training.command import RESUME, how_to_resume, write_resume
 from bundlekit.training.lock import lock_run, unlock_run
 from bundlekit.weights.aside import keep_aside
 from bundlekit.weights.loading import broken_weights
-from bundlekit.weights.settings import SETTINGS, write_settings
+from bundlekit.weights.settings import AFTER_TRAINING, SETTINGS, read_settings, write_settings
 from bundlekit.weights.shipped import RECORD
 
 _log = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ class RecordRun:
             _put_aside(folder)
         folder.joinpath(RECORD).unlink(missing_ok=True)  # the file that it speaks of is being replaced
         write_datalist(self.split, str(folder / "datalist.json"))
-        write_settings(self.settings, self.ckpt_dir)
+        write_settings(self._with_choices(folder) if engine.state.epoch > 1 else self.settings, self.ckpt_dir)
         write_resume(self.ckpt_dir)
         files = [folder / name for name in ("datalist.json", SETTINGS, RESUME)]
         self.written = {file.name: file.read_bytes() for file in files if file.is_file()}
@@ -215,6 +215,16 @@ class RecordRun:
             self.ckpt_dir,
             self.ckpt_dir,
         )
+
+    def _with_choices(self, folder: Path) -> dict[str, Any]:
+        """The settings, with what was chosen with the network that a resumed run goes on with."""
+        chosen = read_settings(folder / "last.pt").get(AFTER_TRAINING, {})
+        own = self.settings.get(AFTER_TRAINING, {})
+        added = sorted(name for name in chosen if name not in own)
+        if added:
+            told = "%s: %s stay as they were chosen with the network of before; choose them again with the new one"
+            _log.warning(told, self.ckpt_dir, ", ".join(added))
+        return {**self.settings, **({AFTER_TRAINING: {**chosen, **own}} if chosen or own else {})}
 
 
 def _put_aside(folder: Path) -> None:
@@ -241,8 +251,9 @@ class RecordPretraining:
     """MONAI handler: write `trained_on.json`, the cases behind the weights that a fine-tuning begins with.
 
     So that their scores are known to flatter the fine-tuned network, too. Written by rank 0 alone, before the first
-    epoch, and again if it is gone after one; nothing is written where nothing is recorded beside the weights. Attach it
-    after `RecordRun`.
+    epoch, and again if it is gone after one; nothing is written where nothing is recorded beside the weights. A resumed
+    run keeps what its start recorded, whatever lies beside the weights now. Attach it after `RecordRun`, which removes
+    the file of an earlier run.
 
     Args:
         pretrained: the weights.
@@ -261,8 +272,12 @@ class RecordPretraining:
 
     def __call__(self, engine: Engine) -> None:
         """Write the file; raises `BundleError` if that is not possible."""
-        if self.cases and idist.get_rank() == 0 and not (self.started and Path(self.ckpt_dir, TRAINED_ON).is_file()):
-            write_trained_cases(self.cases, self.ckpt_dir)
+        if idist.get_rank() == 0:
+            path = Path(self.ckpt_dir, TRAINED_ON)
+            if path.is_file() and not self.started:  # of the first start of a resumed run
+                self.cases = {str(e["case"]): str(e.get("patient") or "") for e in read_record(path)["training"]}
+            elif self.cases and not path.is_file():
+                write_trained_cases(self.cases, self.ckpt_dir)
         self.started = True
 
 

@@ -111,17 +111,24 @@ def trained_settings(checkpoint: str | os.PathLike) -> dict[str, Any]:
     return {name: value for name, value in recorded.items() if name != AFTER_TRAINING}
 
 
-def recorded_settings(checkpoint: str | os.PathLike, bundle_root: str | os.PathLike) -> dict[str, Any]:
+def recorded_settings(
+    checkpoint: str | os.PathLike, bundle_root: str | os.PathLike, must_exist: bool = False
+) -> dict[str, Any]:
     """Every setting of a checkpoint by name: as recorded beside it, or as `train.yaml` has it where nothing is.
 
     Args:
         checkpoint: `model.pt` or `last.pt`.
+        must_exist: for weights that a training begins with, to which the settings of none would do no good.
         bundle_root: folder of the bundle, whose `configs/train.yaml` (or `.json`) counts for what is not recorded:
             its values at the top and those of `settings`, but for expressions and references.
 
     Raises:
-        BundleError: if the file is there and cannot be read, or holds expressions.
+        BundleError: if the file is there and cannot be read, or holds expressions; if the checkpoint has to exist and
+            does not.
     """
+    if must_exist and not Path(checkpoint).is_file():
+        fix = "give --pretrained FILE with the place where they are; a run that is resumed needs them, too"
+        raise BundleError(Finding(str(checkpoint), "no such file", "the weights that the training begins with", fix))
     files = [Path(bundle_root, "configs", name) for name in ("train.yaml", "train.json")]
     train = next((ConfigParser.load_config_file(file) for file in files if file.is_file()), {})
     defaults = {**train, **{k: v for k, v in train.get("settings", {}).items() if not is_expression(v)}}
