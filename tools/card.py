@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bundlekit.files import write_whole
+from bundlekit.files import write_content
 from tools.bundles import ROOT, folder_of
 
 _DIGITS = 3
@@ -56,8 +56,8 @@ def card(bundle: str, scores: str, on: str, metrics: Sequence[str] | str | None 
     table += [f"| {name} | {_row(scored[name])} |" for name in names]
     block = "\n".join(["<!-- scores -->", *table, "<!-- /scores -->"])
     text = re.sub("<!-- scores -->.*<!-- /scores -->", lambda _: block, text, flags=re.DOTALL)
-    write_whole(metadata, lambda file: file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()))
-    write_whole(readme, lambda file: file.write(text.encode()))
+    write_content(metadata, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_content(readme, text)
     print("\n".join(table))
 
 

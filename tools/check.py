@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bundlekit.configs import refuse_settings
 from bundlekit.errors import BundleError
 from bundlekit.label_maps import LoadStructuresd, scan_label_maps
-from bundlekit.values import wrong_value
 from tools.bundles import load_case_of, reader_of, scan_cases_of
 
 
@@ -47,13 +47,8 @@ def check(
     if not dataset_dir and not datalist:
         raise ValueError("no data set given: add --dataset_dir DIR with the folder that holds your cases.")
     scan_cases = scan_label_maps if label_maps else scan_cases_of(bundle)
-    known = inspect.signature(scan_cases).parameters
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise ValueError(f"no setting --{', --'.join(unknown)} of {bundle}'s data; there are: {', '.join(known)}.")
-    for name, value in options.items():
-        if expected := wrong_value(name, value, known[name].default):
-            raise ValueError(f"--{name} is {value!r}; expected {expected}.")
+    known = {name: part.default for name, part in inspect.signature(scan_cases).parameters.items()}
+    refuse_settings(known, options, f"{bundle}'s data")
     load: Callable[[Any], Any] = LoadStructuresd()
     if not label_maps:
         also = {name: options[name] for name in inspect.signature(reader_of(bundle)).parameters if name in options}

@@ -19,10 +19,10 @@ from isal import igzip
 from tqdm import tqdm
 
 from bundlekit.brats import scan_cases
+from bundlekit.configs import refuse_settings
 from bundlekit.files import write_whole
 from bundlekit.images.hdf5 import open_h5
 from bundlekit.images.nifti import form_of, require_numbers
-from bundlekit.values import wrong_value
 from tools.bundles import module_of, reader_of, scan_cases_of
 
 _log = logging.getLogger(__name__)
@@ -318,13 +318,9 @@ def _folders(command: str, to: str | None, options: Mapping[str, Any]) -> tuple[
 
 
 def _known(scan: Any, settings: dict[str, Any]) -> dict[str, Any]:
-    known = [name for name in inspect.signature(scan).parameters if name not in _NOT_SETTINGS]
-    unknown = [name for name in settings if name not in known]
-    if unknown:
-        raise ValueError(f"no setting --{', --'.join(unknown)}; there are: from, to, {', '.join(known)}.")
-    for name, value in settings.items():
-        if expected := wrong_value(name, value, inspect.signature(scan).parameters[name].default):
-            raise ValueError(f"--{name} is {value!r}; expected {expected}.")
+    parts = inspect.signature(scan).parameters
+    known = {name: part.default for name, part in parts.items() if name not in _NOT_SETTINGS}
+    refuse_settings(known, settings, f"a conversion; there are from, to, {', '.join(known)}")
     return settings
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from bundlekit.files import write_result, write_whole
+from bundlekit.files import write_content
 from bundlekit.inference.ensemble import settings_text
 from bundlekit.scores.handler import write_picture
 from bundlekit.scores.statistics import csv_text, summarise
@@ -180,7 +180,7 @@ def _same_call(root: Path, call: dict[str, Any]) -> None:
             now = ", ".join(f"{name} {call[name]}" for name in differing)
             raise ValueError(f"{root} holds a cross-validation with {was}; now {now}. Go on as before, or set --out.")
     root.mkdir(parents=True, exist_ok=True)
-    write_whole(record, lambda file: file.write((json.dumps(call, indent=2) + "\n").encode()))
+    write_content(record, json.dumps(call, indent=2) + "\n")
 
 
 def _same_cases(root: Path, num_folds: int) -> dict[int, list[str]]:
@@ -239,7 +239,7 @@ def _pool(root: Path, num_folds: int, network: str) -> None:
     pooled = summarise(scored, notes)
     files = {"scores.csv": csv_text(rows), "summary.json": json.dumps(pooled, indent=2) + "\n"}
     for name, text in files.items():
-        write_result(root / name, lambda file, text=text: file.write(text.encode()), "out")  # type: ignore[misc]
+        write_content(root / name, text, "out")
     write_picture(rows, root, "out")
     print(f"\n{len(rows)} cases in {num_folds} folds, mean (sd) [95 % interval of the mean]")
     for name, found in pooled["metrics"].items():

@@ -172,7 +172,9 @@ def _dicom(module: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in ("pydicom", "highdicom", "dicomweb_client", "requests"):
             raise
-        raise ValueError(f"{error.name} is not installed, which DICOM needs: python -m pip install -e '.[dicom]'") from None
+        raise ValueError(
+            f"{error.name} is not installed, which DICOM needs: python -m pip install -e '.[dicom]'"
+        ) from None
 
 
 def restore(

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from bundlekit.cases.datalist import TRAINED_ON, trained_cases, trained_text
-from bundlekit.files import write_whole
-from bundlekit.weights.loading import load_network, read_checkpoint
+from bundlekit.files import write_content
+from bundlekit.weights.loading import broken_weights, load_network, read_weights
 from bundlekit.weights.settings import SETTINGS, companions, read_settings
 from bundlekit.weights.shipped import RECORD, shipped_files
 from tools.bundles import ROOT, folder_of, parse, plain_errors
@@ -45,14 +45,14 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     for file in (source, source.parent / SETTINGS):
         if not file.is_file():
             raise ValueError(f"{file} is not there; expected model.pt of a training, with {SETTINGS} beside it.")
-    state = _weights_in(source)
+    state = read_weights(str(source))
     with plain_errors():
         parser = parse(bundle, "inference.yaml", checkpoint=str(source))
         network = parser.get_parsed_content("network_def")
     load_network(network, state, str(source))  # refuses those of another bundle
     weights = {"model.pt": _content(source, state, half)}
     for second in [source.with_name(name) for name in companions(source)]:
-        state = _weights_in(second)
+        state = read_weights(str(second))
         load_network(parser.get_parsed_content("lowres_network"), state, str(second))
         weights[second.name] = _content(second, state, half)
     models = ROOT / bundle / "models"
@@ -67,7 +67,7 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     if cases:
         files[TRAINED_ON] = trained_text(cases).encode()
     for name, data in files.items():
-        write_whole(models / name, lambda file, data=data: file.write(data))  # type: ignore[misc]
+        write_content(models / name, data)
     if not cases:
         gone.append(models / TRAINED_ON)
     for file in gone:  # of earlier weights
@@ -75,11 +75,6 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
     for name, content in weights.items():
         print(f"{models / name}: {len(content) / 2**20:.1f} MB, SHA-256 {digests[name]}")
     return str(models / "model.pt")
-
-
-def _weights_in(source: Path) -> dict[str, torch.Tensor]:
-    saved = read_checkpoint(str(source))
-    return saved.get("model", saved)
 
 
 def _content(source: Path, state: dict[str, torch.Tensor], half: bool) -> bytes:
@@ -90,7 +85,7 @@ def _content(source: Path, state: dict[str, torch.Tensor], half: bool) -> bytes:
     """
     if half:
         state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
-    broken = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    broken = broken_weights(state)
     if broken:
         raise ValueError(f"{source}: weights that are not finite in this precision, e.g. {broken[0]}; try --nohalf.")
     buffer = io.BytesIO()

@@ -18,23 +18,11 @@ from scipy import ndimage
 
 from brain_metastasis_attention_unet.scores import CLASSES, METRIC_DEFINITIONS, NOTES, ScoreMetastases, case_scores
 from bundlekit.brats.lesions import SIZES, lesion_scores
-from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
+from bundlekit.brats.regions import REGIONS
 from bundlekit.errors import BundleError
 from tests.bundlekit.conftest import Scored, with_box
 
 ONE_MM = (1.0, 1.0, 1.0)
-
-
-# --- regions ------------------------------------------------------------------------------------------------------
-
-
-def test_regions_nest() -> None:
-    label = torch.tensor([0, 1, 2, 3], dtype=torch.uint8).reshape(1, 4, 1, 1)
-    masks = regions_of(label).reshape(3, 4).tolist()
-    assert masks == [[0, 1, 1, 1], [0, 1, 0, 1], [0, 0, 0, 1]]
-    assert region_output("TC")([{"pred": torch.arange(3)[:, None], "label": torch.arange(3)[:, None]}])[0][0] == 1
-    got = RegionProbabilitiesd()({"pred": torch.log(torch.tensor([0.1, 0.2, 0.3, 0.4])).reshape(4, 1, 1, 1)})
-    assert got["probabilities"].flatten().tolist() == pytest.approx([0.9, 0.6, 0.4])
 
 
 # --- case_scores, by hand -----------------------------------------------------------------------------------------

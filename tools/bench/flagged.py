@@ -103,11 +103,9 @@ def draw(masks: Sequence[Mask], file: BinaryIO) -> None:
     """Write the curve of masks of both kinds as PNG."""
     bad = [mask.bad for mask in masks]
     require_matplotlib("the picture")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", linewidth=1)
     lost, caught, _ = roc_curve(bad, [1 - mask.confidence for mask in masks])

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from bundlekit.brats.cases import find_cases
 from bundlekit.brats.naming import MODALITIES
-from bundlekit.files import write_whole
+from bundlekit.files import write_content
 from bundlekit.images.nifti import read_affine, read_volume
 from bundlekit.preparation.record import read_record
 from bundlekit.preparation.registration import distance_mm
@@ -91,7 +91,7 @@ def preparation(
         )
         if out:
             text = json.dumps(rows, indent=1)
-            write_whole(Path(out), lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+            write_content(Path(out), text)
     lost = [row["dice_as_it_is"] - row["dice_moved"] for row in rows]
     print(f"{trials} trials: WT lost {np.mean(lost):.3f} on average, {max(lost):.3f} at most")
 

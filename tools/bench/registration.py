@@ -19,7 +19,7 @@ from tqdm import tqdm
 from bundlekit import StripSkulld
 from bundlekit.brats.cases import find_cases
 from bundlekit.brats.naming import MODALITIES
-from bundlekit.files import write_whole
+from bundlekit.files import write_content
 from bundlekit.images.nifti import read_affine, read_volume
 from bundlekit.label_maps import find_label_maps
 from bundlekit.label_maps.numberings import CSF, EXTRA_CEREBRAL, GM, STRUCTURES, WM
@@ -97,7 +97,7 @@ def registration(
         print(", ".join(told + (row["doubts"] or ["no doubts"])), flush=True)
         if out:
             text = json.dumps(rows, indent=1)
-            write_whole(Path(out), lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+            write_content(Path(out), text)
     errors = np.asarray([row["error_mm"] for row in rows])
     flagged = np.asarray([bool(row["doubts"]) for row in rows])
     bad = errors > 1

@@ -157,11 +157,9 @@ def expected_error(mean_p: np.ndarray, mean_label: np.ndarray, n: np.ndarray) ->
 def draw(found: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]]], file: BinaryIO) -> None:
     """Write the reliability diagram as PNG: a panel for each region, a line for each of what `reliability` gave."""
     require_matplotlib("the picture")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(REGIONS), sharey=True)
     for axes, region in zip(panels, REGIONS, strict=True):
         axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bundlekit.cases.datalist import TRAINED_ON, trained_cases, write_trained_cases
 from bundlekit.errors import BundleError
-from bundlekit.files import write_whole
+from bundlekit.files import write_content
 from bundlekit.weights.aside import EARLIER, keep_aside
 from bundlekit.weights.settings import SETTINGS, companions
 from tools.bundles import KIT, ROOT, names
@@ -112,15 +112,15 @@ def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: boo
             shutil.rmtree(old) if old.is_dir() else old.unlink()
     settings = source.with_name("settings.json")
     if settings.is_file():
-        write_whole(models / "settings.json", lambda file: file.write(settings.read_bytes()))
+        write_content(models / "settings.json", settings.read_bytes())
     else:
         print(f"{name}: no settings.json beside {source}; taken for a network of the default widths")
     for second in _seconds(source):
-        write_whole(models / second.name, lambda file, second=second: file.write(second.read_bytes()))  # type: ignore[misc]
+        write_content(models / second.name, second.read_bytes())
     _write_trained(source, models)
-    write_whole(model, lambda file: file.write(source.read_bytes()))
+    write_content(model, source.read_bytes())
     record_of = json.dumps({"from": str(source.resolve()), "named": named, "sha256": digest}, indent=2)
-    write_whole(models / _COPIED, lambda file: file.write(record_of.encode()))
+    write_content(models / _COPIED, record_of)
 
 
 def _seconds(model: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from .network import ResidualVNet
 from .numberings import output_numbering_of
 from .organs import UPSTREAM_ORGANS, organ_classes
 from .overlay import WriteOverlays
-from .postprocessing import NativeClassesd, dice_of_each
+from .postprocessing import NativeClassesd
 from .preprocessing import NormaliseCTd, above_air, check_settings
 from .reading import LoadCTd
 from .sampling import OrganCentredCropd, OrganVoxelsd

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bundlekit.cases.case import Case, check_names, refuse_findings
+from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.folders import nothing_found
 from bundlekit.cases.headers import check_headers
@@ -39,15 +39,17 @@ from .shear import check_shear
 _log = logging.getLogger(__name__)
 
 
-def find_cases(
+def scan_cases(
     dataset_dir: str | os.PathLike | None,
     datalist: str | os.PathLike | None = None,
     labelled: bool = True,
     numbering: str | Mapping[str, int] | None = None,
     organs: Mapping[str, Sequence[str]] | Sequence[str] | str | None = None,
     output_numbering: str | Mapping[str, int] | None = None,
-) -> list[Case]:
+) -> tuple[list[Case], list[Finding]]:
     """Cases of a data set in sorted order, after a check of all their headers (seconds for a thousand cases).
+
+    `find_cases` gives the cases alone, and refuses where anything is wrong.
 
     Args:
         dataset_dir: folder searched to any depth for the layouts in `layouts`; or one CT file. None (and no
@@ -63,23 +65,8 @@ def find_cases(
         output_numbering: the numbering in which results are written; "dataset": that of the case's own layout; None:
             one that has all classes, see `numberings.output_numbering_of`.
 
-    Raises:
-        BundleError: all that is wrong with all cases at once: no cases, missing or doubled files, unreadable headers,
-            images that are not 3-D, sheared grids, grids that differ within a case, organs that a numbering lacks.
-    """
-    cases, findings = scan_cases(dataset_dir, datalist, labelled, numbering, organs, output_numbering)
-    return refuse_findings(cases, findings)
-
-
-def scan_cases(
-    dataset_dir: str | os.PathLike | None,
-    datalist: str | os.PathLike | None = None,
-    labelled: bool = True,
-    numbering: str | Mapping[str, int] | None = None,
-    organs: Mapping[str, Sequence[str]] | Sequence[str] | str | None = None,
-    output_numbering: str | Mapping[str, int] | None = None,
-) -> tuple[list[Case], list[Finding]]:
-    """As `find_cases`, but with what is wrong beside the complete cases instead of an error.
+    Returns:
+        The sound cases, and what is wrong with the others: files, headers, grids, names.
 
     Raises:
         BundleError: if the folder holds no case at all, or an argument is wrong.
@@ -118,6 +105,9 @@ def scan_cases(
     wrong = [found or check_shear(case) for case, found in zip(cases, check_headers(cases), strict=True)]
     findings += [finding for found in wrong for finding in found]
     return [case for case, found in zip(cases, wrong, strict=True) if not found], findings
+
+
+find_cases = refusing(scan_cases)
 
 
 def _numbering_findings(cases: Sequence[Case], where: str) -> list[Finding]:

@@ -9,8 +9,6 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.handlers import IgniteMetricHandler
-from monai.metrics import DiceMetric
 from monai.transforms import Transform
 from monai.utils import convert_to_numpy
 from nibabel.affines import voxel_sizes
@@ -106,28 +104,6 @@ def grid_positions(native: np.ndarray, shape: Sequence[int], here: np.ndarray) -
     if sorted(order) != [0, 1, 2] or drift_mm.max() > _SHEAR_MM:
         raise ValueError(f"the grids are rotated or sheared against each other: {np.round(between, 4).tolist()}")
     return order, [between[axis, 3] + step * np.arange(n) for axis, step, n in zip(order, steps, shape, strict=True)]
-
-
-def dice_of_each(classes: Sequence[str]) -> dict[str, IgniteMetricHandler]:
-    """A metric `val_dice_<class>` for each class, of one-hot `pred` and `label`; both empty 1, one empty 0."""
-    return {
-        f"val_dice_{name.replace(' ', '_')}": IgniteMetricHandler(
-            metric_fn=DiceMetric(include_background=True, ignore_empty=False, reduction="mean"),
-            output_transform=_Channel(index),
-        )
-        for index, name in enumerate(classes, 1)
-    }
-
-
-class _Channel:
-    """Output transform of an Ignite metric: one channel of `pred` and `label` of every item."""
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-
-    def __call__(self, output: Sequence[Mapping[str, torch.Tensor]]) -> tuple[list, list]:
-        part = slice(self.index, self.index + 1)
-        return [item["pred"][part] for item in output], [item["label"][part] for item in output]
 
 
 def _inside(positions: np.ndarray, size: int) -> slice:

@@ -30,7 +30,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bundlekit.cases.case import Case, check_names, refuse_findings
+from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.folders import nothing_found
 from bundlekit.cases.headers import check_headers
@@ -51,10 +51,12 @@ _FREESURFER = ("T1", "orig", "norm"), ("brainmask", "aseg")  # scans and masks, 
 _RESULT = re.compile(r"_(?:brain|probabilities|probseg)$|(?:^|_)(?:aseg|aparc|wmparc|brainmask)")
 
 
-def find_cases(
+def scan_cases(
     dataset_dir: str | os.PathLike | None, datalist: str | os.PathLike | None = None, labelled: bool = True
-) -> list[Case]:
+) -> tuple[list[Case], list[Finding]]:
     """Scans of a folder in sorted order, after a check of all their headers (seconds for a thousand).
+
+    `find_cases` gives the cases alone, and refuses where anything is wrong.
 
     Args:
         dataset_dir: folder searched to any depth, or one scan. None (and no `datalist`): no case, so that a pipeline
@@ -64,17 +66,8 @@ def find_cases(
             and `patient`. What is listed under "test" or "testing" is taken too when `labelled` is False.
         labelled: whether every scan must have a mask.
 
-    Raises:
-        BundleError: all that is wrong with all of them at once: no scan, missing or doubled files, unreadable headers,
-            files that are not 3-D, a mask on another grid than its scan's.
-    """
-    return refuse_findings(*scan_cases(dataset_dir, datalist, labelled))
-
-
-def scan_cases(
-    dataset_dir: str | os.PathLike | None, datalist: str | os.PathLike | None = None, labelled: bool = True
-) -> tuple[list[Case], list[Finding]]:
-    """As `find_cases`, but with what is wrong beside the sound cases instead of an error.
+    Returns:
+        The sound cases, and what is wrong with the others: files, headers, grids, names.
 
     Raises:
         BundleError: if there is no scan at all.
@@ -96,6 +89,9 @@ def scan_cases(
     wrong = check_headers(cases)
     findings += [finding for found in wrong for finding in found]
     return [case for case, found in zip(cases, wrong, strict=True) if not found], findings
+
+
+find_cases = refusing(scan_cases)
 
 
 def _from_folder(root: Path, labelled: bool) -> tuple[list[Case], list[Finding]]:

@@ -15,7 +15,7 @@ from bundlekit.images.intensities import limits_of, select_foreground
 
 from .cases import find_cases, scan_cases
 from .network import TissueVNet
-from .postprocessing import AirIsBackgroundd, TissueMasksd, fill_background, tissue_output
+from .postprocessing import AirIsBackgroundd, TissueMasksd, fill_background
 from .preprocessing import (
     CheckSkullStrippedd,
     CLAHEd,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
@@ -61,14 +61,3 @@ class TissueMasksd(Transform):
             for key, value in (("pred", pred), ("label", label))
         }
         return {**data, **masks}
-
-
-def tissue_output(tissue: str) -> Callable[[Sequence[Mapping[str, torch.Tensor]]], tuple[list, list]]:
-    """Output transform of an Ignite metric: the tissue's channel of `pred` and `label` (each 3HWD) of every item."""
-    channel = list(TISSUES).index(tissue)
-
-    def pick(output: Sequence[Mapping[str, torch.Tensor]]) -> tuple[list, list]:
-        pred, label = ([item[key][channel : channel + 1] for item in output] for key in ("pred", "label"))
-        return pred, label
-
-    return pick

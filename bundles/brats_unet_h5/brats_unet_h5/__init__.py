@@ -16,7 +16,7 @@ from .chunks import KeepFactsd, OpenChunksd
 from .hdf5_masks import WriteHDF5Segmentations
 from .loss import DiceBCELoss
 from .network import TARGETS, build_network
-from .postprocessing import DecideLabelsd, ProbabilitiesOfd, RegionMasksd
+from .postprocessing import DecideLabelsd, ProbabilitiesOfd
 from .reading import LoadHDF5d, label_reader
 from .schedule import build_schedule
 from .stopping import EarlyStop, StopEarly

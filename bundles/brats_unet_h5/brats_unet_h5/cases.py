@@ -26,7 +26,7 @@ from typing import Any
 
 from bundlekit.brats.cases import GO_ON, MOST_MISSING
 from bundlekit.brats.naming import MODALITIES
-from bundlekit.cases.case import Case, check_names, refuse_findings
+from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import numbers_in, read_datalist
 from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.patients import patient_of
@@ -76,7 +76,7 @@ class Reading:
     fill_missing: bool = False
 
 
-def find_cases(
+def scan_cases(
     dataset_dir: str | os.PathLike | None,
     datalist: str | os.PathLike | None = None,
     labelled: bool = True,
@@ -88,8 +88,10 @@ def find_cases(
     patch_size: Sequence[int] | None = None,
     trained_order: Sequence[str] | str | None = None,
     fill_missing: bool = False,
-) -> list[Case]:
+) -> tuple[list[Case], list[Finding]]:
     """Cases of a data set in sorted order, after a check of their files' headers.
+
+    `find_cases` gives the cases alone, and refuses where anything is wrong.
 
     Args:
         dataset_dir: folder searched to any depth for `.h5` and `.hdf5`; or one file. Files named
@@ -114,39 +116,8 @@ def find_cases(
         fill_missing: accept files that lack one or two modalities, where names say which are there: they are all zeros
             then, which is what air is.
 
-    Raises:
-        BundleError: all that is wrong with all cases at once, each with file, found, expected and what to do.
-    """
-    cases, findings = scan_cases(
-        dataset_dir,
-        datalist,
-        labelled,
-        image_key,
-        mask_key,
-        channel_order,
-        mask_channels,
-        et_label,
-        patch_size,
-        trained_order,
-        fill_missing,
-    )
-    return refuse_findings(cases, findings)
-
-
-def scan_cases(
-    dataset_dir: str | os.PathLike | None,
-    datalist: str | os.PathLike | None = None,
-    labelled: bool = True,
-    image_key: str | None = None,
-    mask_key: str | None = None,
-    channel_order: Sequence[str] | str | None = None,
-    mask_channels: Sequence[str] | str | None = None,
-    et_label: int | None = None,
-    patch_size: Sequence[int] | None = None,
-    trained_order: Sequence[str] | str | None = None,
-    fill_missing: bool = False,
-) -> tuple[list[Case], list[Finding]]:
-    """As `find_cases`, but with what is wrong beside the complete cases instead of an error.
+    Returns:
+        The sound cases, and what is wrong with the others: files, headers, grids, names.
 
     Raises:
         BundleError: if the folder holds no HDF5 file at all, or an argument is wrong.
@@ -180,6 +151,9 @@ def scan_cases(
     findings += tell_masks(complete, said.mask_channels, labelled)
     tell_et_label(complete, said.et_label)
     return complete, findings
+
+
+find_cases = refusing(scan_cases)
 
 
 def _from_folder(root: Path) -> tuple[list[Case], list[Finding]]:

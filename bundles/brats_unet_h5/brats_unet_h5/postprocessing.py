@@ -9,7 +9,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from bundlekit.brats.regions import REGIONS, nested_labels, regions_of
+from bundlekit.brats.regions import REGIONS, nested_labels
 from bundlekit.inference.windows import argmax_labels
 
 from .network import TARGETS
@@ -77,11 +77,3 @@ class DecideLabelsd(Transform):
         if self.keep:
             result["probabilities"] = MetaTensor(torch.stack(regions), meta=dict(meta))
         return result | {self.key: MetaTensor(label, meta=meta)}
-
-
-class RegionMasksd(Transform):
-    """Masks of WT, TC and ET (3HWD) in place of the class indices `pred` and `label` (1HWD)."""
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Replace both."""
-        return {**data, **{key: regions_of(torch.as_tensor(data[key])) for key in ("pred", "label")}}

@@ -33,7 +33,7 @@ from bundlekit.training.diverging import StopAtNaN
 from bundlekit.training.resuming import ResumeRun
 from bundlekit.training.saving import RecordPretraining, RecordRun, SaveCheckpoints, require_new_run
 from bundlekit.training.stopping import StopInTime
-from bundlekit.training.validation import AddAccuracyd, AddLossd
+from bundlekit.training.validation import AddAccuracyd, AddLossd, dice_of_each
 from bundlekit.version import __version__, require
 from bundlekit.weights.loading import LoadWeights
 from bundlekit.weights.settings import recorded_settings, require_as_recorded

@@ -65,13 +65,18 @@ def write_result(path: str | os.PathLike, write: Callable[[Any], object], settin
         ) from error
 
 
-def write_bytes(path: str | os.PathLike, content: bytes, setting: str) -> None:
-    """`write_result` of what is at hand.
+def write_content(path: str | os.PathLike, content: bytes | str, setting: str | None = None) -> None:
+    """`write_result`, or without `setting` `write_whole`, of what is at hand; text in UTF-8.
 
     Raises:
-        BundleError: if the file cannot be written; an earlier file of this name is intact then.
+        BundleError: with `setting`, as `write_result`.
+        OSError: without, as `write_whole`.
     """
-    write_result(path, lambda file: file.write(content), setting)
+    data = content.encode() if isinstance(content, str) else content
+    if setting is None:
+        write_whole(path, lambda file: file.write(data))
+    else:
+        write_result(path, lambda file: file.write(data), setting)
 
 
 def sha256_of(path: str | os.PathLike) -> str:

@@ -580,14 +580,6 @@ def test_relative_folder_is_written_so_that_it_is_found_from_anywhere(
     assert case["label"] == str(tmp_path / "data" / "a" / "a_seg.nii.gz")
 
 
-def test_datalist_is_written_by_rank_0_alone(tmp_path: Path) -> None:
-    write_case(tmp_path / "data" / "a")
-    for rank in (1, 0):
-        assert not (tmp_path / "list.json").exists()
-        write_datalist({"training": find_cases(tmp_path / "data")}, str(tmp_path / "list.json"), rank)
-    assert (tmp_path / "list.json").is_file()
-
-
 # --- split ------------------------------------------------------------------------------------------------------------
 
 

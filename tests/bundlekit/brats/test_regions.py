@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, region_output, regions_of
+from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, regions_of
 
 torch.set_num_threads(1)
 
@@ -38,16 +38,6 @@ def test_regions_nest() -> None:
     assert 0 < int(enhancing.sum()) < int(core.sum()) < int(whole.sum()) < label.numel()
 
 
-@pytest.mark.parametrize(("region", "channel"), [("WT", 0), ("TC", 1), ("ET", 2)])
-def test_region_output_picks_one_channel_of_every_item(region: str, channel: int) -> None:
-    items = [{"pred": torch.rand(3, 2, 2, 2), "label": torch.rand(3, 2, 2, 2), "case": n} for n in range(2)]
-    pred, label = region_output(region)(items)
-    for n, item in enumerate(items):
-        assert torch.equal(pred[n], item["pred"][channel][None])
-        assert torch.equal(label[n], item["label"][channel][None])
-    assert len(pred) == len(label) == 2
-
-
 def test_a_temperature_makes_the_probabilities_less_sure() -> None:
     logits = MetaTensor(torch.tensor([0.0, 1.0, 2.0, 5.0])[:, None, None, None])
     sure, less = (RegionProbabilitiesd(temperature=t)({"pred": logits})["probabilities"] for t in (1.0, 2.0))
@@ -56,11 +46,6 @@ def test_a_temperature_makes_the_probabilities_less_sure() -> None:
     for wrong in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="temperature must be above 0"):
             RegionProbabilitiesd(temperature=wrong)
-
-
-def test_region_output_of_an_unknown_region() -> None:
-    with pytest.raises(ValueError, match="NCR"):
-        region_output("NCR")
 
 
 @pytest.mark.parametrize(

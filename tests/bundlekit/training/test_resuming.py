@@ -75,7 +75,7 @@ def test_scaler_of_mixed_precision_is_resumed(tmp_path: Path) -> None:
     ("settings", "split", "message"),
     [
         ({"organs": {"a": 1, "b": 2}}, {"training": ["x", "y"], "validation": ["z"]}, ""),
-        ({"organs": {"b": 2, "a": 1}}, {"training": ["x", "y"], "validation": ["z"]}, "the same settings"),
+        ({"organs": {"b": 2, "a": 1}}, {"training": ["x", "y"], "validation": ["z"]}, "the same; now"),
         ({"organs": {"a": 1, "b": 2}}, {"training": ["x", "z"], "validation": ["y"]}, "y, z changed sides"),
         ({"organs": {"a": 1, "b": 2}}, {"training": ["x", "y", "w"], "validation": ["z"]}, "w changed sides"),
     ],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.data import MetaTensor
 
-from bundlekit.training.validation import AddAccuracyd, AddLossd
+from bundlekit.training.validation import AddAccuracyd, AddLossd, dice_of_each
 from tests.bundles import BUNDLES
 from tools.bundles import parse
 
@@ -26,6 +27,22 @@ def test_accuracy_counted_by_hand() -> None:
     pred, label = torch.tensor([0, 1, 2, 3]).view(1, 4, 1, 1), torch.tensor([0, 1, 1, 3]).view(1, 4, 1, 1)
     found = AddAccuracyd()({"pred": pred.to(torch.uint8), "label": label.float()})
     assert float(found["accuracy"]) == 0.75
+
+
+def test_dice_of_each_channel_by_hand() -> None:
+    """Channels in order, mean over cases, 1 where both are empty and 0 where one is."""
+    label = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]).reshape(3, 4, 1, 1).float()
+    pred = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]).reshape(3, 4, 1, 1).float()
+    items = [{"pred": pred, "label": label}, {"pred": label, "label": label}]
+    engine = Engine(lambda engine, batch: items)
+    for name, metric in dice_of_each(["WT", "TC", "left part"]).items():
+        metric.attach(engine, name)
+    engine.run([0])
+    assert engine.state.metrics == pytest.approx({"val_dice_WT": 0.75, "val_dice_TC": 0.5, "val_dice_left_part": 1.0})
+    (metric,) = dice_of_each(["ET"], first=2).values()
+    metric.attach(engine, "second")
+    engine.run([0])
+    assert engine.state.metrics["second"] == 1
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)

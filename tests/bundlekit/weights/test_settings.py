@@ -95,11 +95,6 @@ def test_fine_tuning_needs_the_preprocessing_of_the_weights(tmp_path: Path) -> N
         require_as_recorded(model, {"fit": "resize"}, ["fit"])
 
 
-def test_only_rank_0_writes(tmp_path: Path) -> None:
-    write_settings(DEFAULTS, str(tmp_path), rank=1)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("text", ["{", "[1, 2]", ""])
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "settings.json").write_text(text)

@@ -26,7 +26,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from bundlekit.cases.case import Case, check_names, refuse_findings
+from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.folders import nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import join_longitudinal
@@ -38,13 +38,15 @@ from .layouts import LAYOUTS
 from .listed import from_datalist
 
 
-def find_cases(
+def scan_cases(
     dataset_dir: str | os.PathLike | None,
     datalist: str | os.PathLike | None = None,
     labelled: bool = True,
     numbering: str | None = None,
-) -> list[Case]:
+) -> tuple[list[Case], list[Finding]]:
     """Cases of a data set in sorted order, after a check of all their headers (seconds for a thousand cases).
+
+    `find_cases` gives the cases alone, and refuses where anything is wrong.
 
     Args:
         dataset_dir: folder searched to any depth for the layouts above; or one file of a case. None (and no
@@ -57,20 +59,8 @@ def find_cases(
         numbering: what the numbers of all label files mean, a name in `numberings.NUMBERINGS`. None: by layout, else
             by the numbers in each file.
 
-    Raises:
-        BundleError: all that is wrong with all cases at once: no cases, missing or doubled files, unreadable headers,
-            images that are not 3-D, grids that differ within a case.
-    """
-    return refuse_findings(*scan_cases(dataset_dir, datalist, labelled, numbering))
-
-
-def scan_cases(
-    dataset_dir: str | os.PathLike | None,
-    datalist: str | os.PathLike | None = None,
-    labelled: bool = True,
-    numbering: str | None = None,
-) -> tuple[list[Case], list[Finding]]:
-    """As `find_cases`, but with what is wrong beside the complete cases instead of an error.
+    Returns:
+        The sound cases, and what is wrong with the others: files, headers, grids, names.
 
     Raises:
         BundleError: if the folder holds no case at all, or an argument is wrong.
@@ -97,6 +87,9 @@ def scan_cases(
         wrong = _without_bad_labels(cases, wrong)
     findings += [finding for found in wrong for finding in found]
     return [case for case, found in zip(cases, wrong, strict=True) if not found], findings
+
+
+find_cases = refusing(scan_cases)
 
 
 def _without_bad_labels(cases: list[Case], wrong: Sequence[list[Finding]]) -> list[list[Finding]]:

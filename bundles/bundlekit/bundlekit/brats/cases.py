@@ -34,7 +34,7 @@ from bundlekit.brats.naming import (
     role_of,
     scheme_of,
 )
-from bundlekit.cases.case import Case, check_names, refuse_findings
+from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import numbers_in, read_datalist
 from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.headers import check_headers, without_results
@@ -45,7 +45,7 @@ MOST_MISSING = 2  # modalities of a case that `fill_missing` takes as zeros, at 
 GO_ON = "or go on without it, for a worse mask: --fill_missing True"
 
 
-def find_cases(
+def scan_cases(
     dataset_dir: str | os.PathLike | None,
     datalist: str | os.PathLike | None = None,
     labelled: bool = True,
@@ -53,8 +53,10 @@ def find_cases(
     channel_order: Sequence[int] | None = None,
     patch_size: Sequence[int] | None = None,
     fill_missing: bool = False,
-) -> list[Case]:
+) -> tuple[list[Case], list[Finding]]:
     """Cases of a data set in sorted order, after a check of all their headers (seconds for a thousand cases).
+
+    `find_cases` gives the cases alone, and refuses where anything is wrong.
 
     Args:
         dataset_dir: folder searched to any depth; or one case folder; or one file of a case; or one 4-D NIfTI. None
@@ -72,24 +74,8 @@ def find_cases(
         fill_missing: accept cases that lack one or two modalities: they are all zeros then, which is what air is.
             False: such a case is refused by name.
 
-    Raises:
-        BundleError: all that is wrong with all cases at once: no cases, missing or doubled files, unreadable headers,
-            images that are not 3-D, grids that differ within a case.
-    """
-    cases, findings = scan_cases(dataset_dir, datalist, labelled, et_label, channel_order, patch_size, fill_missing)
-    return refuse_findings(cases, findings)
-
-
-def scan_cases(
-    dataset_dir: str | os.PathLike | None,
-    datalist: str | os.PathLike | None = None,
-    labelled: bool = True,
-    et_label: int | None = None,
-    channel_order: Sequence[int] | None = None,
-    patch_size: Sequence[int] | None = None,
-    fill_missing: bool = False,
-) -> tuple[list[Case], list[Finding]]:
-    """As `find_cases`, but with what is wrong beside the complete cases instead of an error.
+    Returns:
+        The sound cases, and what is wrong with the others: files, headers, grids, names.
 
     Raises:
         BundleError: if the folder holds no case at all, or an argument is wrong.
@@ -121,6 +107,9 @@ def scan_cases(
     cases = [case for case, found in zip(cases, wrong, strict=True) if not found]
     unclear = set_et_label(cases, et_label)
     return cases, findings + (unclear if labelled else [])
+
+
+find_cases = refusing(scan_cases)
 
 
 def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[Case], list[Finding]]:

@@ -16,12 +16,11 @@ from monai.utils import convert_to_numpy
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from bundlekit.brats.regions import REGIONS
+from bundlekit.brats.regions import ED, ET, NCR, REGIONS
 from bundlekit.images.components import components, large_components
 
 _log = logging.getLogger(__name__)
 
-NCR, ED, ET = 1, 2, 3
 _NEARLY = 1 - 1e-6  # headers hold 32-bit numbers: 50 voxels of 0.9999998 mm3 are 0.05 ml
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from monai.transforms import RandomizableTransform
 
-_NCR, _ED, _ET = 1, 2, 3
+from bundlekit.brats.regions import ED, ET, NCR
+
 _FEWEST = 200  # voxels of tumour without enhancement that tell how it looks in T1ce
 _NODULE = (2.0, 8.0)  # radius in voxels of what may go on to enhance
 
@@ -52,8 +53,8 @@ class RandRemoveEnhancementd(RandomizableTransform):
         """What is drawn, in copies of image and label."""
         self.randomize()
         image, label = data[self.image_key], data[self.label_key]
-        rest = (label[0] == _NCR) | (label[0] == _ED)
-        removed = label[0] == _ET
+        rest = (label[0] == NCR) | (label[0] == ED)
+        removed = label[0] == ET
         if not self._do_transform or not removed.any() or not image[1].any() or rest.sum() < _FEWEST:
             return dict(data)
         rng = np.random.default_rng(self.seed)
@@ -63,7 +64,7 @@ class RandRemoveEnhancementd(RandomizableTransform):
                 return dict(data)
         image, label = image.clone(), label.clone()
         _repaint(image, rest, removed, rng)
-        label[0][removed] = _NCR
+        label[0][removed] = NCR
         return {**data, self.image_key: image, self.label_key: label}
 
 

@@ -214,12 +214,6 @@ def lesion_scores(
     return LesionScores(tuple(lesions), n_lesions - len(lesions), n_parts - len(matched), penalty_mm)
 
 
-def lesion_volumes_ml(mask: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
-    """Volumes in ml of the 26-connected components of a mask HWD, in the order of `components`."""
-    numbers, n = components(mask)
-    return np.bincount(numbers.ravel(), minlength=n + 1)[1:] * (voxel_mm3(spacing_mm) / 1000)
-
-
 def remove_small(labels: np.ndarray, minimum_ml: float, spacing_mm: Sequence[float]) -> np.ndarray:
     """A copy of a class map HWD without the tumour components that are smaller than `minimum_ml`.
 

@@ -16,7 +16,7 @@ from bundlekit.brats.normalising import NormaliseBraind
 from bundlekit.brats.regions import class_logits, region_probabilities
 from bundlekit.errors import BundleError, Finding, other_settings
 from bundlekit.inference.windows import ForegroundInferer
-from bundlekit.weights.loading import load_network, read_checkpoint
+from bundlekit.weights.loading import load_weights
 from bundlekit.weights.settings import trained_settings
 
 
@@ -138,8 +138,7 @@ class LowresEnsembleInferer(ForegroundInferer):
         assert self.lowres_network is not None
         if not self._loaded:
             self._require_same_preparation(self.lowres)
-            saved = read_checkpoint(self.lowres)
-            load_network(self.lowres_network, saved.get("model", saved), self.lowres)
+            load_weights(self.lowres_network, self.lowres)
             self._loaded = True
         return self.lowres_network.to(device).eval()
 

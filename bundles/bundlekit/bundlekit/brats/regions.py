@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-# class indices 1 NCR (of metastases: NETC), 2 ED (SNFH), 3 ET; whole tumour, tumour core, enhancing tumour
-REGIONS: dict[str, tuple[int, ...]] = {"WT": (1, 2, 3), "TC": (1, 3), "ET": (3,)}
+NCR, ED, ET = 1, 2, 3  # class indices; of metastases NETC, SNFH, ET
+# whole tumour, tumour core, enhancing tumour
+REGIONS: dict[str, tuple[int, ...]] = {"WT": (NCR, ED, ET), "TC": (NCR, ET), "ET": (ET,)}
 _LEAST = 1e-7  # probability: what single precision tells from 0 beside 1
 
 
@@ -22,17 +23,6 @@ def regions_of(label: torch.Tensor) -> torch.Tensor:
     """
     masks = [torch.stack([label[0] == c for c in classes]).any(dim=0) for classes in REGIONS.values()]
     return torch.stack(masks).to(torch.uint8)
-
-
-def region_output(region: str) -> Callable[[Sequence[Mapping[str, torch.Tensor]]], tuple[list, list]]:
-    """Output transform of an Ignite metric: the region's channel of `pred` and `label` (each 3HWD) of every item."""
-    channel = list(REGIONS).index(region)
-
-    def pick(output: Sequence[Mapping[str, torch.Tensor]]) -> tuple[list, list]:
-        pred, label = ([item[key][channel : channel + 1] for item in output] for key in ("pred", "label"))
-        return pred, label
-
-    return pick
 
 
 def region_probabilities(logits: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, ParamSpec
 
 from bundlekit.errors import BundleError, Finding
 
 Case = dict[str, Any]
+_P = ParamSpec("_P")
 
 _LONGEST = 180  # bytes: with what is added to it, a name of a file has at most 255
 
@@ -22,21 +24,23 @@ def require_cases(cases: Sequence[Case]) -> None:
         raise BundleError("no data set given. Add --dataset_dir DIR with the folder that holds your cases.")
 
 
-def refuse_findings(cases: list[Case], findings: Sequence[Finding]) -> list[Case]:
-    """The cases, if nothing was found wrong with any.
+def refusing(scan: Callable[_P, tuple[list[Case], list[Finding]]]) -> Callable[_P, list[Case]]:
+    """The search for cases that raises a `BundleError` with all findings that `scan` returns beside the cases.
 
     Args:
-        cases: complete ones.
-        findings: what is wrong with the others.
-
-    Raises:
-        BundleError: with all findings at once.
+        scan: `scan_cases` of a bundle; `find_cases` has its arguments.
     """
-    if findings:
-        raise BundleError(
-            f"{len(findings)} problem(s) in the data set; nothing was started.\n" + "\n".join(map(str, findings))
-        )
-    return cases
+
+    @wraps(scan)
+    def find(*args: _P.args, **kwargs: _P.kwargs) -> list[Case]:
+        cases, findings = scan(*args, **kwargs)
+        if findings:
+            listed = "\n".join(map(str, findings))
+            raise BundleError(f"{len(findings)} problem(s) in the data set; nothing was started.\n{listed}")
+        return cases
+
+    find.__name__ = find.__qualname__ = scan.__name__.replace("scan", "find")
+    return find
 
 
 def check_names(cases: Sequence[Case], where: str) -> list[Finding]:

@@ -12,22 +12,21 @@ from typing import Any
 from bundlekit.cases.case import Case
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
-from bundlekit.files import write_result
+from bundlekit.files import write_content
 
 TRAINED_ON = "trained_on.json"
 
 
-def write_datalist(split: Mapping[str, Sequence[Case]], path: str, rank: int = 0) -> None:
-    """Write a split as a datalist that `find_cases` reads back; by rank 0 alone.
+def write_datalist(split: Mapping[str, Sequence[Case]], path: str) -> None:
+    """Write a split as a datalist that `find_cases` reads back; none of a split without cases.
 
     Args:
         split: as `split_cases` returns it.
         path: JSON file, replaced as a whole.
-        rank: of this process.
     """
-    if rank == 0 and any(split.values()):
+    if any(split.values()):
         text = json.dumps({part: [_entry(case) for case in cases] for part, cases in split.items()}, indent=2)
-        write_result(path, lambda file: file.write(text.encode()), "ckpt_dir")
+        write_content(path, text, "ckpt_dir")
 
 
 def read_datalist(path: Path, labelled: bool) -> list[tuple[str, str, dict[str, Any]]]:
@@ -159,7 +158,7 @@ def read_record(path: Path) -> dict[str, list[dict[str, Any]]]:
 def write_trained_cases(cases: Mapping[str, str], folder: str | os.PathLike) -> None:
     """Write `trained_on.json`, see `trained_cases`; an earlier one is replaced."""
     text = trained_text(cases)
-    write_result(Path(folder, TRAINED_ON), lambda file: file.write(text.encode()), "ckpt_dir")
+    write_content(Path(folder, TRAINED_ON), text, "ckpt_dir")
 
 
 def trained_text(cases: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from bundlekit.cases.case import Case
 from bundlekit.cohort.records import ASIDE
 from bundlekit.errors import BundleError, Finding, printable
-from bundlekit.files import write_result
+from bundlekit.files import write_content
 from bundlekit.report.table import COLUMNS
 from bundlekit.version import __version__
 
@@ -513,7 +513,7 @@ def _uri(file: Path, source: Path) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    write_result(path, lambda file: file.write(printable(text).encode()), "output_dir")
+    write_content(path, printable(text), "output_dir")
 
 
 def _write_ours(path: Path, text: str) -> None:

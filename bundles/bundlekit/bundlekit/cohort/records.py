@@ -15,7 +15,7 @@ from isal import igzip
 
 from bundlekit.cases.case import Case, unsafe_name
 from bundlekit.errors import BundleError
-from bundlekit.files import sha256_of, write_result
+from bundlekit.files import sha256_of, write_content
 from bundlekit.images.nifti import read_array
 from bundlekit.images.writing import remark_in, written_by
 from bundlekit.report.table import COLUMNS
@@ -89,7 +89,7 @@ class Records:
         files[0] |= {"remark": remark_in(outputs[0]), "content_sha256": _content_sha256(outputs[0])}
         content = {"case": case["case"], **told, "read_as": _read_as(case), "inputs": inputs, "outputs": files}
         text = json.dumps(content, indent=1) + "\n"
-        write_result(self.path(case["case"]), lambda file: file.write(text.encode()), "output_dir")
+        write_content(self.path(case["case"]), text, "output_dir")
 
     def why(self, case: Case, made_from: Mapping[str, Any]) -> str:
         """Why a case has to be computed: "missing", "damaged", or "changed: " and what; "" if it is done.

@@ -20,7 +20,7 @@ from bundlekit.cohort.cluster import Workers, connected, dask
 from bundlekit.cohort.pipeline import Plan, segment_case
 from bundlekit.cohort.records import CORRECTED, DAMAGED, DONE, KEPT, MISSING, UNREADABLE, Records
 from bundlekit.errors import BundleError, Finding, printable
-from bundlekit.files import write_result
+from bundlekit.files import write_content
 from bundlekit.report.table import DICTIONARY, MASK_CORRECTED, TABLE, VolumeTable, flagged
 
 _log = logging.getLogger(__name__)
@@ -191,7 +191,7 @@ def write_failures(output_dir: Path, failures: Mapping[str, str]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_COLUMNS)
     writer.writerows(sorted((name, " ".join(reason.split())) for name, reason in failures.items()))
-    write_result(output_dir / FAILURES, lambda file: file.write(printable(text.getvalue()).encode()), "output_dir")
+    write_content(output_dir / FAILURES, printable(text.getvalue()), "output_dir")
 
 
 def _flags(mask: str, changed: Sequence[str]) -> dict[str, str]:

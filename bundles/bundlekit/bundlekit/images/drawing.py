@@ -11,14 +11,13 @@ import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.files import write_whole
+from bundlekit.files import write_result
 from bundlekit.images.nifti import read_affine, read_array
 
 COLOURS = (
@@ -78,11 +77,9 @@ def draw(
         sides: whether to mark the patient's right; False where the affine does not tell it.
 
     Raises:
-        BundleError: if matplotlib is not installed, a file cannot be read, or the grids differ.
-        OSError: if the file cannot be written.
+        BundleError: if matplotlib is not installed, a file cannot be read or written, or the grids differ.
     """
     require_matplotlib("the picture")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     voxels, affine, called = _read(scan, channel)
@@ -109,7 +106,6 @@ def draw(
     legend = 0.3 + 0.2 * ((len(named) - 1) // 6)
     size = (scale * sum(width_mm) + 0.2, scale * max(height_mm) * len(rows) + legend + 0.25)
     figure = Figure(figsize=size, facecolor="black")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(len(rows), 3, squeeze=False, width_ratios=width_mm)
     for line, (name, labels) in zip(panels, rows, strict=True):
         for panel, (plane, axis) in zip(line, _PLANES, strict=True):
@@ -130,7 +126,7 @@ def draw(
     _legend(figure, named, colours)
     top, bottom = 1 - 0.25 / size[1], legend / size[1]
     figure.subplots_adjust(left=0.01, right=0.99, top=top, bottom=bottom, wspace=0.03, hspace=0.03)
-    write_whole(Path(path), partial(figure.savefig, dpi=130, facecolor="black", format="png"))
+    write_result(path, partial(figure.savefig, dpi=130, facecolor="black", format="png"), "output_dir")
 
 
 def draw_slices(
@@ -152,11 +148,9 @@ def draw_slices(
         number: of slices, at most.
 
     Raises:
-        BundleError: if matplotlib is not installed.
-        OSError: if the file cannot be written.
+        BundleError: if matplotlib is not installed, or the file cannot be written.
     """
     require_matplotlib("the picture")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     voxels, affine, _ = _read(scan, 0)
@@ -176,7 +170,6 @@ def draw_slices(
     legend = 0.3
     size = (1.7 * columns, 1.7 * ratio * lines + legend)
     figure = Figure(figsize=size, facecolor="black")
-    FigureCanvasAgg(figure)
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for panel, cut in zip(panels, cuts, strict=False):
         panel.imshow(
@@ -187,7 +180,7 @@ def draw_slices(
         panel.set_axis_off()
     _legend(figure, named, colours)
     figure.subplots_adjust(left=0.005, right=0.995, top=0.995, bottom=legend / size[1], wspace=0.02, hspace=0.02)
-    write_whole(Path(path), partial(figure.savefig, dpi=110, facecolor="black", format="png"))
+    write_result(path, partial(figure.savefig, dpi=110, facecolor="black", format="png"), "output_dir")
 
 
 def box_plot(
@@ -213,7 +206,6 @@ def box_plot(
         BundleError: if matplotlib is not installed.
     """
     require_matplotlib("the picture")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     finite = {name: np.asarray([v for v in column if np.isfinite(v)]) for name, column in values.items()}
@@ -224,7 +216,6 @@ def box_plot(
     many = len(finite) > 6  # the names stand upright then
     size = (0.45 * len(finite) + 0.9, 4.6) if many else (max(3.2, 0.9 * len(finite) + 0.9), 3.6)
     figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     places = range(1, len(finite) + 1)
     axes.boxplot(

@@ -16,7 +16,7 @@ from monai.transforms import Compose, Transform
 
 from bundlekit.errors import BundleError, Finding, bundle_error_in
 from bundlekit.images.stripping import LARGEST_BRAIN_ML, whole_head
-from bundlekit.weights.loading import load_network, read_checkpoint
+from bundlekit.weights.loading import load_weights
 
 _log = logging.getLogger(__name__)
 _LEAST_ML = 400.0  # a newborn's brain, or one that the field of view cuts in half
@@ -102,8 +102,7 @@ class StripSkulld(Transform):
         parser, checkpoint = mask_configs(self.bundle, self.settings)
         parser["preprocessing::transforms::0"] = {"_target_": "Identityd", "keys": "image"}  # it is read already
         network = parser.get_parsed_content("network_def")
-        saved = read_checkpoint(checkpoint)
-        load_network(network, saved.get("model", saved), checkpoint)
+        load_weights(network, checkpoint)
         device = torch.device(self.settings["device"])
         return (
             parser.get_parsed_content("preprocessing"),

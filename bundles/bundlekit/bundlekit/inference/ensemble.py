@@ -12,7 +12,7 @@ from monai.inferers import Inferer
 from torch import nn
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.weights.loading import load_network, read_checkpoint
+from bundlekit.weights.loading import load_network, read_weights
 from bundlekit.weights.settings import SETTINGS, trained_settings
 
 _NETWORKS = {"best": "model.pt", "last": "last.pt"}
@@ -104,8 +104,7 @@ class EnsembleInferer(Inferer):
         """Logits BNHWD of `inputs` (BCHWD) whose softmax, or sigmoid, is the mean of the networks' probabilities."""
         if not self._states:
             _log.info("ensemble of %d networks: %s", len(self.checkpoints), ", ".join(self.checkpoints))
-            saved = [read_checkpoint(path) for path in self.checkpoints]
-            self._states = [state.get("model", state) for state in saved]
+            self._states = [read_weights(path) for path in self.checkpoints]
         total: torch.Tensor | None = None
         for state, path in zip(self._states, self.checkpoints, strict=True):
             load_network(self.network, state, path)

@@ -23,7 +23,7 @@ from torch import nn
 
 from bundlekit.bfloat16 import computes_bfloat16
 from bundlekit.errors import BundleError
-from bundlekit.files import default_cache_dir, sha256_of, write_whole
+from bundlekit.files import default_cache_dir, sha256_of, write_content
 from bundlekit.version import __version__, bundle_version
 
 _log = logging.getLogger(__name__)
@@ -386,7 +386,7 @@ def _keep(model: Any, folder: Path) -> None:
         openvino().save_model(model, str(scratch / _FILES[0]), compress_to_fp16=False)
         _core().read_model(str(scratch / _FILES[0]))  # a file that was cut off raises here, and is not kept
         sums = "".join(f"{sha256_of(scratch / name)}  {name}\n" for name in _FILES).encode()
-        write_whole(scratch / "SHA256SUMS", lambda file: file.write(sums))
+        write_content(scratch / "SHA256SUMS", sums)
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # another process was faster
             scratch.rename(folder)

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bundlekit.cases.case import Case, check_names, refuse_findings
+from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.folders import nothing_found
 from bundlekit.cases.headers import check_headers
@@ -33,10 +33,12 @@ _NUMBERING = "freesurfer"
 _OF_A_SCAN = re.compile(r"^(.+?)_(?:synthseg|seg_ana|seg|label)$")  # SynthSeg, IBSR18's structures, plain names
 
 
-def find_label_maps(
+def scan_label_maps(
     dataset_dir: str | os.PathLike | None, datalist: str | os.PathLike | None = None, numbering: str | None = None
-) -> list[Case]:
+) -> tuple[list[Case], list[Finding]]:
     """Label maps of a folder in sorted order, after a check of all their headers; no number in them is read.
+
+    `find_label_maps` gives the cases alone, and refuses where anything is wrong.
 
     Args:
         dataset_dir: folder searched to any depth, or one file. None (and no `datalist`): no case, so that a pipeline
@@ -46,17 +48,8 @@ def find_label_maps(
             `case` and `patient`.
         numbering: None or "freesurfer"; here for configs that have that setting, so that another is not ignored.
 
-    Raises:
-        BundleError: all that is wrong with all of them at once: no label map, missing or doubled files, unreadable
-            headers, files that are not 3-D; and for another numbering.
-    """
-    return refuse_findings(*scan_label_maps(dataset_dir, datalist, numbering))
-
-
-def scan_label_maps(
-    dataset_dir: str | os.PathLike | None, datalist: str | os.PathLike | None = None, numbering: str | None = None
-) -> tuple[list[Case], list[Finding]]:
-    """As `find_label_maps`, but with what is wrong beside the sound cases instead of an error.
+    Returns:
+        The sound cases, and what is wrong with the others: files, headers, grids, names.
 
     Raises:
         BundleError: if there is no label map at all, or an argument is wrong.
@@ -78,6 +71,9 @@ def scan_label_maps(
     wrong = check_headers(cases)
     findings += [finding for found in wrong for finding in found]
     return [case for case, found in zip(cases, wrong, strict=True) if not found], findings
+
+
+find_label_maps = refusing(scan_label_maps)
 
 
 def _from_folder(root: Path) -> list[Case]:

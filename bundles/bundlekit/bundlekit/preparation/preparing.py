@@ -6,8 +6,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from tqdm import tqdm
 from bundlekit.brats.naming import MODALITIES, SCHEMES, role_of
 from bundlekit.cases.case import check_names
 from bundlekit.errors import BundleError, Finding
-from bundlekit.files import sha256_of, write_result
+from bundlekit.files import sha256_of, write_content, write_result
 from bundlekit.images.bias import without_bias_field
 from bundlekit.images.nifti import open_nifti
 from bundlekit.images.stripping import LARGEST_BRAIN_ML
@@ -90,27 +91,25 @@ def prepare_case(
     folder = Path(out).expanduser()
     _refuse_own_folder(given, stacks, folder)
     earlier = _earlier_files(folder)
-    seconds: dict[str, float] = {}
-    bar = tqdm(total=4 * len(given) + 1, desc="prepare", unit="step", disable=None)
-
-    @contextmanager
-    def step(what: str) -> Iterator[None]:
-        bar.set_description(what)
-        start = time.perf_counter()
-        yield
-        seconds[what] = round(time.perf_counter() - start, 2)
-        bar.update()
-
+    step = _Steps(4 * len(given) + 1)
     scans = {}
     with step("read"):
         for modality, file in given.items():
             scans[modality] = _read(modality, stacks.get(modality, file))
         _refuse_one_scan_twice(scans)
+    prepared = are_prepared(list(scans.values()), spacing_mm)
+    if prepared:
+        aligned = _as_they_are(scans, reference)
+    else:
+        aligned = _registered(scans, reference, mask, seed, spacing_mm, step)
+    _refuse_doubts(scans, aligned, accept_doubtful)
+    images = _images(scans, aligned, prepared, n4, step)
+    step.close()
     record: dict[str, Any] = {
         "case": name,
         "reference": reference,
         "missing": missing,
-        "already_prepared": are_prepared(list(scans.values()), spacing_mm),
+        "already_prepared": prepared,
         "parameters": {
             "n4": n4,
             "fill_missing": fill_missing,
@@ -120,63 +119,128 @@ def prepare_case(
             "interpolation": "linear",
         },
         "versions": {"bundlekit": __version__} | {part: version(part) for part in ("simpleitk", "monai", "torch")},
+        "grid": aligned.grid.as_dict(),
+        "brain_ml": round(float(aligned.brain.sum()) * aligned.grid.voxel_ml, 1),
+        "modalities": {modality: _entry(name, scan, aligned) for modality, scan in scans.items()},
+        "seconds": step.seconds,
     }
-    images: dict[str, np.ndarray] = {}
-    if record["already_prepared"]:
-        grid = scans[reference].grid
-        moves = {modality: Registration(np.eye(4)) for modality in scans}
-        brains = {modality: scan.voxels != 0 for modality, scan in scans.items()}
-        brain = np.any(list(brains.values()), axis=0)
-        overlaps = dict.fromkeys(scans, 1.0)
-        _refuse_doubts(scans, grid, brain, moves, overlaps, accept_doubtful)
-        for modality, scan in scans.items() if n4 else ():
-            with step(f"bias field of {modality}"):
-                images[modality] = _stripped(scan.voxels, brains[modality], n4)
-    else:
-        brains = {}
-        for modality, scan in scans.items():
-            with step(f"brain mask of {modality}"):
-                brains[modality] = _brain(scan, mask)
-        volumes = {}
-        for modality, scan in scans.items():
-            with step(f"bias field of {modality}"):
-                volumes[modality] = searched(scan.voxels, scan.grid.affine, brains[modality])
-        moves = {reference: Registration(np.eye(4))}
-        for modality in scans:
-            with step(f"registration of {modality}"):
-                if modality != reference:
-                    moves[modality] = register(volumes[reference], volumes[modality], seed)
-        grid = cubes(scans[reference].grid, spacing_mm)
-        brain, overlaps = _vote(grid, scans, brains, moves)
-        _refuse_doubts(scans, grid, brain, moves, overlaps, accept_doubtful)
-        for modality, scan in scans.items():
-            with step(f"resampling of {modality}"):
-                voxels = resample(scan.voxels, scan.grid.affine, grid, moves[modality].matrix)
-                images[modality] = _stripped(voxels, brain, n4)
-    bar.close()
-    record |= {"grid": grid.as_dict(), "brain_ml": round(float(brain.sum()) * grid.voxel_ml, 1), "modalities": {}}
+    _replace(folder, earlier, record, scans, aligned.grid, images)
+    copied = "was prepared already, " + ("its bias field taken away" if n4 else "copied")
+    _log.info("wrote %s: %s, %s", folder, name, copied if prepared else f"brain {record['brain_ml']:.0f} ml")
+    return record
+
+
+class _Steps:
+    """The seconds that each step takes, and a bar that shows them."""
+
+    def __init__(self, total: int) -> None:
+        self.seconds: dict[str, float] = {}
+        self._bar = tqdm(total=total, desc="prepare", unit="step", disable=None)
+
+    @contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        self._bar.set_description(what)
+        start = time.perf_counter()
+        yield
+        self.seconds[what] = round(time.perf_counter() - start, 2)
+        self._bar.update()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+@dataclass(frozen=True)
+class _Aligned:
+    """Scans of a case in one place.
+
+    `grid`, `brain` (bool): of the prepared images; by modality `brains` on the scans' own grids, `moves` onto the
+    reference, and `overlaps`, the Dice of a scan's brain with that of all.
+    """
+
+    grid: Grid
+    brain: np.ndarray
+    brains: dict[str, np.ndarray]
+    moves: dict[str, Registration]
+    overlaps: dict[str, float]
+
+
+def _as_they_are(scans: Mapping[str, Scan], reference: str) -> _Aligned:
+    brains = {modality: scan.voxels != 0 for modality, scan in scans.items()}
+    brain = np.any(list(brains.values()), axis=0)
+    moves = {modality: Registration(np.eye(4)) for modality in scans}
+    return _Aligned(scans[reference].grid, brain, brains, moves, dict.fromkeys(scans, 1.0))
+
+
+def _registered(
+    scans: Mapping[str, Scan], reference: str, mask: Mask, seed: int, spacing_mm: float, step: _Steps
+) -> _Aligned:
+    brains = {}
     for modality, scan in scans.items():
-        move = moves[modality]
-        record["modalities"][modality] = {
-            "source": str(scan.file.resolve()) if scan.stack is None else source_file(modality),
-            "sha256": scan.sha256,
-            "prepared": SCHEMES[0].file_of(name, modality),
-            "grid": scan.grid.as_dict(),
-            "stripped_before": not scan.skull,
-            "brain_ml": round(float(brains[modality].sum()) * scan.grid.voxel_ml, 1),
-            "brain_overlap": round(overlaps[modality], 4),
-            "to_prepared_ras": np.linalg.inv(move.matrix).tolist(),
-            "registration": _told(move),
+        with step(f"brain mask of {modality}"):
+            brains[modality] = _brain(scan, mask)
+    volumes = {}
+    for modality, scan in scans.items():
+        with step(f"bias field of {modality}"):
+            volumes[modality] = searched(scan.voxels, scan.grid.affine, brains[modality])
+    moves = {reference: Registration(np.eye(4))}
+    for modality in scans:
+        with step(f"registration of {modality}"):
+            if modality != reference:
+                moves[modality] = register(volumes[reference], volumes[modality], seed)
+    grid = cubes(scans[reference].grid, spacing_mm)
+    brain, overlaps = _vote(grid, scans, brains, moves)
+    return _Aligned(grid, brain, brains, moves, overlaps)
+
+
+def _images(
+    scans: Mapping[str, Scan], aligned: _Aligned, prepared: bool, n4: bool, step: _Steps
+) -> dict[str, np.ndarray]:
+    """Images on the prepared grid by modality; none of scans that are copied as they are."""
+    images = {}
+    for modality, scan in scans.items() if n4 or not prepared else ():
+        with step(f"{'bias field' if prepared else 'resampling'} of {modality}"):
+            if prepared:
+                images[modality] = _stripped(scan.voxels, aligned.brains[modality], n4)
+            else:
+                voxels = resample(scan.voxels, scan.grid.affine, aligned.grid, aligned.moves[modality].matrix)
+                images[modality] = _stripped(voxels, aligned.brain, n4)
+    return images
+
+
+def _entry(case: str, scan: Scan, aligned: _Aligned) -> dict[str, Any]:
+    """What the record tells of a modality."""
+    move = aligned.moves[scan.modality]
+    entry = {
+        "source": str(scan.file.resolve()) if scan.stack is None else source_file(scan.modality),
+        "sha256": scan.sha256,
+        "prepared": SCHEMES[0].file_of(case, scan.modality),
+        "grid": scan.grid.as_dict(),
+        "stripped_before": not scan.skull,
+        "brain_ml": round(float(aligned.brains[scan.modality].sum()) * scan.grid.voxel_ml, 1),
+        "brain_overlap": round(aligned.overlaps[scan.modality], 4),
+        "to_prepared_ras": np.linalg.inv(move.matrix).tolist(),
+        "registration": _told(move),
+    }
+    if scan.stack is not None:
+        entry["dicom"] = {
+            "folder": scan.stack.root,
+            "series": scan.stack.number,
+            "slices": len(scan.stack.slices),
+            "digest": scan.stack.digest,
+            "sequence": scan.stack.parameters.times,
         }
-        if scan.stack is not None:
-            record["modalities"][modality]["dicom"] = {
-                "folder": scan.stack.root,
-                "series": scan.stack.number,
-                "slices": len(scan.stack.slices),
-                "digest": scan.stack.digest,
-                "sequence": scan.stack.parameters.times,
-            }
-    record["seconds"] = seconds
+    return entry
+
+
+def _replace(
+    folder: Path,
+    earlier: Sequence[Path],
+    record: dict[str, Any],
+    scans: Mapping[str, Scan],
+    grid: Grid,
+    images: Mapping[str, np.ndarray],
+) -> None:
+    """Write record and images beside those of an earlier run, then in their place."""
     new = folder / f".{uuid4().hex[:8]}.new"  # where the disk gets full, what was there stays
     try:
         for modality, scan in scans.items():
@@ -195,10 +259,6 @@ def prepare_case(
             path.replace(folder / path.relative_to(new))
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    copied = "was prepared already, " + ("its bias field taken away" if n4 else "copied")
-    how = copied if record["already_prepared"] else f"brain {record['brain_ml']:.0f} ml"
-    _log.info("wrote %s: %s, %s", folder, name, how)
-    return record
 
 
 def _reference(asked: str | None, given: Mapping[str, str]) -> str:
@@ -320,14 +380,7 @@ def _vote(
     return brain, overlaps(brain)
 
 
-def _refuse_doubts(
-    scans: Mapping[str, Scan],
-    grid: Grid,
-    brain: np.ndarray,
-    moves: Mapping[str, Registration],
-    overlaps: Mapping[str, float],
-    accept: bool,
-) -> None:
+def _refuse_doubts(scans: Mapping[str, Scan], aligned: _Aligned, accept: bool) -> None:
     """Refuse, or tell, what is doubtful; what is wrong with a mask is added to the doubts of its modality."""
     fix = (
         "look at the scan and at its header; leave it out, take another --reference, or go on knowingly with "
@@ -335,13 +388,13 @@ def _refuse_doubts(
     )
     findings = []
     for modality, scan in scans.items():
-        doubts = moves[modality].doubts
-        if overlaps[modality] < LEAST_OVERLAP:
-            doubts.append(f"its brain mask and that of all have a Dice of {overlaps[modality]:.2f}")
+        doubts, overlap = aligned.moves[modality].doubts, aligned.overlaps[modality]
+        if overlap < LEAST_OVERLAP:
+            doubts.append(f"its brain mask and that of all have a Dice of {overlap:.2f}")
         if doubts:
             expected = "a registration and a mask that can be believed"
             findings.append(Finding(f"{scan.file} ({modality})", "; ".join(doubts), expected, fix))
-    volume = float(brain.sum()) * grid.voxel_ml
+    volume = float(aligned.brain.sum()) * aligned.grid.voxel_ml
     if not _BRAIN_ML[0] <= volume <= _BRAIN_ML[1]:
         expected = f"{_BRAIN_ML[0]:.0f} to {_BRAIN_ML[1]:.0f} ml: a whole brain"
         findings.append(Finding(", ".join(str(s.file) for s in scans.values()), f"{volume:.0f} ml", expected, fix))
@@ -377,7 +430,7 @@ def _write(path: Path, scan: Scan, grid: Grid, image: np.ndarray | None) -> None
     if image is None and scan.stack is not None:
         image = scan.voxels
     if image is None and scan.file.name.lower().endswith(".gz"):
-        write_result(path, lambda file: file.write(scan.file.read_bytes()), "out")
+        write_content(path, scan.file.read_bytes(), "out")
         return
     nifti = open_nifti(scan.file) if image is None else None
     if nifti is None or isinstance(nifti, nib.MGHImage):

@@ -9,7 +9,7 @@ from typing import Any
 
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.errors import BundleError, Finding
-from bundlekit.files import write_result
+from bundlekit.files import write_content
 
 RECORD = "prepared.json"
 _FORMAT = 1
@@ -23,7 +23,7 @@ def write_record(folder: str | os.PathLike, record: dict[str, Any]) -> Path:
     """Write the record into the folder of a prepared case, whole or not at all."""
     path = Path(folder) / RECORD
     text = json.dumps({"format": _FORMAT, "coordinates": COORDINATES, **record}, indent=2) + "\n"
-    write_result(path, lambda file: file.write(text.encode()), "out")
+    write_content(path, text, "out")
     return path
 
 

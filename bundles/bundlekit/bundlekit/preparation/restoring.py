@@ -18,7 +18,7 @@ from tqdm import tqdm
 from bundlekit.brats.naming import RESTORED
 from bundlekit.brats.regions import REGIONS, nested_labels
 from bundlekit.errors import BundleError, Finding
-from bundlekit.files import sha256_of, write_result
+from bundlekit.files import sha256_of, write_content, write_result
 from bundlekit.images.nifti import read_affine, read_array, read_volume
 from bundlekit.images.writing import on_grid_of, signed, to_gzip, unlike
 from bundlekit.preparation.grids import Grid, resample, split
@@ -87,7 +87,7 @@ def restore_case(
         write_result(path, lambda file, image=image: to_gzip(image, file), "out")  # type: ignore[misc]
         _log.info("wrote %s", path)
     text = json.dumps(volumes, indent=2) + "\n"
-    write_result(folder / f"{record['case']}_volumes.json", lambda file: file.write(text.encode()), "out")
+    write_content(folder / f"{record['case']}_volumes.json", text, "out")
     return volumes
 
 

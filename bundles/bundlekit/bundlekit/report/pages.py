@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.files import write_bytes, write_result
+from bundlekit.files import write_content, write_result
 from bundlekit.images.drawing import box_plot, draw, draw_slices, require_matplotlib
 from bundlekit.images.nifti import read_affine, read_array
 from bundlekit.images.writing import left_as_segmented
@@ -127,7 +127,7 @@ def write_report(
             style=inline["style"],
             script=inline["view"] if view else "",
         )
-        write_bytes(out / case.page, page.encode(), "output_dir")
+        write_content(out / case.page, page.encode(), "output_dir")
     shown = list(dict.fromkeys(row["name"] for case in cases for row in case.rows))
     if len(cases) > 1:
         values = {name: [case.ml.get(name, np.nan) for case in cases] for name in shown}
@@ -142,7 +142,7 @@ def write_report(
         style=inline["style"],
         script=inline["sort"],
     )
-    write_bytes(out / "index.html", index.encode(), "output_dir")
+    write_content(out / "index.html", index.encode(), "output_dir")
     return out / "index.html"
 
 

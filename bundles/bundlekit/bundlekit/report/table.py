@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.files import write_result
+from bundlekit.files import write_content
 
 try:
     import fcntl
@@ -78,9 +78,9 @@ class VolumeTable:
             rows = [row for row in self.rows() if keeps(row["case"])] if self.path.is_file() else []
             text = _csv_text(rows)
             if not self.path.is_file() or self.path.read_bytes() != text:
-                write_result(self.path, lambda file: file.write(text), "output_dir")
+                write_content(self.path, text, "output_dir")
         dictionary = (json.dumps(COLUMNS, indent=2) + "\n").encode()
-        write_result(self.path.with_name(DICTIONARY), lambda file: file.write(dictionary), "output_dir")
+        write_content(self.path.with_name(DICTIONARY), dictionary, "output_dir")
 
     def rows(self) -> list[dict[str, str]]:
         """The whole rows of the table; of a case that was segmented again, those of the last time.
@@ -115,7 +115,7 @@ class VolumeTable:
         """
         with self._alone():
             text = _csv_text(change(self.rows() if self.path.is_file() else []))
-            write_result(self.path, lambda file: file.write(text), "output_dir")
+            write_content(self.path, text, "output_dir")
         self._cases = set()
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -128,7 +128,7 @@ class VolumeTable:
         with self._alone():
             if again & self._known():
                 kept = _csv_text([*(row for row in self.rows() if row["case"] not in again), *rows])
-                write_result(self.path, lambda file: file.write(kept), "output_dir")
+                write_content(self.path, kept, "output_dir")
                 return
             self._append(rows)
         self._cases |= again

@@ -17,7 +17,7 @@ import nibabel as nib
 import numpy as np
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.files import sha256_of, write_bytes
+from bundlekit.files import sha256_of, write_content
 from bundlekit.images.drawing import COLOURS, box_around, window_of
 from bundlekit.report.scans import Scan
 
@@ -39,7 +39,7 @@ def write_viewer(out: Path) -> None:
                 Finding(str(source), "another file than was published", f"SHA-256 {wanted}", "install again")
             )
         if not to.is_file() or sha256_of(to) != wanted:
-            write_bytes(to, source.read_bytes(), "output_dir")
+            write_content(to, source.read_bytes(), "output_dir")
 
 
 def write_volumes(out: Path, stem: str, scan: Scan, labels: np.ndarray, names: Mapping[int, str]) -> None:
@@ -69,7 +69,7 @@ def write_volumes(out: Path, stem: str, scan: Scan, labels: np.ndarray, names: M
         black, white = windows[name]
         grey = np.clip((voxels[box] - black) * (255 / max(white - black, 1e-6)), 0, 255).astype(np.uint8)
         file = f"{stem}_view_{number}.js"
-        write_bytes(out / file, _script(file, {"nifti": _nifti(grey, affine)}), "output_dir")
+        write_content(out / file, _script(file, {"nifti": _nifti(grey, affine)}), "output_dir")
         channels.append({"name": name, "file": file})
     inside = np.argwhere(labels if labels.any() else scan.voxels > low)
     place = inside[len(inside) // 2] if len(inside) else np.array(labels.shape) // 2  # a voxel that is in it
@@ -81,7 +81,7 @@ def write_volumes(out: Path, stem: str, scan: Scan, labels: np.ndarray, names: M
         "classes": [{"name": name, "colour": COLOURS[i % len(COLOURS)]} for i, name in enumerate(names.values())],
         "nifti": _nifti(classes[labels[box].astype(int)], affine),
     }
-    write_bytes(
+    write_content(
         out / f"{stem}_view.js", _script("mask", seen), "output_dir"
     )  # last: it tells that the others are there
 

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator
 from torch import nn
 
-from bundlekit.weights.loading import load_network, read_checkpoint
+from bundlekit.weights.loading import load_weights
 
 _log = logging.getLogger(__name__)
 
@@ -77,10 +77,9 @@ class RequireBetter:
         engine.add_event_handler(Events.STARTED, self)
 
     def __call__(self, engine: Engine) -> None:
-        """Validate; raises `BundleError` as `read_checkpoint` and `load_network` do."""
+        """Validate; raises `BundleError` as `load_weights` does."""
         own = deepcopy(self.network.state_dict())
-        saved = read_checkpoint(self.weights)
-        load_network(self.network, saved.get("model", saved), self.weights)
+        load_weights(self.network, self.weights)
         self.validator.run(1)
         self.network.load_state_dict(own)
         state: Any = self.validator.state

@@ -9,7 +9,7 @@ from typing import Any
 
 from bundlekit.command_line import read_command_line
 from bundlekit.errors import BundleError, Finding, other_settings
-from bundlekit.files import write_result
+from bundlekit.files import write_content
 
 RESUME = "resume.json"
 # what resume.yaml sets itself, or what is of one start alone
@@ -132,4 +132,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(ckpt_dir: str, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2, default=str) + "\n"
-    write_result(Path(ckpt_dir, RESUME), lambda file: file.write(text.encode()), "ckpt_dir")
+    write_content(Path(ckpt_dir, RESUME), text, "ckpt_dir")

@@ -15,8 +15,8 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from bundlekit.cases.datalist import TRAINED_ON, read_record
-from bundlekit.errors import BundleError, Finding
-from bundlekit.files import write_bytes
+from bundlekit.errors import BundleError, Finding, other_settings
+from bundlekit.files import write_content
 from bundlekit.training.command import RESUME, require_own_folder, require_same_command
 from bundlekit.training.saving import named_apart
 from bundlekit.weights.loading import load_network, read_checkpoint
@@ -158,7 +158,7 @@ class ResumeRun:
             return
         for name in ("model.pt", TRAINED_ON, RESUME):
             if (there / name).is_file():
-                write_bytes(here / name, (there / name).read_bytes(), "ckpt_dir")
+                write_content(here / name, (there / name).read_bytes(), "ckpt_dir")
 
     def _same_settings(self) -> None:
         if self.settings is None:
@@ -168,14 +168,8 @@ class ResumeRun:
         recorded = {**now, **trained_settings(self.path)}
         differing = [key for key in now if json.dumps(now[key]) != json.dumps(recorded[key])]  # order counts too
         if differing:
-            raise BundleError(
-                Finding(
-                    self.path,
-                    "a run with " + ", ".join(f"{key} {recorded[key]}" for key in differing),
-                    "the same settings; now " + ", ".join(f"{key} {now[key]}" for key in differing),
-                    "resume with the settings of the first start",
-                )
-            )
+            fix = "resume with the settings of the first start"
+            raise BundleError(other_settings(self.path, "a run", differing, recorded, now, fix))
 
     def _same_split(self) -> None:
         datalist = Path(self.path).parent / "datalist.json"

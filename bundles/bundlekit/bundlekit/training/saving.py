@@ -14,7 +14,7 @@ from torch import nn
 
 from bundlekit.cases.datalist import TRAINED_ON, read_record, trained_cases, write_datalist, write_trained_cases
 from bundlekit.errors import BundleError, Finding
-from bundlekit.files import write_result
+from bundlekit.files import write_content, write_result
 from bundlekit.training.command import RESUME, how_to_resume, write_resume
 from bundlekit.training.lock import lock_run, unlock_run
 from bundlekit.weights.aside import keep_aside
@@ -195,7 +195,7 @@ class RecordRun:
         if self.started:
             gone = {name: text for name, text in self.written.items() if not (folder / name).is_file()}
             for name, text in gone.items():
-                write_result(folder / name, lambda file, text=text: file.write(text), "ckpt_dir")  # type: ignore[misc]
+                write_content(folder / name, text, "ckpt_dir")
             if gone:
                 _log.warning("%s: %s gone and written again", self.ckpt_dir, ", ".join(gone))
             return

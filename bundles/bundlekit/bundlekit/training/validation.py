@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from monai.handlers import IgniteMetricHandler
+from monai.metrics import DiceMetric
 from monai.transforms import Transform
 from monai.utils import convert_to_tensor
+
+
+def dice_of_each(names: Iterable[str], first: int = 0) -> dict[str, IgniteMetricHandler]:
+    """A metric `val_dice_<name>`, the mean over cases, for each channel of `pred` and `label`; both empty 1, one 0.
+
+    Args:
+        names: of the channels, classes or regions.
+        first: channel of the first of them; 1 behind a background.
+    """
+    return {
+        f"val_dice_{name.replace(' ', '_')}": IgniteMetricHandler(
+            metric_fn=DiceMetric(include_background=True, ignore_empty=False, reduction="mean"),
+            output_transform=partial(_channel, channel),
+        )
+        for channel, name in enumerate(names, first)
+    }
+
+
+def _channel(channel: int, output: Sequence[Mapping[str, torch.Tensor]]) -> tuple[list, list]:
+    """One channel of `pred` and `label` of every item."""
+    part = slice(channel, channel + 1)
+    return [item["pred"][part] for item in output], [item["label"][part] for item in output]
 
 
 class AddLossd(Transform):

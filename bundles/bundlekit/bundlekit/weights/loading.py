@@ -37,7 +37,7 @@ class LoadWeights:
         """Load the weights.
 
         Raises:
-            BundleError: as `read_checkpoint` and `load_network` do, or if the engine is a trainer that goes on with a
+            BundleError: as `load_weights` does, or if the engine is a trainer that goes on with a
                 run already.
         """
         if engine.state.iteration:
@@ -45,8 +45,7 @@ class LoadWeights:
                 "finetune.yaml comes after resume.yaml in --config_file, and would put the weights it starts from in "
                 "place of those of the run. Put resume.yaml last."
             )
-        saved = read_checkpoint(self.path)
-        load_network(self.network, saved.get("model", saved), self.path)
+        load_weights(self.network, self.path)
         _log.info("loaded %s", self.path)
 
 
@@ -75,6 +74,17 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise BundleError(
             Finding(path, f"cannot be read ({type(error).__name__})", "a whole PyTorch checkpoint", "copy it again")
         ) from error
+
+
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """The network's state dict: all of `model.pt`, a part of `last.pt`; raises `BundleError` as `read_checkpoint`."""
+    saved = read_checkpoint(path)
+    return saved.get("model", saved)
+
+
+def load_weights(network: nn.Module, path: str) -> None:
+    """Load a checkpoint strictly; raises `BundleError` as `read_checkpoint` and `load_network` do."""
+    load_network(network, read_weights(path), path)
 
 
 def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:

@@ -18,7 +18,7 @@ from monai.bundle import ConfigParser
 
 from bundlekit.errors import BundleError, Finding, other_settings
 from bundlekit.expressions import refuse_expressions
-from bundlekit.files import write_result
+from bundlekit.files import write_content
 from bundlekit.values import is_expression, wrong_values
 
 SETTINGS = "settings.json"
@@ -27,17 +27,14 @@ _GONE = {"white_matter_weight": 1}  # settings of earlier versions, and the valu
 _log = logging.getLogger(__name__)
 
 
-def write_settings(settings: Mapping[str, Any], ckpt_dir: str, rank: int = 0) -> None:
-    """Write `settings.json` beside the checkpoints of a training; by rank 0 alone.
+def write_settings(settings: Mapping[str, Any], ckpt_dir: str) -> None:
+    """Write `settings.json` beside the checkpoints of a training.
 
     Args:
         settings: what inference must do as training did: widths, voxel size, normalisation.
         ckpt_dir: folder, made if missing.
-        rank: of this process.
     """
-    if rank == 0:
-        text = json.dumps(dict(settings), indent=2) + "\n"
-        write_result(Path(ckpt_dir, SETTINGS), lambda file: file.write(text.encode()), "ckpt_dir")
+    write_content(Path(ckpt_dir, SETTINGS), json.dumps(dict(settings), indent=2) + "\n", "ckpt_dir")
 
 
 def record_setting(checkpoint: str | os.PathLike, name: str, value: Any) -> None:
@@ -141,8 +138,7 @@ def recorded_settings(
     # earlier versions recorded everything in one level
     known = {
         **{k: v for k, v in defaults.items() if not is_expression(v)},
-        **recorded,
-        **recorded.get(AFTER_TRAINING, {}),
+        **chosen,
     }
     known.pop(AFTER_TRAINING, None)
     return known

@@ -20,7 +20,7 @@ from monailabel.tasks.infer.bundle import BundleInferTask
 from bundlekit.cases.served import load_served
 from bundlekit.errors import BundleError
 from bundlekit.images.writing import on_grid_of
-from bundlekit.weights.loading import load_network, read_checkpoint
+from bundlekit.weights.loading import load_weights, read_checkpoint
 from bundlekit.weights.settings import companions
 from lib.bundles import case_settings, find_cases, tell_missing
 
@@ -90,8 +90,7 @@ class CaseInfer(BundleInferTask):
     def _check_weights(self) -> None:
         """Refuse weights of another network now, in the bundle's words, and not at the first request."""
         file = self.get_path()
-        saved = read_checkpoint(file)
-        load_network(self.network, saved.get("model", saved), file)
+        load_weights(self.network, file)
         for second in companions(file):
             read_checkpoint(str(Path(file).with_name(second)))
 

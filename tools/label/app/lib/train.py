@@ -15,7 +15,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask
 
 from bundlekit.cases.datalist import TRAINED_ON, trained_cases, write_trained_cases
 from bundlekit.errors import BundleError
-from bundlekit.files import write_whole
+from bundlekit.files import write_content
 from bundlekit.training.beginning import RequireBetter
 from bundlekit.training.lock import clear_run, unlock_run
 from bundlekit.weights.aside import keep_aside
@@ -121,7 +121,7 @@ class CaseTrain(BundleTrainTask):
             earlier = keep_aside(self.models, ("model.pt", SETTINGS, TRAINED_ON))
             kept = companions(self.models / "model.pt")
             settings = (new / SETTINGS).read_bytes()
-            write_whole(self.models / SETTINGS, lambda file: file.write(settings))
+            write_content(self.models / SETTINGS, settings)
             if kept:  # the second network stays beside the one that was trained on
                 record_setting(self.models / "model.pt", "lowres", kept[0])
             write_trained_cases(trained_cases(new), self.models)  # an evaluation of these weights knows them
@@ -152,7 +152,7 @@ class CaseTrain(BundleTrainTask):
                 f'or with the parameter {{"model": "{self.name}"}}, then train.'
             )
         text = json.dumps({"training": entries}, indent=2)
-        write_whole(Path(self._datalist()), lambda file: file.write(text.encode()))
+        write_content(Path(self._datalist()), text)
         return entries
 
     def _load_checkpoint(self, model_pytorch: str, pretrained: bool, train_handlers: list[dict[str, Any]]) -> None:
