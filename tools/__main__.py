@@ -43,6 +43,7 @@ from tools.prepare import prepare, restore, segment
 from tools.release import release
 from tools.report import report
 from tools.ship import ship
+from tools.volumes import volumes
 from tools.weights import weights
 
 COMMANDS = {
@@ -57,6 +58,7 @@ COMMANDS = {
     "restore": restore,
     "picture": picture,
     "report": report,
+    "volumes": volumes,
     "label": label,
     "virtual": {"brats": brats, "metastases": metastases, "tissue": tissue, "icbm152": icbm152, "ct": ct},
     "convert": {"h5": to_h5, "nifti": to_nifti},

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.bundle import ConfigParser
 from tqdm import tqdm
 
 from bundlekit.configs import refuse_settings
@@ -30,26 +31,15 @@ def report(folder: str, dataset_dir: str | None = None, datalist: str | None = N
     Raises:
         ValueError: if there are no results, a file cannot be read, or masks and scans do not belong together.
     """
-    table = VolumeTable(folder)
-    bundles = {row["bundle"] for row in table.rows()} if table.path.is_file() else set()
-    if len(bundles) > 1 and (dataset_dir or datalist):
-        raise ValueError(f"{folder} holds results of {', '.join(sorted(bundles))}; expected those of one bundle.")
-    bundle = next(iter(bundles), "")
-    if bundles and bundle not in names():
-        raise ValueError(f"{table.path}: no bundle {bundle!r}; there are {', '.join(names())}.")
+    bundle, parser = results_in(folder, dataset_dir, datalist, settings)
     cases: list[Any] = []
     load: Any = None
     window: Sequence[float] | None = None
-    classes: Sequence[str] = ()
-    if bundle:
-        known: Any = parse(bundle, "inference.yaml").config
-        refuse_settings(known, settings, f"{bundle}'s inference.yaml")
-        parser = parse(bundle, "inference.yaml", dataset_dir=dataset_dir, datalist=datalist, **settings)
-        classes = parser.get_parsed_content("class_names")
-        if dataset_dir or datalist:
-            cases = parser.get_parsed_content("cases")
-            load = parser.get_parsed_content("preprocessing").transforms[0]
-            window = parser.get_parsed_content("window") if "window" in parser else None
+    if parser is not None and (dataset_dir or datalist):
+        cases = parser.get_parsed_content("cases")
+        load = parser.get_parsed_content("preprocessing").transforms[0]
+        window = parser.get_parsed_content("window") if "window" in parser else None
+    classes: Sequence[str] = () if parser is None else parser.get_parsed_content("class_names")
     path = write_report(
         folder,
         ScansOf(cases, load, window),
@@ -58,3 +48,25 @@ def report(folder: str, dataset_dir: str | None = None, datalist: str | None = N
         progress=lambda found: tqdm(found, desc="pages", disable=None),
     )
     print(path)
+
+
+def results_in(
+    folder: str, dataset_dir: str | None, datalist: str | None, settings: Mapping[str, Any]
+) -> tuple[str, ConfigParser | None]:
+    """The bundle that made a folder of results, and its inference.yaml; "" and None where no table tells.
+
+    Raises:
+        ValueError: if several did, or an unknown one; for a setting that the config does not have.
+    """
+    table = VolumeTable(folder)
+    bundles = {row["bundle"] for row in table.rows()} if table.path.is_file() else set()
+    if len(bundles) > 1 and (dataset_dir or datalist):
+        raise ValueError(f"{folder} holds results of {', '.join(sorted(bundles))}; expected those of one bundle.")
+    bundle = next(iter(bundles), "")
+    if not bundles:
+        return "", None
+    if bundle not in names():
+        raise ValueError(f"{table.path}: no bundle {bundle!r}; there are {', '.join(names())}.")
+    known: Any = parse(bundle, "inference.yaml").config
+    refuse_settings(known, settings, f"{bundle}'s inference.yaml")
+    return bundle, parse(bundle, "inference.yaml", dataset_dir=dataset_dir, datalist=datalist, **settings)

@@ -104,13 +104,21 @@ class WriteVolumes:
                 intensity_distance=float(item.get("intensity_distance", 0.0)),
                 confidence=output.get("confidence", {}),
             )
-            rows = self._rows(str(item["case"]), result, affine, item)
+            rows = self.rows_of(str(item["case"]), result, affine, item)
             common = {"bundle": self.bundle, "weights_sha256": self._hashes, "computed_by": computed_by}
             self.table.add([{**row, **common} for row in rows])
 
-    def _rows(
+    def rows_of(
         self, case: str, result: Result, affine: np.ndarray, item: Mapping[Hashable, Any]
     ) -> list[dict[str, Any]]:
+        """Rows of a case, without what made it; what the checks find is logged.
+
+        Args:
+            case: its name.
+            result: class indices HWD, and what is known of how they came about.
+            affine: of their grid, 4x4, mm.
+            item: `brain_ml` and `midline_mm`, as from `MeasureBraind`, where the brain is that of the image.
+        """
         brain_ml, midline_mm = (
             (_number(item, "brain_ml"), _number(item, "midline_mm")) if self.brain == "image" else (None, None)
         )

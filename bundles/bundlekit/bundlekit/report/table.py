@@ -59,10 +59,11 @@ class VolumeTable:
     Args:
         folder: the output folder, made if missing.
         shard: "3/8" writes `volumes_3of8.csv`, so that several processes do not write to one file; None: `volumes.csv`.
+        name: of the file of the whole data set.
     """
 
-    def __init__(self, folder: str | os.PathLike, shard: str | None = None) -> None:
-        self.path = Path(folder) / (TABLE if shard is None else f"volumes_{shard.replace('/', 'of')}.csv")
+    def __init__(self, folder: str | os.PathLike, shard: str | None = None, name: str = TABLE) -> None:
+        self.path = Path(folder) / (name if shard is None else f"volumes_{shard.replace('/', 'of')}.csv")
         self._cases: set[str] = set()
 
     def begin(self, keeps: Callable[[str], bool] = lambda case: True) -> None:

@@ -1,0 +1,98 @@
+"""Volumes of masks as they are now, those that somebody corrected among them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from bundlekit.images.nifti import read_affine, read_array, without_rounding
+from bundlekit.images.writing import left_as_segmented
+from bundlekit.report.brain import MeasureBraind
+from bundlekit.report.flags import Result
+from bundlekit.report.handler import WriteVolumes
+from bundlekit.report.table import TABLE, VolumeTable
+from tools.report import results_in
+
+NOW = "volumes_now.csv"
+_log = logging.getLogger(__name__)
+
+
+def volumes(folder: str, dataset_dir: str | None = None, datalist: str | None = None, **settings: Any) -> str:
+    """Write volumes_now.csv: the table of a folder of results, with corrected masks measured as they are now.
+
+    volumes.csv stays as it is, with what the network found. Of a corrected mask the rows have no confidence and no
+    flags, and `computed_by` says that it was corrected by hand. All other rows are those of volumes.csv.
+
+    Example: python -m tools volumes OUT --dataset_dir DIR
+
+    Args:
+        folder: `--output_dir` of an inference.
+        dataset_dir: of that inference: its cases say what the numbers in a mask are, and where the brain is.
+        datalist: of that inference.
+        settings: others of the bundle's inference.yaml that its cases need, e.g. --allow_unprepared True.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: if there are no results, a mask is gone or holds a number that its data set does not have.
+    """
+    table = VolumeTable(folder)
+    if not table.path.is_file() or not (dataset_dir or datalist):
+        found = f"no {TABLE} in {folder}" if not table.path.is_file() else "no data set"
+        raise ValueError(f"{found}; expected the --output_dir of an inference, and its --dataset_dir or --datalist.")
+    _, parser = results_in(folder, dataset_dir, datalist, settings)
+    if parser is None:
+        raise ValueError(f"{table.path} has no rows; run the inference first.")
+    places = [place for place, part in enumerate(parser["handlers"]) if part["_target_"] == "bundlekit.WriteVolumes"]
+    measure: WriteVolumes = parser.get_parsed_content(f"handlers::{places[0]}")
+    measure.checks = {}  # they are about what a network found
+    load: Any = parser.get_parsed_content("preprocessing").transforms[0]
+    cases = {str(case["case"]): case for case in parser.get_parsed_content("cases")}
+    before: dict[str, list[dict[str, str]]] = {}
+    for row in table.rows():
+        before.setdefault(row["case"], []).append(row)
+    now: list[dict[str, Any]] = []
+    corrected = []
+    for name, rows in tqdm(before.items(), desc="volumes", disable=None):
+        mask = Path(folder, f"{name}_seg.nii.gz")
+        if not mask.is_file():
+            raise ValueError(f"{mask}: no such file; expected the mask of a case of {TABLE}; put it back.")
+        if left_as_segmented(mask):
+            now += rows
+            continue
+        if name not in cases:
+            raise ValueError(f"{name}: a corrected mask, and no such case in the data set; give that of the inference.")
+        corrected.append(name)
+        item = MeasureBraind()(load(cases[name])) if measure.brain == "image" else {}
+        result = Result(_classes(mask, cases[name], measure.classes), {}, None, 0.0, grid_known=_grid_known(rows))
+        made_by = {key: rows[0][key] for key in ("bundle", "weights_sha256")} | {"computed_by": "corrected by hand"}
+        now += [{**row, **made_by} for row in measure.rows_of(name, result, read_affine(str(mask)), item)]
+    out = VolumeTable(folder, name=NOW)
+    out.rewrite(lambda _: now)
+    _log.info("%d corrected: %s", len(corrected), ", ".join(corrected))
+    return str(out.path)
+
+
+def _classes(mask: Path, case: Any, names: list[str]) -> np.ndarray:
+    """Class indices HWD of a mask file."""
+    labels = without_rounding(read_array(str(mask)))
+    labels = labels[..., 0] if labels.ndim == 4 else labels
+    values = [int(value) for value in case.get("label_values") or range(len(names) + 1)]
+    unknown = sorted(set(np.unique(labels).tolist()) - set(values))
+    if unknown:
+        expected = ", ".join(f"{value} {name}" for value, name in zip(values[1:], names, strict=True))
+        raise ValueError(f"{mask} holds {unknown[0]:g}; expected 0, {expected}; mend the mask.")
+    classes = np.zeros(labels.shape, np.uint8)
+    for index, value in enumerate(values):
+        classes[labels == value] = index
+    return classes
+
+
+def _grid_known(rows: list[dict[str, str]]) -> bool:
+    """Whether places were told of the case, or there was nothing to tell of."""
+    return any(row["x_mm"] for row in rows) or not any(float(row["ml"]) for row in rows)
