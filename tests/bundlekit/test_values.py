@@ -30,6 +30,12 @@ def test_a_word_is_no_flag() -> None:
     assert wrong_value("overwrite", "false")
 
 
+def test_a_home_folder_is_written_out() -> None:
+    """Else a folder of the name "~" would be made."""
+    assert "without ~" in wrong_value("ckpt_dir", "~/run")
+    assert not wrong_value("dataset_dir", "~/scans")
+
+
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in ("file", "file/run"):

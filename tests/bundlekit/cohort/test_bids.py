@@ -283,6 +283,7 @@ def test_the_app_refuses_with_one_line(prepared: Path, tmp_path: Path, capsys: p
         ([*level, "--bundle", "nothing_here"], "--bundle nothing_here: no bundle's folder"),
         ([*level, "--bundle", "brats_resunet", "--set", "flips"], "expected name=value"),
         ([*level, "--bundle", "brats_resunet", "--set", "flips=@x"], "--set flips=@x: no value in YAML"),
+        ([*level, "--bundle", "brats_resunet", "--configs", "inference.yaml", "none.yaml"], "none.yaml"),
         ([str(tmp_path), *level[1:], "--bundle", "brats_resunet"], "expected a BIDS data set"),
         ([*level[:2], "group"], "run the level `participant` first"),
     ):

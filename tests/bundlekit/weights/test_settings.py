@@ -77,6 +77,14 @@ def test_a_file_of_an_earlier_version_is_read(root: Path, tmp_path: Path) -> Non
     assert settings_of(tmp_path / "model.pt", root)["minimum_ml"] == 0.3
 
 
+def test_weights_that_a_training_begins_with_have_to_exist(root: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.pt"
+    with pytest.raises(BundleError, match=r"model\.pt\n[\s\S]*no such file[\s\S]*--pretrained FILE"):
+        recorded_settings(model, root, must_exist=True)
+    model.touch()
+    assert recorded_settings(model, root, must_exist=True) == recorded_settings(model, root)
+
+
 @pytest.mark.parametrize(("value", "told"), [(0.3, True), (1.0, False)])
 def test_a_setting_that_is_gone_is_told(
     value: float, told: bool, root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
