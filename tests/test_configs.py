@@ -232,20 +232,6 @@ def test_low_resolution_does_not_move_the_image(bundle: str) -> None:
         assert float(along) == pytest.approx(31.5, abs=0.05)
 
 
-@pytest.mark.parametrize("bundle", ["brats_resunet", "brats_unet_h5"])
-def test_enhancement_is_removed_before_intensities_change(bundle: str) -> None:
-    def steps(**settings: float) -> list[str]:
-        found = parse(bundle, "train.yaml", **settings).get_parsed_content("train::preprocessing").flatten()
-        return [type(step).__name__ for step in found.transforms]
-
-    plain = steps(intensity_probability=0.3)
-    asked = steps(intensity_probability=0.3, unenhanced_probability=0.2)
-    place = asked.index("RandRemoveEnhancementd")
-    assert plain == asked[:place] + asked[place + 1 :]
-    assert asked[place + 1] == "RandFlipd"
-    assert place < asked.index("RandScaleIntensityd")
-
-
 def test_augmentation_of_hdf5_cases_leaves_air_alone() -> None:
     strong = {
         "scale_range": 0.15,

@@ -10,7 +10,6 @@ from bundlekit.brats.cleaning import (
     RemoveCorelessd,
     RemoveSmallPartsd,
 )
-from bundlekit.brats.enhancement import RandRemoveEnhancementd
 from bundlekit.brats.lowres import LowresEnsembleInferer, lowres_beside
 from bundlekit.brats.missing import RandDropModalitiesd, tell_filled
 from bundlekit.brats.naming import MODALITIES
