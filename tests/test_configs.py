@@ -49,6 +49,8 @@ def test_properties_are_complete(
     bundle: str, kind: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = ROOT / "bundles" / bundle / "configs"
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "model.pt").touch()
     workflow = ConfigWorkflow(
         [str(configs / f"{name}.yaml") for name in files],
         workflow_type=kind,
@@ -58,7 +60,7 @@ def test_properties_are_complete(
         ckpt_dir=str(tmp_path),
         **BUNDLES[bundle].narrow,
         # weights of the bundle's own have another preprocessing
-        **({"pretrained": str(tmp_path / "model.pt")} if {"pad", "native"} & set(files) else {}),
+        **({"pretrained": str(tmp_path / "weights" / "model.pt")} if {"pad", "native"} & set(files) else {}),
     )
     # Ignite remembers the process group that an earlier test had
     monkeypatch.setattr(idist.utils, "_model", idist.utils._SerialModel())
@@ -99,6 +101,7 @@ def test_what_is_handed_on_is_recorded_again(bundle: str, tmp_path: Path) -> Non
     chosen = {name: True if name == "fill_core" else 0.25 for name in handed_on}
     for name, value in chosen.items():
         record_setting(tmp_path / "model.pt", name, value)
+    (tmp_path / "model.pt").touch()
     parser = parse(bundle, "train.yaml", "finetune.yaml", pretrained=str(tmp_path / "model.pt"))
     recorded = parser.get_parsed_content("settings").get("after_training", {})
     assert recorded == {name: chosen[name] for name in handed_on}

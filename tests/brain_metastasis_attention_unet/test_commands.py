@@ -80,6 +80,7 @@ def test_cleaning_recorded_by_earlier_versions_is_handed_on(trained, tmp_path: P
     recorded = json.loads((trained(NAME) / "settings.json").read_text())
     after = {"minimum_lesion_ml": 0.1}
     (tmp_path / "settings.json").write_text(json.dumps(recorded | cleaning | {"after_training": after}))
+    (tmp_path / "model.pt").touch()
     settings = built(NAME, "settings", "train.yaml", "finetune.yaml", pretrained=str(tmp_path / "model.pt"))
     assert settings == recorded | {"after_training": after | cleaning}
 
