@@ -212,14 +212,14 @@ def test_without_pydicom_the_package_is_named(
     for name in [name for name in sys.modules if name.startswith("bundlekit.preparation.dicom")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "pydicom", None)
-    with pytest.raises(ValueError, match=r"pydicom is not installed, which DICOM needs: pip install -e '\.\[dicom\]'"):
+    with pytest.raises(ValueError, match=r"pydicom is not installed, which DICOM needs: python .* -e '\.\[dicom\]'"):
         prepare(str(dicom_study), out=str(tmp_path / "out"))
 
 
 def test_without_dicomweb_client_the_package_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delitem(sys.modules, "bundlekit.preparation.dicomweb", raising=False)
     monkeypatch.setitem(sys.modules, "dicomweb_client.web", None)
-    with pytest.raises(ValueError, match=r"dicomweb_client\.web is not installed, which DICOM needs: pip install"):
+    with pytest.raises(ValueError, match=r"dicomweb_client\.web is not installed, which DICOM needs: python -m pip"):
         prepare(out=str(tmp_path / "out"), dicomweb="http://127.0.0.1/dicom-web", study="1.2.3")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bundlekit.errors import BundleError
-from bundlekit.files import write_result
+from bundlekit.files import write_content
 from bundlekit.report import table as table_module
 from bundlekit.report.table import COLUMNS, VolumeTable
 
@@ -49,9 +49,9 @@ def test_what_another_process_adds_meanwhile_stays(tmp_path: Path, monkeypatch: 
     def replace(*arguments: Any) -> None:  # the table is read by now
         adding.start()
         adding.join(0.1)
-        write_result(*arguments)
+        write_content(*arguments)
 
-    monkeypatch.setattr(table_module, "write_result", replace)
+    monkeypatch.setattr(table_module, "write_content", replace)
     one.add(rows("a", 2.0))
     adding.join()
     assert cases(one) == 2 * [("a", "2.0")] + 2 * [("b", "1.0")]
