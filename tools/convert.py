@@ -95,14 +95,14 @@ def to_nifti(to: str | None = None, **options: Any) -> list[str]:
     scan = scan_cases_of(_READS_H5)
     cases = _all_sound(*scan(source, labelled=False, **_known(scan, settings)))
     # a mask of any name is looked for where one is needed alone
-    masked, _ = scan(source, labelled=True, **_known(scan, settings))
+    masked, findings = scan(source, labelled=True, **_known(scan, settings))
     with_mask = {case["image"][0]: case for case in masked}
     cases = [with_mask.get(case["image"][0], case) for case in cases]
     without = [str(case["case"]) for case in cases if not case["label"]]
     if without:
-        _log.warning(
-            "no mask in %d case(s): %s", len(without), ", ".join(without[:3]) + (", ..." if without[3:] else "")
-        )
+        why = "; ".join(f"{finding.file}: {finding.found}" for finding in findings[:3])
+        some = ", ".join(without[:3]) + (", ..." if without[3:] else "")
+        _log.warning("no mask in %d case(s): %s (%s)", len(without), some, why)
     planned = {str(case["case"]): _names_of(case) for case in cases}
     _refuse_shared(target, [(str(case["image"][0]), planned[str(case["case"])]) for case in cases])
     _refuse_existing([target / name for names in planned.values() for name in names.values()])
@@ -239,7 +239,7 @@ def _safe(name: str, case: Mapping[str, Any]) -> str:
 def _contents(case: Mapping[str, Any]) -> list[tuple[str, bytes]]:
     """Role and content of each NIfTI file of a case."""
     with open_h5(str(case["image"][0])) as file:
-        if "nifti" in file:
+        if "nifti" in file and len(file["nifti"]):
             image = np.moveaxis(file[case["image_key"]][()], case["image_axis"], 0)
             channels = dict(zip(_ROLES, (int(c) for c in case["channels"]), strict=False))
             found = []

@@ -270,7 +270,8 @@ def test_a_mask_of_another_name_comes_along(tmp_path: Path, caplog: pytest.LogCa
     mask = nib.load(tmp_path / "out" / "a" / "a_seg.nii.gz")
     np.testing.assert_array_equal(np.asarray(mask.dataobj), segmentation(shape=SHAPE_H5))
     assert not (tmp_path / "out" / "b" / "b_seg.nii.gz").exists()
-    assert "no mask in 1 case(s): b" in caplog.text
+    assert "no mask in 1 case(s): b (" in caplog.text
+    assert f"{tmp_path / 'x' / 'b.h5'}: " in caplog.text
 
 
 def test_a_mask_as_inference_wrote_it_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

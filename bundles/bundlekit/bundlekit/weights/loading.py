@@ -37,8 +37,7 @@ class LoadWeights:
         """Load the weights.
 
         Raises:
-            BundleError: as `load_weights` does, or if the engine is a trainer that goes on with a
-                run already.
+            BundleError: as `load_weights` does, or if the engine is a trainer that goes on with a run already.
         """
         if engine.state.iteration:
             raise BundleError(

@@ -115,9 +115,9 @@ def recorded_settings(
 
     Args:
         checkpoint: `model.pt` or `last.pt`.
-        must_exist: for weights that a training begins with, to which the settings of none would do no good.
         bundle_root: folder of the bundle, whose `configs/train.yaml` (or `.json`) counts for what is not recorded:
             its values at the top and those of `settings`, but for expressions and references.
+        must_exist: refuse a checkpoint that is not there, as of a training that begins with it.
 
     Raises:
         BundleError: if the file is there and cannot be read, or holds expressions; if the checkpoint has to exist and
