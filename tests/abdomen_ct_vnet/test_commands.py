@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -117,18 +118,18 @@ def test_checking_tool_names_each_file(data: Path, capsys: pytest.CaptureFixture
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no real data here")
 def test_a_real_ct_goes_through(tmp_path: Path) -> None:
     """A few steps; its labels are a model's, so that the scores mean nothing."""
-    entry = {
-        "image": str(SHARED / "example_ct.nii.gz"),
-        "label": str(SHARED / "example_seg_v1_fullmodel.nii.gz"),
-        "numbering": "totalsegmentator_v1",
-    }
+    parts: dict[str, list[dict[str, str]]] = {"training": [], "validation": []}
+    for case, entries in parts.items():  # copies: one file under two patients is refused
+        image = str(shutil.copy(SHARED / "example_ct.nii.gz", tmp_path / f"{case}.nii.gz"))
+        label = str(SHARED / "example_seg_v1_fullmodel.nii.gz")
+        entries.append({"case": case, "image": image, "label": label, "numbering": "totalsegmentator_v1"})
     listed = tmp_path / "list.json"
-    listed.write_text(json.dumps({p: [{**entry, "case": p}] for p in ("training", "validation")}))
+    listed.write_text(json.dumps(parts))
     common, out = {"datalist": str(listed), "ckpt_dir": str(tmp_path), "num_workers": 0}, tmp_path / "out"
     small = {"channels": [4, 8, 8], "patch_size": [32, 32, 32], "spacing": [8, 8, 8], "epochs": 1, "cache": "none"}
     built(NAME, "train::trainer", "train.yaml", **common, **small, output_dir=str(tmp_path)).run()
     built(NAME, "evaluator", "inference.yaml", "evaluate.yaml", **common, output_dir=str(out)).run()
-    mask, scan = nib.load(out / "validation_seg.nii.gz"), nib.load(entry["image"])
+    mask, scan = nib.load(out / "validation_seg.nii.gz"), nib.load(image)
     np.testing.assert_array_equal(mask.affine, scan.affine)
     assert mask.shape == scan.shape
     summary = json.loads((out / "summary.json").read_text())
