@@ -143,6 +143,7 @@ def test_labels_on_the_grid_of_the_scan_pass(tmp_path: Path, scan: str) -> None:
     zeros = np.zeros((4, 5, 6), np.uint8)
     check_label(write(tmp_path / "a.nii.gz", zeros), [scan], "A")
     check_label(write(tmp_path / "b.nii", zeros[..., None].astype(np.float32)), [scan], "A")
+    check_label(write(tmp_path / "slope.nii.gz", zeros + 1.0001), [scan], "A")  # as a slope in the header leaves it
     check_label(write(tmp_path / "c.nii.gz", zeros[:3]), [scan, str(tmp_path / "case.h5")], "A")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.expressions import refuse_expressions
+from bundlekit.images.nifti import without_rounding
 from bundlekit.values import wrong_value
 
 NIFTI = (".nii", ".nii.gz")
@@ -143,7 +144,7 @@ def check_label(file: str, scans: Sequence[str], name: str) -> None:
         wanted = f"the grid of {os.path.basename(scans[0])}: {_grid(grids[0])}"
         raise refuse(_grid(image), wanted, "save the label on the grid of the scan")
     try:
-        voxels = np.asarray(image.dataobj)
+        voxels = without_rounding(np.asarray(image.dataobj))
     except Exception as error:  # nibabel raises a dozen types for what is one thing to the user
         raise refuse(f"voxels that cannot be decoded ({error})", "a whole file", "save it again") from error
     whole = np.issubdtype(voxels.dtype, np.number) and not np.issubdtype(voxels.dtype, np.complexfloating)
