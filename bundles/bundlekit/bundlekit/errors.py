@@ -40,10 +40,14 @@ class BundleError(ValueError):
     Args:
         findings: one finding, several, or a ready message.
         ends_run: no other case can be computed either, as where weights are missing.
+        one_case: it lies in this case alone, though it was read, as where the network gives NaN.
     """
 
-    def __init__(self, findings: Finding | Iterable[Finding] | str, ends_run: bool = False) -> None:
+    def __init__(
+        self, findings: Finding | Iterable[Finding] | str, ends_run: bool = False, one_case: bool = False
+    ) -> None:
         self.ends_run = ends_run
+        self.one_case = one_case
         if isinstance(findings, Finding):
             findings = [findings]
         self.findings = [] if isinstance(findings, str) else list(findings)

@@ -90,12 +90,36 @@ def test_other_errors_are_not_passed_over() -> None:
         CaseDataset([1], broken)[0]
 
 
-def test_a_case_that_cannot_be_computed_is_named() -> None:
-    engine = evaluator([False], SkipUnreadable())
-    engine.inferer = lambda *_, **__: fail()
+class NaNOf:
+    """An inferer that fails for some volumes, in the order of the cases."""
+
+    def __init__(self, failing: list[bool], **how: bool) -> None:
+        self.failing, self.how = iter(failing), how
+
+    def __call__(self, inputs: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        if next(self.failing):
+            raise BundleError("the network gives NaN", **self.how)
+        return inputs
+
+
+def test_a_case_without_a_mask_is_passed_over() -> None:
+    unreadable = SkipUnreadable()
+    engine = evaluator([False, False, True, False], unreadable)
+    engine.inferer = NaNOf([False, True, False], one_case=True)
+    done: list[str] = []
+    engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: done.extend(item["case"] for item in e.state.batch))
+    engine.run()
+    assert done == ["case0", "case3"]
+    with pytest.raises(BundleError, match=r"2 of 4 cases were refused, the others are done:\ncase1: the network gives NaN"):
+        unreadable.report()
+
+
+@pytest.mark.parametrize("how", ["every case", "scores", "debugging"])
+def test_what_cannot_be_computed_ends_the_run_elsewhere(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = evaluator([False, False], SkipUnreadable())
+    engine.inferer = NaNOf([True], one_case=how != "every case")
+    engine.data_loader.dataset.keep_going = how != "scores"
+    if how == "debugging":
+        monkeypatch.setenv("MONAI_DEBUG", "True")
     with pytest.raises(BundleError, match=r"^case0: the network gives NaN$"):
         engine.run()
-
-
-def fail() -> None:
-    raise BundleError("the network gives NaN")

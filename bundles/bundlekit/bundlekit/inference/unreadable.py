@@ -1,4 +1,7 @@
-"""Inference over many cases, one of which is refused while it is read: the others are done, it is named at the end."""
+"""Inference over many cases, one of which is refused while it is read, or has no mask: the others are done all the same.
+
+What was refused is named at the end.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +44,10 @@ class CaseDataset(Dataset):
 
 
 class SkipUnreadable:
-    """`iteration_update` of a MONAI evaluator over a `CaseDataset`: passes over what cannot be read."""
+    """`iteration_update` of a MONAI evaluator over a `CaseDataset`: passes over what cannot be read, or gives no mask.
+
+    The latter only where the dataset is to keep going, and for an error that lies in one case (`BundleError.one_case`).
+    """
 
     def __init__(self) -> None:
         self.messages: list[str] = []
@@ -51,13 +57,20 @@ class SkipUnreadable:
         """Output of the evaluator for a batch; [] for an unreadable case, which handlers see as an empty batch."""
         if engine.state.iteration == 1:
             self.messages, self._read = [], 0
-        if _UNREADABLE not in batch:
-            self._read += 1
+        if _UNREADABLE in batch:
+            messages = batch[_UNREADABLE]
+        else:
             try:
-                return engine._iteration(engine, batch)  # type: ignore[attr-defined]  # what the evaluator does itself
+                output = engine._iteration(engine, batch)  # type: ignore[attr-defined]  # what the evaluator does itself
+                self._read += 1
+                return output
             except BundleError as error:
-                raise BundleError(f"{', '.join(batch.get('case', ['a case']))}: {error}") from error
-        for message in batch[_UNREADABLE]:
+                message = f"{', '.join(batch.get('case', ['a case']))}: {error}"
+                dataset = getattr(getattr(engine, "data_loader", None), "dataset", None)
+                if not error.one_case or debugging() or not getattr(dataset, "keep_going", False):
+                    raise BundleError(message, ends_run=error.ends_run) from error
+                messages = [message]
+        for message in messages:
             self.messages.append(message)
             _log.warning("passed over: %s", message)
         engine.state.batch = []  # type: ignore[assignment]

@@ -153,7 +153,8 @@ class ForegroundInferer(SlidingWindowInferer):
         if self.runtime is not None and bool(total.isnan().any()):
             raise BundleError(
                 "the network gives NaN for this scan, so that there is no mask. Look for extreme values in its files, "
-                "or use another checkpoint, --precision f32 or --amp False."
+                "or use another checkpoint, --precision f32 or --amp False.",
+                one_case=True,
             )
         return MetaTensor(total, meta=dict(inputs.meta)) if isinstance(inputs, MetaTensor) else total
 
