@@ -14,6 +14,7 @@ require(__file__)
 from bundlekit.images.intensities import limits_of, select_foreground
 
 from .cases import find_cases, scan_cases
+from .deep_grey import DeepGreyInferer
 from .network import TissueVNet
 from .postprocessing import AirIsBackgroundd, TissueMasksd, fill_background
 from .preprocessing import (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,17 +47,23 @@ class AirIsBackgroundd(Transform):
 
 
 class TissueMasksd(Transform):
-    """Masks of CSF, GM and WM (3HWD uint8) in place of the classes `pred` and `label` (1HWD).
+    """Masks of the tissues (NHWD uint8) in place of the classes `pred` and `label` (1HWD).
 
     A voxel whose label cannot say is in no mask of either.
+
+    Args:
+        classes: of the masks; CSF, GM and WM unless told otherwise.
     """
+
+    def __init__(self, classes: Sequence[int] = tuple(TISSUES.values())) -> None:
+        self.classes = tuple(classes)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace both."""
         pred, label = data["pred"], data["label"].to(data["pred"].device)
         known = label[0] != IGNORE
         masks: dict[Hashable, Any] = {
-            key: torch.stack([(value[0] == c) & known for c in TISSUES.values()]).to(torch.uint8)
+            key: torch.stack([(value[0] == c) & known for c in self.classes]).to(torch.uint8)
             for key, value in (("pred", pred), ("label", label))
         }
         return {**data, **masks}

@@ -16,6 +16,7 @@ from bundlekit.inference.ahead import CompileAhead
 from bundlekit.inference.brain_masks import StripSkulld
 from bundlekit.inference.confidence import AddConfidenced
 from bundlekit.inference.ensemble import EnsembleInferer, fold_checkpoints
+from bundlekit.inference.second import lowres_beside
 from bundlekit.inference.unreadable import CaseDataset, SkipUnreadable
 from bundlekit.inference.windows import ForegroundInferer, argmax_labels
 from bundlekit.losses import IgnoringDiceCELoss, WeightedDiceFocalLoss
@@ -35,6 +36,6 @@ from bundlekit.training.saving import RecordPretraining, RecordRun, SaveCheckpoi
 from bundlekit.training.stopping import StopInTime
 from bundlekit.training.validation import AddAccuracyd, AddLossd, dice_of_each
 from bundlekit.version import __version__, require
-from bundlekit.weights.loading import LoadWeights
+from bundlekit.weights.loading import LoadWeights, load_matching
 from bundlekit.weights.settings import recorded_settings, require_as_recorded
 from bundlekit.weights.shipped import training_folder

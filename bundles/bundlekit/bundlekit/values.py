@@ -167,6 +167,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("overlap", "dropout"), Number(0, 1, below=True)),
     **dict.fromkeys(("plateau_factor", "threshold"), Number(0, 1, above=True, below=True)),
     "coarse_to_fine": Number(0, 0.5, below=True),
+    "lowres_share": Number(0, 1),
     "rotation_degrees": Number(0, 180),
     "candidates_ml": Numbers(Number(0), example="[0,0.01,0.02]"),
     **dict.fromkeys(
@@ -186,7 +187,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("write_h5", "write_brain", "overlays", "report"), Flag()),
     "bf16": Flag(null=True),
     "shard": Shard(),
-    **dict.fromkeys(("dataset_dir", "datalist", "checkpoint", "lowres", "pretrained", "resume_from"), File()),
+    **dict.fromkeys(
+        ("dataset_dir", "datalist", "checkpoint", "lowres", "pretrained", "warm_start", "resume_from"), File()
+    ),
     **dict.fromkeys(("output_dir", "ckpt_dir", "cache_dir", "cv_dir", "mask_bundle"), File(folder=True)),
 }
 

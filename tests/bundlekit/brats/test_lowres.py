@@ -12,7 +12,7 @@ from monai.networks.nets import UNet
 from torch import nn
 from torch._subclasses import FakeTensorMode
 
-from bundlekit.brats.lowres import LowresEnsembleInferer, lowres_beside
+from bundlekit.brats.lowres import LowresEnsembleInferer
 from bundlekit.brats.normalising import NormaliseBraind
 from bundlekit.brats.regions import class_logits, nested_labels, region_labels, region_probabilities
 from bundlekit.errors import BundleError
@@ -260,18 +260,6 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(BundleError, match=r"lowres\.pt"):
         inferer(brain(), Constant([0.0] * 4))
-
-
-def test_the_file_is_looked_for_beside_the_checkpoint(tmp_path: Path) -> None:
-    checkpoint = tmp_path / "model.pt"
-    assert lowres_beside(checkpoint, {}) is None
-    with pytest.raises(BundleError, match=r"(?s)lowres.pt\n.*no such file.*copy it, too.*--lowres '\$None'"):
-        lowres_beside(checkpoint, {"lowres": "lowres.pt"})
-    (tmp_path / "lowres.pt").touch()
-    assert lowres_beside(checkpoint, {"lowres": "lowres.pt"}) == str(tmp_path / "lowres.pt")
-    for elsewhere in ("../lowres.pt", "/lowres.pt", "a/lowres.pt"):
-        with pytest.raises(BundleError, match="one beside the checkpoint"):
-            lowres_beside(checkpoint, {"lowres": elsewhere})
 
 
 def test_class_logits_undo_region_probabilities() -> None:

@@ -110,7 +110,9 @@ def test_a_case_without_a_mask_is_passed_over() -> None:
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: done.extend(item["case"] for item in e.state.batch))
     engine.run()
     assert done == ["case0", "case3"]
-    with pytest.raises(BundleError, match=r"2 of 4 cases were refused, the others are done:\ncase1: the network gives NaN"):
+    with pytest.raises(
+        BundleError, match=r"2 of 4 cases were refused, the others are done:\ncase1: the network gives NaN\ncase2"
+    ):
         unreadable.report()
 
 

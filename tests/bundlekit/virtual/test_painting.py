@@ -384,5 +384,20 @@ def test_images_of_a_seed_do_not_depend_on_what_is_off() -> None:
 
 
 def test_an_unknown_target_is_refused() -> None:
-    with pytest.raises(ValueError, match="target must be one of tissue, brain, got 'skull'"):
+    with pytest.raises(ValueError, match="target must be one of tissue, tissue_deep_grey, brain, got 'skull'"):
         LabelPainter(target="skull")
+
+
+def test_deep_grey_matter_as_a_class_of_its_own() -> None:
+    structures = head()
+    for position, name in enumerate(("thalamus", "putamen", "hippocampus")):
+        structures[0, 26:28, 12 + 4 * position : 15 + 4 * position, 18:22] = NAMES.index(name)
+    deep, labels = torch.isin(structures, torch.tensor(DEEP_GREY)), []
+    assert int(deep.sum()) == 3 * 2 * 3 * 4
+    for target in ("tissue", "tissue_deep_grey"):
+        painter = LabelPainter(strip_probability=0.0, t1_probability=1.0, target=target)
+        labels.append(painter.paint(structures, painter.draw(counts_of(structures), 3))[1])
+    tissue, label = labels
+    assert (label[deep] == 4).all()
+    assert (tissue[deep] == 2).all()
+    assert torch.equal(label[~deep], tissue[~deep])

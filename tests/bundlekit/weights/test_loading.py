@@ -14,7 +14,7 @@ from torch import nn
 
 from brats_resunet.network import ResUNet
 from bundlekit.errors import BundleError
-from bundlekit.weights.loading import LoadWeights, load_network
+from bundlekit.weights.loading import LoadWeights, load_matching, load_network
 from tests.bundlekit.training.conftest import CHANNELS, narrow, resume_error, save
 from tests.conftest import assert_equal
 
@@ -157,3 +157,26 @@ def test_missing_and_additional_weights_are_refused() -> None:
     ]:
         with pytest.raises(BundleError, match=f"differs in {key}"):
             load_network(network, state, "x.pt")
+
+
+def test_layers_of_another_network_that_fit_are_taken_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    other, network = (torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, n)) for n in (2, 5))
+    last = network[1].weight.clone()
+    torch.save(other.state_dict(), tmp_path / "model.pt")
+    load_matching(network, str(tmp_path / "model.pt"))
+    torch.testing.assert_close(network[0].weight, other[0].weight)
+    assert torch.equal(network[1].weight, last)
+    assert "2 layers' values are taken over, 2 begin anew" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("state", "found"),
+    [({"x": torch.ones(3)}, r"another network \(x, ...\)"), ({"0.weight": torch.full((3, 2), torch.nan)}, "NaN")],
+)
+def test_what_begins_nothing_is_refused(state: dict[str, torch.Tensor], found: str, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(BundleError, match=found):
+        load_matching(torch.nn.Sequential(torch.nn.Linear(2, 3)), str(tmp_path / "model.pt"))
+    with pytest.raises(BundleError, match="no such file"):
+        load_matching(torch.nn.Linear(2, 3), str(tmp_path / "none.pt"))

@@ -10,7 +10,7 @@ from bundlekit.brats.cleaning import (
     RemoveCorelessd,
     RemoveSmallPartsd,
 )
-from bundlekit.brats.lowres import LowresEnsembleInferer, lowres_beside
+from bundlekit.brats.lowres import LowresEnsembleInferer
 from bundlekit.brats.missing import RandDropModalitiesd, tell_filled
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.brats.normalising import NormaliseBraind

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -14,13 +12,10 @@ from torch import nn
 
 from bundlekit.brats.normalising import NormaliseBraind
 from bundlekit.brats.regions import class_logits, region_probabilities
-from bundlekit.errors import BundleError, Finding, other_settings
-from bundlekit.inference.windows import ForegroundInferer
-from bundlekit.weights.loading import load_weights
-from bundlekit.weights.settings import trained_settings
+from bundlekit.inference.second import TwoNetworkInferer
 
 
-class LowresEnsembleInferer(ForegroundInferer):
+class LowresEnsembleInferer(TwoNetworkInferer):
     """`ForegroundInferer`, and the mean of its regions with those of a second network that sees all of the brain.
 
     The second is told the whole crop, resized to `lowres_shape`: it knows where in the brain a voxel lies, which a
@@ -44,13 +39,15 @@ class LowresEnsembleInferer(ForegroundInferer):
             box has `margin` more and is a window at least. Where there is no such voxel, and at 0, windows lie
             everywhere.
         margin: voxels around them.
-        kwargs: of `ForegroundInferer`; flips, runtime and precision are those of both networks.
+        kwargs: of `ForegroundInferer`; flips, batch size, runtime and precision are those of both networks.
 
     Raises:
         ValueError: for `lowres` without a network; if `coarse_to_fine` is not in [0, 0.5), or `margin` below 0.
         BundleError: when first called, if the checkpoint cannot be read, belongs to another network, or to one that was
             trained on brains prepared in another way.
     """
+
+    lowres_fix = "give one that was trained with these, or --inferer::lowres_shape and --inferer::lowres_percentiles"
 
     def __init__(
         self,
@@ -63,24 +60,15 @@ class LowresEnsembleInferer(ForegroundInferer):
         margin: int = 8,
         **kwargs: Any,
     ) -> None:
-        super().__init__(roi_size=roi_size, **kwargs)
+        super().__init__(roi_size, lowres, lowres_network, lowres_shape, {"background": None}, **kwargs)
         if not 0 <= coarse_to_fine < 0.5 or margin < 0:
             raise ValueError(
                 f"coarse_to_fine must be 0 to below 0.5 and margin 0 or more, got {coarse_to_fine} and {margin}."
             )
         self.coarse_to_fine = float(coarse_to_fine)
         self.margin = int(margin)
-        if lowres is not None and lowres_network is None:
-            raise ValueError("lowres needs lowres_network, the network that its weights are of.")
-        self.lowres = lowres
-        self.lowres_network = lowres_network
         self.lowres_shape = [int(n) for n in lowres_shape]
         self.normalise = NormaliseBraind("minmax", lowres_percentiles)
-        same = {key: kwargs[key] for key in ("flips", "runtime", "precision", "bf16") if key in kwargs}
-        self.whole = ForegroundInferer(self.lowres_shape, background=None, progress=False, **same)
-        if self.whole.runtime is not None:
-            self.whole.runtime.whose = "the second network"
-        self._loaded = False
 
     def __call__(  # type: ignore[override]
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: object, **kwargs: object
@@ -104,11 +92,10 @@ class LowresEnsembleInferer(ForegroundInferer):
         out = class_logits(regions)
         return MetaTensor(out, meta=dict(inputs.meta)) if isinstance(inputs, MetaTensor) else out
 
-    def prepare(self, network: nn.Module, in_channels: int, several: bool = True) -> None:
-        """As `ForegroundInferer.prepare`, for both networks, that of the whole brain first."""
-        if self.lowres is not None:
-            self.whole.prepare(self._second(next(network.parameters()).device), in_channels, several=False)
-        super().prepare(network, in_channels, several)
+    def trained_for(self) -> Mapping[str, Any]:
+        """How the brains were prepared that the second network was trained on."""
+        percentiles = [float(p) for p in self.normalise.percentiles]
+        return {"fit": "resize", "uniform_shape": self.lowres_shape, "normalise": "minmax", "percentiles": percentiles}
 
     def _box(self, whole_tumour: torch.Tensor) -> tuple[slice, ...]:
         """Where in BCHWD windows may lie, by probabilities BHWD of the second network."""
@@ -127,51 +114,8 @@ class LowresEnsembleInferer(ForegroundInferer):
 
     def _at_low_resolution(self, inputs: torch.Tensor) -> torch.Tensor:
         """Probabilities of WT, TC and ET, B3HWD, of the second network, on the grid of `inputs`."""
-        network = self._second(inputs.device)
+        network = self.second(inputs.device)
         brains = [self.normalise({"image": brain})["image"] for brain in inputs.float()]
         small = F.interpolate(torch.stack(brains), self.lowres_shape, mode="trilinear")
         regions = self.whole(small, network).float().sigmoid()
         return F.interpolate(regions, inputs.shape[2:], mode="trilinear")
-
-    def _second(self, device: torch.device) -> nn.Module:
-        assert self.lowres is not None
-        assert self.lowres_network is not None
-        if not self._loaded:
-            self._require_same_preparation(self.lowres)
-            load_weights(self.lowres_network, self.lowres)
-            self._loaded = True
-        return self.lowres_network.to(device).eval()
-
-    def _require_same_preparation(self, lowres: str) -> None:
-        """Refuse a network that was trained on brains prepared in another way, where its settings say so."""
-        percentiles = [float(p) for p in self.normalise.percentiles]
-        now = {"fit": "resize", "uniform_shape": self.lowres_shape, "normalise": "minmax", "percentiles": percentiles}
-        recorded = trained_settings(lowres)
-        differing = [name for name, value in now.items() if name in recorded and recorded[name] != value]
-        if differing:
-            fix = "give one that was trained with these, or --inferer::lowres_shape and --inferer::lowres_percentiles"
-            what = "a second network trained"
-            raise BundleError(other_settings(lowres, what, differing, recorded, now, fix))
-
-
-def lowres_beside(checkpoint: str | os.PathLike, settings: Mapping[str, Any]) -> str | None:
-    """The second network's file, which lies beside a checkpoint whose `settings.json` names it; None for none.
-
-    Args:
-        checkpoint: `model.pt` of the first network.
-        settings: recorded with it; `lowres` is the name of a file.
-
-    Raises:
-        BundleError: if it is not there, or the name is that of a file elsewhere.
-    """
-    name = settings.get("lowres")
-    if name is None:
-        return None
-    file = Path(checkpoint).parent / str(name)
-    expected = f"the network at low resolution that settings.json names as lowres: {name}"
-    if file.name != str(name):
-        raise BundleError(Finding(str(file), "a file of another folder", "one beside the checkpoint", "copy it there"))
-    if not file.is_file():
-        fix = "copy it, too, or go without: --lowres '$None', with the quotes (lower Dice on unusual tumours)"
-        raise BundleError(Finding(str(file), "no such file", expected, fix))
-    return str(file)

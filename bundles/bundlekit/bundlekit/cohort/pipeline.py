@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from bundlekit.errors import BundleError, bundle_error_in, ends_run
 from bundlekit.files import sha256_of
 from bundlekit.images.writing import WriteSegmentations
 from bundlekit.inference.brain_masks import mask_configs
+from bundlekit.inference.windows import ForegroundInferer
 from bundlekit.report.handler import WriteVolumes
 from bundlekit.version import __version__
 from bundlekit.weights.loading import LoadWeights
@@ -207,7 +209,8 @@ class Pipeline:
         parser["handlers"] = [
             handler for handler in parser["handlers"] if handler["_target_"].rpartition(".")[2] != "Progress"
         ]
-        if str(parser["inferer"]["_target_"]).rpartition(".")[2] in ("ForegroundInferer", "LowresEnsembleInferer"):
+        inferer = locate(str(parser["inferer"]["_target_"]))
+        if isinstance(inferer, type) and issubclass(inferer, ForegroundInferer):
             parser["inferer"]["progress"] = False
         parser.get_parsed_content("initialize")
         self._cases = parser.get_parsed_content("dataset").data  # the handlers have the same list

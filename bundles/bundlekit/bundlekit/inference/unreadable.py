@@ -1,6 +1,6 @@
-"""Inference over many cases, one of which is refused while it is read, or has no mask: the others are done all the same.
+"""Inference over many cases, one of which is refused while it is read, or gives no mask: the others are done.
 
-What was refused is named at the end.
+It is named at the end.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from bundlekit.files import write_content
 
 RESUME = "resume.json"
 # what resume.yaml sets itself, or what is of one start alone
-_NOT_KEPT = {"overwrite", "datalist", "resume_from", "rank", "world_size"}
+_NOT_KEPT = {"overwrite", "datalist", "resume_from", "warm_start", "rank", "world_size"}
 # where things are, what computes, how long it may take: may change between two starts of one run, and between the
 # trainings of one cross-validation
 SURROUNDINGS = {

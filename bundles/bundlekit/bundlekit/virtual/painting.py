@@ -37,7 +37,11 @@ _PATCHINESS = 8  # voxels between the control points of what is uneven within st
 _INSIDE = [k not in EXTRA_CEREBRAL for k in range(len(STRUCTURES))]
 # the brain proper, without the fluid around it
 BRAIN = [inside and structure.name != "sulcal CSF" for inside, structure in zip(_INSIDE, STRUCTURES, strict=True)]
-_TARGETS = {"tissue": TISSUE_OF_STRUCTURE, "brain": [int(inside) for inside in _INSIDE]}  # class of each structure
+_TARGETS = {  # class of each structure
+    "tissue": TISSUE_OF_STRUCTURE,
+    "tissue_deep_grey": [4 if k in DEEP_GREY else tissue for k, tissue in enumerate(TISSUE_OF_STRUCTURE)],
+    "brain": [int(inside) for inside in _INSIDE],
+}
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,9 @@ class LabelPainter:
         shift_probability: of a grid that is moved by up to half a voxel, so that a voxel at a border holds both
             tissues, as in a scan; the label is what it holds more of.
         ringing_probability: of Gibbs ringing, as after a cut in k-space.
-        target: what the label tells: "tissue", classes as in `numberings`; "brain", 1 in the brain and the fluid
-            around it, brain stem included.
+        target: what the label tells: "tissue", classes as in `numberings`; "tissue_deep_grey", the same with 4 for
+            thalamus, basal ganglia, hippocampus and amygdala; "brain", 1 in the brain and the fluid around it, brain
+            stem included.
 
     Raises:
         ValueError: for a probability outside 0 to 1, an unknown normalisation or an unknown target.

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.networks import copy_model_state
 from torch import nn
 
 from bundlekit.errors import BundleError, Finding
@@ -60,7 +61,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
                 path,
                 "no such file",
                 "a checkpoint",
-                "train first, or name the file (inference: --checkpoint; fine-tuning: --pretrained; --resume_from)",
+                "train first, or name the file (inference: --checkpoint, --lowres; fine-tuning: --pretrained; "
+                "--warm_start; --resume_from)",
             )
         )
     check_shipped(path)
@@ -84,6 +86,32 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
 def load_weights(network: nn.Module, path: str) -> None:
     """Load a checkpoint strictly; raises `BundleError` as `read_checkpoint` and `load_network` do."""
     load_network(network, read_weights(path), path)
+
+
+def load_matching(network: nn.Module, path: str | None) -> None:
+    """Begin with what another network has learned: every layer that it has in common is copied, the others stay.
+
+    MONAI's `CheckpointLoader` with `strict_shape=False` does so for checkpoints of several objects; of a plain state
+    dict, as bundles ship, it copies nothing (MONAI 1.6.1).
+
+    Args:
+        network: changed in place.
+        path: of the other network's checkpoint; None: the network stays as it is.
+
+    Raises:
+        BundleError: as `read_checkpoint`; if no layer has a name and shape in common, or values are not finite.
+    """
+    if path is None:
+        return
+    state = read_weights(path)
+    _refuse_no_weights(state, path)
+    _, copied, left = copy_model_state(network, state)
+    if not copied:
+        found = f"another network ({', '.join(list(state)[:3])}, ...)"
+        raise BundleError(
+            Finding(path, found, "one with layers of this network's names and shapes", "give another file, or none")
+        )
+    _log.info("%s: %d layers' values are taken over, %d begin anew", path, len(copied), len(left))
 
 
 def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:

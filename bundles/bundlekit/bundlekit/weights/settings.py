@@ -81,6 +81,19 @@ def read_settings(checkpoint: str | os.PathLike) -> dict[str, Any]:
     return recorded
 
 
+def of_second_network(checkpoint: str | os.PathLike) -> dict[str, Any]:
+    """What was recorded of the second network beside a checkpoint: `lowres`, its file, and what it was trained for.
+
+    Args:
+        checkpoint: `model.pt`, with its `settings.json` beside it.
+
+    Raises:
+        BundleError: if the settings are there and cannot be read.
+    """
+    chosen = read_settings(checkpoint).get(AFTER_TRAINING, {})
+    return {name: value for name, value in chosen.items() if name.split("_")[0] == "lowres"}
+
+
 def companions(checkpoint: str | os.PathLike) -> list[str]:
     """Names of the weight files that belong to a checkpoint and lie beside it: that of `lowres`, where it is recorded.
 

@@ -18,6 +18,7 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 from bundlekit.errors import BundleError
 from bundlekit.expressions import refuse_expressions
 from bundlekit.files import write_whole
+from bundlekit.images.nifti import without_rounding
 from lib.checks import NIFTI, check_image, check_label, inside, listed, plain_name
 
 logger = logging.getLogger(__name__)
@@ -352,7 +353,7 @@ def _drawn(file: str, segments: Any) -> list[dict[str, Any]]:
     Raises:
         BundleError: if a segment is no object with a number, or a voxel has one that is no segment's.
     """
-    voxels = set(np.unique(np.asarray(nib.load(file).dataobj)).tolist()) - {0}  # type: ignore[attr-defined]
+    voxels = set(np.unique(without_rounding(np.asarray(nib.load(file).dataobj))).tolist()) - {0}  # type: ignore[attr-defined]
     try:
         drawn = [dict(segment) for segment in segments if int(segment["idx"]) in voxels]
     except (TypeError, ValueError, KeyError) as error:
@@ -366,7 +367,7 @@ def _drawn(file: str, segments: Any) -> list[dict[str, Any]]:
 def _renumber(file: str, numbers: Mapping[int, int]) -> None:
     """Give the voxels of a NIfTI label map other numbers, in place."""
     image = nib.load(file)
-    voxels = np.asarray(image.dataobj)  # type: ignore[attr-defined]
+    voxels = without_rounding(np.asarray(image.dataobj))  # type: ignore[attr-defined]
     out = np.zeros(voxels.shape, np.uint8)
     for number, value in numbers.items():
         out[voxels == number] = value

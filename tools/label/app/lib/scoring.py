@@ -15,6 +15,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.tasks.scoring.epistemic_v2 import EpistemicScoring
 from monailabel.utils.others.generic import name_to_device
 
+from bundlekit.images.nifti import without_rounding
 from lib.datastore import CaseDatastore
 from lib.infer import CaseInfer
 
@@ -60,7 +61,7 @@ class Uncertainty(EpistemicScoring):
 
 def _voxels(file: str) -> np.ndarray:
     """HWD, also of a label that was saved with a fourth axis of 1."""
-    voxels = np.asarray(nib.load(file).dataobj)  # type: ignore[attr-defined]
+    voxels = without_rounding(np.asarray(nib.load(file).dataobj))  # type: ignore[attr-defined]
     return voxels[..., 0] if voxels.ndim == 4 and voxels.shape[3] == 1 else voxels
 
 

@@ -19,7 +19,7 @@ from bundlekit.files import write_content
 from bundlekit.training.beginning import RequireBetter
 from bundlekit.training.lock import clear_run, unlock_run
 from bundlekit.weights.aside import keep_aside
-from bundlekit.weights.settings import AFTER_TRAINING, SETTINGS, companions, read_settings, record_setting
+from bundlekit.weights.settings import AFTER_TRAINING, SETTINGS, of_second_network, read_settings, record_setting
 from lib.bundles import handed_on, package
 from lib.checks import training_settings
 from lib.datastore import CaseDatastore
@@ -119,11 +119,11 @@ class CaseTrain(BundleTrainTask):
         served = f"those from before stay (the last network of the training is {new / 'last.pt'})"
         if better:
             earlier = keep_aside(self.models, ("model.pt", SETTINGS, TRAINED_ON))
-            kept = companions(self.models / "model.pt")
+            kept = of_second_network(self.models / "model.pt")
             settings = (new / SETTINGS).read_bytes()
             write_content(self.models / SETTINGS, settings)
-            if kept:  # the second network stays beside the one that was trained on
-                record_setting(self.models / "model.pt", "lowres", kept[0])
+            for name, value in kept.items():  # the second network stays beside the one that was trained on
+                record_setting(self.models / "model.pt", name, value)
             write_trained_cases(trained_cases(new), self.models)  # an evaluation of these weights knows them
             os.replace(new / "model.pt", self.models / "model.pt")
             served = f"the new ones (those from before: --weights {self.name}={earlier} takes them again)"
