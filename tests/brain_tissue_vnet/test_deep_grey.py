@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from ignite.engine import Engine
 from monai.data import MetaTensor
 from torch import nn
 
 from brain_tissue_vnet import DeepGreyInferer, TissueMasksd
-from bundlekit import EnsembleInferer
+from bundlekit import EnsembleInferer, RecordRun
 from bundlekit.errors import BundleError
 from bundlekit.inference.windows import ForegroundInferer
 from tests.conftest import ROOT
@@ -118,6 +119,21 @@ def test_a_network_for_other_images_is_refused(tmp_path: Path, recorded: dict[st
     assert caught.value.ends_run
 
 
+def test_another_network_is_refused_with_what_is_expected(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    inferer = with_second(tmp_path, Constant([0.2] * 5))
+    with torch.no_grad():
+        inferer(brain(), Constant(OWN))
+    assert "lowres.pt as the second network" in caplog.text
+    torch.save({"x": torch.ones(2)}, tmp_path / "lowres.pt")
+    other = DeepGreyInferer((16, 16, 16), lowres=inferer.lowres, lowres_network=Constant([0.2] * 5))
+    with pytest.raises(
+        BundleError, match=r"(?s)another network.*--lowres\): one that configs/lowres.yaml trained"
+    ) as caught:
+        other(brain(), Constant(OWN))
+    assert caught.value.ends_run
+
+
 def test_wrong_values_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lowres_share must be from 0 to 1"):
         with_second(tmp_path, Constant([0.2] * 5), lowres_share=1.5)
@@ -151,6 +167,18 @@ def test_what_trains_is_what_infers() -> None:
     settings = trained.get_parsed_content("settings")
     assert {name: settings[name] for name in inferer.trained_for()} == dict(inferer.trained_for())
     assert list(inferer.whole.roi_size) == settings["patch_size"]
+
+
+def test_the_log_of_its_training_tells_how_to_use_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for settings, told in (({"lowres_spacing": [2, 2, 2]}, f"--lowres {tmp_path / 'model.pt'}"), ({}, "--ckpt_dir")):
+        handler = RecordRun(
+            str(tmp_path), {"training": [{"case": "a", "patient": "a", "image": "a", "label": "a"}]}, settings
+        )
+        handler.attach(engine := Engine(lambda *_: None))
+        engine.run([0], max_epochs=1)
+        assert told in caplog.text
+        caplog.clear()
 
 
 def test_a_training_begins_with_the_encoder_of_another_network(tmp_path: Path) -> None:

@@ -46,9 +46,13 @@ class DeepGreyInferer(TwoNetworkInferer):
     """
 
     lowres_windows_are_several = True
+    lowres_kind = (
+        "one that configs/lowres.yaml trained; other channels are told by --lowres_network::channels and "
+        "--lowres_network::strides"
+    )
     lowres_fix = (
-        "go without (--lowres '$None', with the quotes), or give one that was trained with these (configs/lowres.yaml)"
-        "; another spacing or window can be told by --inferer::lowres_spacing and --inferer::lowres_window"
+        "go without (--lowres '$None', with the quotes), or train one with this --normalise; it cannot go with a V-Net "
+        "trained with clahe; another spacing or window: --inferer::lowres_spacing and --inferer::lowres_window"
     )
 
     def __init__(

@@ -19,7 +19,7 @@ _CERTAIN = 20.0  # a logit whose softmax is 1
 def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
     """Background as what the tissues leave (NHWD): outside the crop, where interpolation found nothing, it is 1."""
     filled = probabilities.clone()
-    filled[0] = 1 - probabilities[1:].sum(dim=0)
+    filled[0] = (1 - probabilities[1:].sum(dim=0)).clamp_(min=0)
     return filled
 
 

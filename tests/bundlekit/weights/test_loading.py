@@ -167,7 +167,7 @@ def test_layers_of_another_network_that_fit_are_taken_over(tmp_path: Path, caplo
     load_matching(network, str(tmp_path / "model.pt"))
     torch.testing.assert_close(network[0].weight, other[0].weight)
     assert torch.equal(network[1].weight, last)
-    assert "2 layers' values are taken over, 2 begin anew" in caplog.text
+    assert "2 tensors are taken over, 2 begin anew" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ class LowresEnsembleInferer(TwoNetworkInferer):
             trained on brains prepared in another way.
     """
 
+    lowres_kind = "a U-Net of brats_unet_h5, of its regions and default widths"
     lowres_fix = "give one that was trained with these, or --inferer::lowres_shape and --inferer::lowres_percentiles"
 
     def __init__(

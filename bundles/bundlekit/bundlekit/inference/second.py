@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from bundlekit.errors import BundleError, Finding, other_settings
 from bundlekit.inference.windows import ForegroundInferer
 from bundlekit.weights.loading import load_weights
 from bundlekit.weights.settings import AFTER_TRAINING, read_settings
+
+_log = logging.getLogger(__name__)
 
 
 class TwoNetworkInferer(ForegroundInferer):
@@ -33,6 +36,7 @@ class TwoNetworkInferer(ForegroundInferer):
     """
 
     lowres_windows_are_several = False  # of most volumes
+    lowres_kind = "a network of its own kind"  # what a file has to hold
     lowres_fix = "give one that was trained with these"  # what to do about one that was not
 
     def __init__(
@@ -79,7 +83,12 @@ class TwoNetworkInferer(ForegroundInferer):
         assert self.lowres_network is not None
         if not self._loaded:
             self._require_same_preparation(self.lowres)
-            load_weights(self.lowres_network, self.lowres)
+            try:
+                load_weights(self.lowres_network, self.lowres)
+            except BundleError as error:
+                message = f"{error}\n    as:       the second network (--lowres): {self.lowres_kind}"
+                raise BundleError(message, ends_run=True) from error
+            _log.info("loaded %s as the second network", self.lowres)
             self._loaded = True
         return self.lowres_network.to(device).eval()
 

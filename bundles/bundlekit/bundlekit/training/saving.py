@@ -210,11 +210,10 @@ class RecordRun:
         self.started = True
         sides = ", ".join(f"{_count(cases)} for {part}" for part, cases in self.split.items())
         _log.info("%s", sides)
-        _log.info(
-            "model.pt (the best network) and last.pt (to resume) go to %s; evaluate and infer with --ckpt_dir %s",
-            self.ckpt_dir,
-            self.ckpt_dir,
-        )
+        use = f"evaluate and infer with --ckpt_dir {self.ckpt_dir}"
+        if "lowres_spacing" in self.settings:  # of a second network
+            use = f"infer with it beside the first network: --lowres {folder / 'model.pt'}"
+        _log.info("model.pt (the best network) and last.pt (to resume) go to %s; %s", self.ckpt_dir, use)
 
     def _with_choices(self, folder: Path) -> dict[str, Any]:
         """The settings, with what was chosen with the network that a resumed run goes on with."""

@@ -111,7 +111,7 @@ def load_matching(network: nn.Module, path: str | None) -> None:
         raise BundleError(
             Finding(path, found, "one with layers of this network's names and shapes", "give another file, or none")
         )
-    _log.info("%s: %d layers' values are taken over, %d begin anew", path, len(copied), len(left))
+    _log.info("%s: %d tensors are taken over, %d begin anew", path, len(copied), len(left))
 
 
 def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:
