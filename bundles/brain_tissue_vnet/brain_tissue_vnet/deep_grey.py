@@ -12,9 +12,7 @@ from monai.data.utils import affine_to_spacing
 from torch import nn
 
 from bundlekit.inference.second import TwoNetworkInferer
-from bundlekit.label_maps.numberings import GM, WM
-
-_DEEP_GREY = 4  # class of the second network
+from bundlekit.label_maps.numberings import DEEP_GM, GM, WM
 
 
 class DeepGreyInferer(TwoNetworkInferer):
@@ -96,8 +94,8 @@ class DeepGreyInferer(TwoNetworkInferer):
         plain = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
         tissues = plain.float().softmax(1)
         second = self._at_low_resolution(inputs).to(tissues.device)
-        deep = second[:, _DEEP_GREY]
-        both = second[:, :_DEEP_GREY]
+        deep = second[:, DEEP_GM]
+        both = second[:, :DEEP_GM]
         both[:, GM] += deep
         both.mul_(self.lowres_share).add_(tissues, alpha=1 - self.lowres_share)
         moved = both[:, WM] * deep

@@ -24,6 +24,7 @@ from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import ROUNDING
 
 BACKGROUND, CSF, GM, WM = 0, 1, 2, 3
+DEEP_GM = 4  # of networks that tell deep grey matter from the other; GM is that alone then
 CSF_OR_GM = 254
 IGNORE = 255
 

@@ -22,7 +22,7 @@ from monai.transforms import GibbsNoise
 from monai.utils import convert_to_tensor
 
 from bundlekit.images.intensities import check_method, foreground, normalise, statistics
-from bundlekit.label_maps.numberings import DEEP_GREY, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE
+from bundlekit.label_maps.numberings import DEEP_GM, DEEP_GREY, EXTRA_CEREBRAL, STRUCTURES, TISSUE_OF_STRUCTURE
 from bundlekit.virtual.ageing import Ageing, aged, draw_ageing
 from bundlekit.virtual.contrast import draw_t1_means
 from bundlekit.virtual.filters import blur, resample, shift, smooth, smooth_noise
@@ -39,7 +39,7 @@ _INSIDE = [k not in EXTRA_CEREBRAL for k in range(len(STRUCTURES))]
 BRAIN = [inside and structure.name != "sulcal CSF" for inside, structure in zip(_INSIDE, STRUCTURES, strict=True)]
 _TARGETS = {  # class of each structure
     "tissue": TISSUE_OF_STRUCTURE,
-    "tissue_deep_grey": [4 if k in DEEP_GREY else tissue for k, tissue in enumerate(TISSUE_OF_STRUCTURE)],
+    "tissue_deep_grey": [DEEP_GM if k in DEEP_GREY else tissue for k, tissue in enumerate(TISSUE_OF_STRUCTURE)],
     "brain": [int(inside) for inside in _INSIDE],
 }
 
