@@ -14,10 +14,9 @@ from bundlekit.images.writing import left_as_segmented
 from bundlekit.report.brain import MeasureBraind
 from bundlekit.report.flags import Result
 from bundlekit.report.handler import WriteVolumes
-from bundlekit.report.table import TABLE, VolumeTable
+from bundlekit.report.table import NOW, TABLE, VolumeTable
 from tools.report import results_in
 
-NOW = "volumes_now.csv"
 _log = logging.getLogger(__name__)
 
 
@@ -70,7 +69,8 @@ def volumes(folder: str, dataset_dir: str | None = None, datalist: str | None = 
         corrected.append(name)
         item = MeasureBraind()(load(cases[name])) if measure.brain == "image" else {}
         result = Result(_classes(mask, cases[name], measure.classes), {}, None, 0.0, grid_known=_grid_known(rows))
-        made_by = {key: rows[0][key] for key in ("bundle", "weights_sha256")} | {"computed_by": "corrected by hand"}
+        made_by = {key: rows[0][key] for key in ("bundle", "version", "settings", "weights_sha256")}
+        made_by["computed_by"] = "corrected by hand"
         now += [{**row, **made_by} for row in measure.rows_of(name, result, read_affine(str(mask)), item)]
     out = VolumeTable(folder, name=NOW)
     out.rewrite(lambda _: now)

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from brain_tissue_vnet import DeepGreyInferer, TissueMasksd
-from bundlekit import EnsembleInferer, RecordRun
+from bundlekit import CompileAhead, EnsembleInferer, RecordRun, WriteVolumes
 from bundlekit.errors import BundleError
 from bundlekit.inference.windows import ForegroundInferer
 from tests.conftest import ROOT
@@ -169,11 +169,31 @@ def test_what_trains_is_what_infers() -> None:
     assert list(inferer.whole.roi_size) == settings["patch_size"]
 
 
+def test_its_training_is_that_of_a_second_network(tmp_path: Path) -> None:
+    for overlays, second in ((OVERLAYS, True), (OVERLAYS[:-1], False)):
+        config = parse("brain_tissue_vnet", "train.yaml", *overlays, ckpt_dir=str(tmp_path))
+        place = [part["_target_"] for part in config["train"]["handlers"]].index("bundlekit.RecordRun")
+        assert config.get_parsed_content(f"train::handlers::{place}::second") is second
+
+
+def test_one_that_cannot_be_had_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    inferer = with_second(tmp_path, Constant([0.2] * 5))
+    torch.save({"x": torch.ones(2)}, tmp_path / "lowres.pt")
+    network = Constant(OWN)
+    evaluator = Engine(lambda *_: None)
+    evaluator.inferer = inferer  # type: ignore[attr-defined]
+    CompileAhead(network, 1).attach(evaluator)
+    WriteVolumes(str(tmp_path / "out"), ["CSF", "GM", "WM"], "brain_tissue_vnet", []).attach(evaluator)
+    with pytest.raises(BundleError, match="another network"):
+        evaluator.run([0])
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_log_of_its_training_tells_how_to_use_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    for settings, told in (({"lowres_spacing": [2, 2, 2]}, f"--lowres {tmp_path / 'model.pt'}"), ({}, "--ckpt_dir")):
+    for second, told in ((True, f"--lowres {tmp_path / 'model.pt'}"), (False, "--ckpt_dir")):
         handler = RecordRun(
-            str(tmp_path), {"training": [{"case": "a", "patient": "a", "image": "a", "label": "a"}]}, settings
+            str(tmp_path), {"training": [{"case": "a", "patient": "a", "image": "a", "label": "a"}]}, {}, second
         )
         handler.attach(engine := Engine(lambda *_: None))
         engine.run([0], max_epochs=1)

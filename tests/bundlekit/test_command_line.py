@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bundlekit.command_line import read_command_line, refuse_unknown_settings
+from bundlekit.command_line import beside_defaults, read_command_line, refuse_unknown_settings
 from bundlekit.errors import BundleError
 from tests.conftest import ROOT, Run, bundle_run
 
@@ -120,6 +120,8 @@ def test_other_programs_are_left_alone() -> None:
         (["--et_label", "null"], "null is written '$None', with the quotes"),
         (["--cache_days", "None"], "--cache_days is None; expected '$None', with the quotes: MONAI drops None"),
         (["--epochs", "None"], "--epochs is None; expected a whole number, 1 or more"),
+        (["--epochs", "$None"], "--epochs is '$None'; expected a whole number, 1 or more"),
+        (["--patch_size", "$None"], "--patch_size is '$None'; expected a list of 3 values"),
     ],
 )
 def test_what_a_setting_cannot_be_is_refused(more: list[str], expected: str) -> None:
@@ -181,6 +183,15 @@ def test_settings_of_a_run() -> None:
     assert found["loss::loss::batch"] is True
     assert found["dataset_dir"] == str(Path("some/data").absolute())
     assert not {"loss", "optimizer", "settings", "initialize", "imports", "amp", "config_file"} & found.keys()
+
+
+def test_what_decides_about_a_mask_is_told_as_it_is_typed() -> None:
+    given = {"run_id": "evaluating", "config_file": "x", "overlap": 0.5, "inferer::mode": "constant", "flips": True}
+    paths = {"dataset_dir": "/patients", "lowres": "$None", "checkpoint": "a.pt", "shard": "1/2", "report": True}
+    files = ["/bundle/configs/inference.yaml", "/bundle/configs/whole_head.yaml"]
+    expected = "whole_head.yaml --overlap 0.5 --inferer::mode constant --flips True"
+    assert beside_defaults(files, {**given, **paths}) == expected
+    assert beside_defaults(files[:1], {}) == ""
 
 
 def test_through_the_real_command_line(run: Run, cohort: Path, tmp_path: Path) -> None:

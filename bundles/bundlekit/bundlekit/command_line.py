@@ -23,6 +23,8 @@ _RUNNER = {
     "workflow_name", "workflow_type", "id_",
 }  # fmt: skip
 
+_NO_MATTER = {"shard", "num_workers", "report", "bundle_root", "subset", "overwrite", "overlays"}  # to a mask
+
 
 @dataclass
 class CommandLine:
@@ -81,6 +83,22 @@ def read_command_line(arguments: Sequence[str] | None = None) -> CommandLine | N
     command.run_id = first or str(given.get("run_id") or "run")
     command.given = given
     return command if command.config else None
+
+
+def beside_defaults(configs: Sequence[str], given: Mapping[str, Any]) -> str:
+    """What decides about a result beside a bundle's defaults, as it is typed: "whole_head.yaml --overlap 0.5".
+
+    Args:
+        configs: config files; those that every inference has are left out.
+        given: values by name; paths, and what changes no mask, are left out.
+    """
+    files = [Path(file).name for file in configs]
+    values = [
+        f"--{name} {value}"
+        for name, value in given.items()
+        if name not in _RUNNER | _NO_MATTER and not isinstance(rule_of(name), File)
+    ]
+    return " ".join([*(file for file in files if file not in ("inference.yaml", "evaluate.yaml")), *values])
 
 
 def refuse_unknown_settings(arguments: Sequence[str] | None = None) -> None:

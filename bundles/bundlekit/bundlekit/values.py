@@ -214,11 +214,13 @@ def wrong_value(name: str, value: Any, default: Any = None) -> str:
         value: from the command line or a file.
         default: as in `rule_of`.
     """
+    rule = rule_of(name, default)
+    if value == "$None" and isinstance(rule, (Number, Numbers)) and not rule.null and default is not None:
+        return str(rule)
     if is_expression(value):
         return ""
     if value == "null":
         return "a value; null is written '$None', with the quotes"
-    rule = rule_of(name, default)
     if rule is None or (value is None and rule.null) or rule.allows(value):
         return ""
     if isinstance(rule, Flag) and str(value).lower() in _WORDS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,8 @@ from monai.transforms import Resized
 from bundlekit.errors import BundleError
 from bundlekit.report.brain import MeasureBraind
 from bundlekit.report.handler import WriteVolumes
-from bundlekit.report.table import COLUMNS, VolumeTable
+from bundlekit.report.table import COLUMNS, NOW, VolumeTable
+from tests.conftest import ROOT
 
 AFFINE = np.diag([-2.0, -2.0, 2.0, 1.0])
 
@@ -27,7 +29,7 @@ class Loader(list):
     dataset = SimpleNamespace(data=[{"case": "a"}])
 
 
-def rows(out: Path, shard: str | None = None, **item: Any) -> list[dict[str, str]]:
+def rows(out: Path, shard: str | None = None, name: str = "mine", **item: Any) -> list[dict[str, str]]:
     """Of one case, whose lesion has 8 voxels on the right (the first voxels, by the affine)."""
     image = MetaTensor(torch.ones(4, 10, 10, 10), affine=AFFINE)
     pred = torch.zeros(1, 10, 10, 10)
@@ -35,7 +37,7 @@ def rows(out: Path, shard: str | None = None, **item: Any) -> list[dict[str, str
     output = {"pred": MetaTensor(pred, affine=AFFINE), "confidence": {"WT": 0.91234}}
     engine = Engine(lambda _, batch: [output])
     given: dict[str, Any] = {"brain": "image", "checks": {"grid_unknown": True}, "shard": shard}
-    WriteVolumes(str(out), ["NCR"], "mine", [], {"WT": [1]}, **given).attach(engine)
+    WriteVolumes(str(out), ["NCR"], name, [], {"WT": [1]}, **given).attach(engine)
     engine.run(Loader([[MeasureBraind()({"case": "a", "image": image, **item})]]))
     return VolumeTable(out, shard).rows()
 
@@ -46,6 +48,20 @@ def test_volume_place_and_side(tmp_path: Path) -> None:
     assert (found["x_mm"], found["y_mm"], found["z_mm"]) == ("-3.0", "-9.0", "9.0")
     assert (region["name"], region["kind"], region["flags"]) == ("WT", "region", "")
     assert (found["confidence"], region["confidence"]) == ("", "0.912")
+
+
+def test_what_made_a_mask_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    config = ROOT / "bundles" / "brain_tissue_vnet" / "configs" / "inference.yaml"
+    command = ["/x/monai/bundle/__main__.py", "run", "inferring", "--config_file", str(config), "--overlap", "0.5"]
+    monkeypatch.setattr("sys.argv", [*command, "--dataset_dir", "/patients"])
+    (tmp_path / NOW).write_text("of before")
+    (found, _) = rows(tmp_path)
+    assert found["settings"] == "--overlap 0.5"
+    assert "volumes_now.csv tells of the masks of before" in caplog.text
+    monkeypatch.setattr("sys.argv", ["program"])
+    (found, _) = rows(tmp_path, name="brain_tissue_vnet")
+    version = json.loads(config.with_name("metadata.json").read_text())["version"]
+    assert (found["bundle"], found["version"], found["settings"]) == ("brain_tissue_vnet", version, "")
 
 
 def test_the_brain_is_measured_before_it_is_resized() -> None:

@@ -22,6 +22,7 @@ from monai.bundle import ConfigParser
 from bundlekit.cases.case import Case
 from bundlekit.cohort.bids import folder_of, write_sidecars
 from bundlekit.cohort.records import DONE, Records, inputs_of
+from bundlekit.command_line import beside_defaults
 from bundlekit.configs import read_configs
 from bundlekit.errors import BundleError, bundle_error_in, ends_run
 from bundlekit.files import sha256_of
@@ -224,6 +225,7 @@ class Pipeline:
                 evaluator.remove_event_handler(handler, Events.STARTED)
             elif isinstance(handler, WriteVolumes):
                 handler.table = _Rows(self._rows)  # type: ignore[assignment]
+                handler.given = beside_defaults(self.plan.configs, self.plan.made_from.get("settings", {}))
                 self._names = handler.classes, list(handler.regions)
         if (found := self._weights(parser)) != self.plan.made_from["weights_sha256"]:
             where_ = ", ".join(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ignite.engine import Engine, Events
 from torch import nn
 
+from bundlekit.inference.second import TwoNetworkInferer
 from bundlekit.inference.windows import ForegroundInferer
 
 
@@ -12,7 +13,8 @@ class CompileAhead:
     """MONAI handler of inference: OpenVINO is imported, and the network compiled, while the first case is read.
 
     The first window waits for it where it is not ready by then. A network that PyTorch computes, and those of an
-    ensemble, whose weights change, are left alone. Put it after `LoadWeights`.
+    ensemble, whose weights change, are left alone. A second network is loaded before all that, so that one which cannot
+    be had is told before any result is written. Put it after `LoadWeights` and before the writers.
 
     Args:
         network: with its weights once the evaluator runs.
@@ -27,8 +29,14 @@ class CompileAhead:
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
+        engine.add_event_handler(Events.STARTED, self._load_second)
         # a loader's processes are forked by then: no thread of OpenVINO is in the way
         engine.add_event_handler(Events.GET_BATCH_STARTED, self)
+
+    def _load_second(self, engine: Engine) -> None:
+        inferer = getattr(engine, "inferer", None)
+        if isinstance(inferer, TwoNetworkInferer) and inferer.lowres is not None:
+            inferer.second(next(self.network.parameters()).device)
 
     def __call__(self, engine: Engine) -> None:
         """Begin, once."""

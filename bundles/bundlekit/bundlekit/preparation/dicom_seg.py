@@ -32,6 +32,7 @@ logging.getLogger("highdicom").setLevel(logging.WARNING)  # it tells UIDs, which
 
 # number of the segment, its name and code (CID 7168 of DICOM PS3.16)
 _NECROSIS = (1, "Necrotic tumour core", CodedConcept("6574001", "SCT", "Necrosis"))
+_NON_ENHANCING = (1, "Non-enhancing tumour core", CodedConcept("C81175", "NCIt", "Non-Enhancing Lesion"))
 _OEDEMA = (2, "Peritumoural oedema", CodedConcept("79654002", "SCT", "Edema"))
 _ENHANCING = (3, "Enhancing tumour", CodedConcept("C113842", "NCIt", "Enhancing Lesion"))
 _CLASSES = {1: _NECROSIS, 2: _OEDEMA, 3: _ENHANCING, 4: _ENHANCING}
@@ -57,6 +58,11 @@ class Maker:
     version: str = ""
     weights: str = ""
     corrected: bool = False
+
+    @property
+    def core(self) -> tuple[int, str, CodedConcept]:
+        """Number, name and code of the first segment, which in BraTS-METS is not necrosis alone."""
+        return _NON_ENHANCING if "metastasis" in self.name else _NECROSIS
 
     @property
     def kind(self) -> SegmentAlgorithmTypeValues:
@@ -136,8 +142,8 @@ def write_seg(
 ) -> None:
     """Write a mask as DICOM-SEG of the study and the patient of its slices.
 
-    BINARY, a segment for each of necrosis, oedema and enhancing tumour, of which empty frames are left out. Each frame
-    refers to the instance that it lies on.
+    BINARY, a segment for each of necrosis (of metastases: the core that does not enhance), oedema and enhancing tumour,
+    of which empty frames are left out. Each frame refers to the instance that it lies on.
 
     Args:
         stack: slices whose grid the mask is on, see `source_of`.
@@ -179,7 +185,7 @@ def _segmentation(stack: Stack, frames: np.ndarray, case: str, maker: Maker) -> 
             return Segmentation(
                 source_images=list(headers.values()),
                 segmentation_type=SegmentationTypeValues.BINARY,
-                segment_descriptions=[_described(*told, case, maker) for told in (_NECROSIS, _OEDEMA, _ENHANCING)],
+                segment_descriptions=[_described(*told, case, maker) for told in (maker.core, _OEDEMA, _ENHANCING)],
                 series_instance_uid=UID(),
                 series_number=number % 10_000_000 * 100 + 1,
                 sop_instance_uid=UID(),
@@ -189,7 +195,7 @@ def _segmentation(stack: Stack, frames: np.ndarray, case: str, maker: Maker) -> 
                 software_versions=maker.version or __version__,
                 device_serial_number="0",
                 content_label="TUMOUR",
-                content_description="Necrosis, oedema, enhancing tumour; for research",
+                content_description="Parts of a brain tumour; for research",
                 content_creator_name="Bundles^Brain segmentation",
                 series_description=f"Tumour, {maker.name or 'by hand'} {maker.version}".strip()[:64],
                 **settings,

@@ -13,13 +13,15 @@ from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy
 
 from bundlekit.cases.case import Case
+from bundlekit.command_line import beside_defaults, read_command_line
 from bundlekit.files import sha256_of
 from bundlekit.images.drawing import require_matplotlib
 from bundlekit.report.flags import Result, flags_of, require_limits
 from bundlekit.report.pages import write_report
 from bundlekit.report.scans import ScansOf
-from bundlekit.report.table import VolumeTable
+from bundlekit.report.table import NOW, VolumeTable
 from bundlekit.report.volumes import Volume, volumes_of
+from bundlekit.version import bundle_version
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +67,8 @@ class WriteVolumes:
         self.brain = brain
         self.checks = dict(checks or {})
         require_limits(self.checks, [*self.classes, *self.regions])
-        self._hashes = ""
+        self.given = ""  # in place of the bundle's defaults
+        self._made_by: dict[str, str] = {}
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator whose batch and output are decollated."""
@@ -78,7 +81,18 @@ class WriteVolumes:
         else:  # where cases have come or gone, another part has some that were in this one
             cases: Any = getattr(getattr(engine.state.dataloader, "dataset", None), "data", [])
             self.table.begin({str(case["case"]) for case in cases}.__contains__)
-        self._hashes = ";".join(sha256_of(file) for file in self.weights if Path(file).is_file())
+        now = self.table.path.with_name(NOW) if isinstance(self.table, VolumeTable) else None
+        if now is not None and now.is_file():
+            _log.warning("%s tells of the masks of before: write it anew with `python -m tools volumes`", now)
+        command = read_command_line()
+        if command is not None:
+            self.given = beside_defaults(command.files, command.given)
+        self._made_by = {
+            "bundle": self.bundle,
+            "version": bundle_version(self.bundle).partition(" ")[2],
+            "settings": self.given,
+            "weights_sha256": ";".join(sha256_of(file) for file in self.weights if Path(file).is_file()),
+        }
 
     def __call__(self, engine: Engine) -> None:
         """Add the cases of this iteration.
@@ -105,8 +119,7 @@ class WriteVolumes:
                 confidence=output.get("confidence", {}),
             )
             rows = self.rows_of(str(item["case"]), result, affine, item)
-            common = {"bundle": self.bundle, "weights_sha256": self._hashes, "computed_by": computed_by}
-            self.table.add([{**row, **common} for row in rows])
+            self.table.add([{**row, **self._made_by, "computed_by": computed_by} for row in rows])
 
     def rows_of(
         self, case: str, result: Result, affine: np.ndarray, item: Mapping[Hashable, Any]

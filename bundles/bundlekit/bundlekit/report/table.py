@@ -20,6 +20,7 @@ except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
 TABLE, DICTIONARY = "volumes.csv", "volumes.json"
+NOW = "volumes_now.csv"  # of corrected masks as they are now
 MASK_CORRECTED = {"mask_corrected": "The mask was corrected after this row was written"}  # a flag, and its sentence
 
 COLUMNS: dict[str, dict[str, Any]] = {
@@ -44,6 +45,10 @@ COLUMNS: dict[str, dict[str, Any]] = {
     "flags": {"Description": "Checks that found a reason to look at the case, with semicolons between them"},
     "reasons": {"Description": "What each of them found, a sentence each, with | between them"},
     "bundle": {"Description": "Bundle that segmented the case"},
+    "version": {"Description": "Version of the bundle"},
+    "settings": {
+        "Description": "What was given beside the bundle's defaults: configs but inference.yaml, and values; no paths"
+    },
     "weights_sha256": {"Description": "SHA-256 of its weights; of several, with semicolons between them"},
     "computed_by": {"Description": "Runtime, precision and threads"},
 }

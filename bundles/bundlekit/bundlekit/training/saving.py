@@ -172,12 +172,16 @@ class RecordRun:
         ckpt_dir: folder, made if missing.
         split: as `bundlekit.split_cases` returns it.
         settings: what inference has to do as training did.
+        second: the network is one that inference takes beside another one (`lowres`).
     """
 
-    def __init__(self, ckpt_dir: str, split: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, ckpt_dir: str, split: Mapping[str, Any], settings: Mapping[str, Any], second: bool = False
+    ) -> None:
         self.ckpt_dir = ckpt_dir
         self.split = split
         self.settings = settings
+        self.second = second
         self.started = False
         self.written: dict[str, bytes] = {}
 
@@ -211,7 +215,7 @@ class RecordRun:
         sides = ", ".join(f"{_count(cases)} for {part}" for part, cases in self.split.items())
         _log.info("%s", sides)
         use = f"evaluate and infer with --ckpt_dir {self.ckpt_dir}"
-        if "lowres_spacing" in self.settings:  # of a second network
+        if self.second:
             use = f"infer with it beside the first network: --lowres {folder / 'model.pt'}"
         _log.info("model.pt (the best network) and last.pt (to resume) go to %s; %s", self.ckpt_dir, use)
 

@@ -13,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+from pydicom.sr.codedict import codes
 
 from bundlekit.errors import BundleError
 from bundlekit.files import sha256_of
@@ -67,6 +68,15 @@ def test_a_seg_is_the_mask_and_names_its_instances(study: Path, labels: np.ndarr
     assert seg.FrameOfReferenceUID == uid("study", "frame")
     assert seg.SegmentationType == "BINARY"
     assert seg.SeriesInstanceUID not in {uid("study", name) for name in SERIES}
+
+
+def test_the_core_of_metastases_is_not_called_necrosis(study: Path, labels: np.ndarray, tmp_path: Path) -> None:
+    stack = stacks(study)["T1ce"]
+    maker = Maker("brain_metastasis_attention_unet", "0.3.0")
+    write_seg(stack, mask_of(stack, labels, tmp_path), tmp_path / "seg.dcm", "case", maker)
+    core = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence[0]
+    assert core.SegmentLabel == "Non-enhancing tumour core"
+    assert core.SegmentedPropertyTypeCodeSequence[0].CodeValue == codes.cid7168.NonEnhancingLesion.value
 
 
 def test_segments_are_coded_and_tell_the_algorithm(study: Path, labels: np.ndarray, tmp_path: Path) -> None:
