@@ -14,6 +14,7 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.transforms import Resized
 
+import brain_tissue_vnet  # noqa: F401  # a bundle that this process has loaded
 from bundlekit.errors import BundleError
 from bundlekit.report.brain import MeasureBraind
 from bundlekit.report.handler import WriteVolumes
