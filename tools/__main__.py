@@ -84,8 +84,9 @@ COMMANDS = {
 }
 
 _FLAGS = ("bool", "bool | None")  # annotations, which are text
+_COUNTS = ("int", "int | None")
 _TEXTS = ("str", "str | None")
-_LISTS = ("str | Sequence[str]",)
+_LISTS = ("str | Sequence[str]", "str | Sequence[str] | None")
 
 
 def _refuse_unknown(arguments: Sequence[str]) -> None:
@@ -111,24 +112,26 @@ def _refuse_unknown(arguments: Sequence[str]) -> None:
 
 
 def _checked(command: Any) -> Any:
-    """A command, or a group of them, that refuses words for its flags: Fire hands on `false`, which counts as true.
+    """A command, or a group of them, that refuses words for flags and numbers: Fire hands on `false`, which is true.
 
     What it annotates as text stays as it was typed: Fire makes 123 of a patient who is called 12_3.
     """
     if isinstance(command, dict):
         return {name: _checked(one) for name, one in command.items()}
     known = inspect.signature(command)
-    flags = {name: parameter for name, parameter in known.parameters.items() if parameter.annotation in _FLAGS}
-
     hands_on = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.parameters.values())  # e.g. to `prepare`
 
     @fire.decorators.SetParseFns(**(_parsers_of(prepare) if hands_on else {}) | _parsers_of(command))
     @functools.wraps(command)
     def call(*args: Any, **kwargs: Any) -> Any:
         for name, value in known.bind(*args, **kwargs).arguments.items():
-            if name not in flags or (value is None and flags[name].default is None):
+            parameter = known.parameters[name]
+            if value is None and parameter.default is None:
                 continue
-            if expected := wrong_value(name, value, False):
+            expected = wrong_value(name, value, False) if parameter.annotation in _FLAGS else ""
+            if parameter.annotation in _COUNTS and (isinstance(value, bool) or not isinstance(value, int)):
+                expected = "a whole number"
+            if expected:
                 raise ValueError(f"--{name} is {value!r}; expected {expected}.")
         return command(*args, **kwargs)
 
@@ -137,7 +140,10 @@ def _checked(command: Any) -> Any:
 
 def _parsers_of(command: Callable[..., Any]) -> dict[str, Callable[[str], Any]]:
     """What reads each of the options that are texts."""
-    kinds = {name: parameter.annotation for name, parameter in inspect.signature(command).parameters.items()}
+    known = inspect.signature(command).parameters
+    kinds = {name: parameter.annotation for name, parameter in known.items()}
+    if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in known.values()):
+        kinds["from"] = "str"  # of `convert`: no name that Python has
     return {name: _texts if kind in _LISTS else _text for name, kind in kinds.items() if kind in (*_TEXTS, *_LISTS)}
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import gzip
 import inspect
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -64,10 +65,11 @@ def to_h5(to: str | None = None, **options: Any) -> list[str]:
         )
         _log.warning(text, len(left), ", ".join(left[:3]) + (", ..." if len(left) > 3 else ""))
     _refuse_existing([target / f"{case['case']}.h5" for case in cases])
-    written = []
+    written: list[str] = []
     for case in tqdm(cases, desc="to HDF5", unit="case"):
         path = target / f"{case['case']}.h5"
-        write_whole(path, partial(_write_h5, case, Path(source)))
+        with _telling(written, target):
+            write_whole(path, partial(_write_h5, case, Path(source)))
         written.append(str(path))
     return written
 
@@ -106,14 +108,30 @@ def to_nifti(to: str | None = None, **options: Any) -> list[str]:
     planned = {str(case["case"]): _names_of(case) for case in cases}
     _refuse_shared(target, [(str(case["image"][0]), planned[str(case["case"])]) for case in cases])
     _refuse_existing([target / name for names in planned.values() for name in names.values()])
-    written = []
+    written: list[str] = []
     for case in tqdm(cases, desc="to NIfTI", unit="case"):
         names = planned[str(case["case"])]
-        for role, content in _contents(case):
-            path = target / names[role]
-            write_whole(path, partial(_write_bytes, content, path.name.lower().endswith(".gz")))
-            written.append(str(path.parent))
+        with _telling(written, target):
+            for role, content in _contents(case):
+                path = target / names[role]
+                write_whole(path, partial(_write_bytes, content, path.name.lower().endswith(".gz")))
+                written.append(str(path.parent))
     return list(dict.fromkeys(written))
+
+
+@contextlib.contextmanager
+def _telling(written: Sequence[str], target: Path) -> Iterator[None]:
+    """What ends a conversion says what is there already: the same command would be refused for it."""
+    try:
+        yield
+    except ValueError as error:
+        done = len(set(written))
+        raise ValueError(
+            f"{error}\n{done} before it are written to {target}. Mend this one, and give another folder with --to, or "
+            "move what is there away, since no file is replaced."
+            if done
+            else str(error)
+        ) from error
 
 
 def _labels_beside(case: Mapping[str, Any]) -> list[Path]:

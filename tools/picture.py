@@ -16,11 +16,11 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
 from bundlekit.images.drawing import COLOURS, draw
-from bundlekit.images.nifti import read_affine, read_array
+from bundlekit.images.nifti import read_affine, read_array, same_places, without_rounding
 
 
 def picture(
-    scan: str, mask: str, out: str, reference: str | None = None, names: Sequence[str] | str | None = None
+    scan: str, mask: str, out: str, reference: str | None = None, names: str | Sequence[str] | None = None
 ) -> None:
     """Draw a mask over its scan, in three planes through the mask; the patient's right is on the left.
 
@@ -42,11 +42,15 @@ def picture(
     for file in (scan, mask, *([] if reference is None else [reference])):
         if not Path(file).is_file():
             raise FileNotFoundError(f"{file}: no such file")
-    read_array(scan)  # or it is told what is wrong with it
+        if Path(out).exists() and Path(out).samefile(file):
+            raise ValueError(f"--out is {out}, one of the files to be drawn; expected another one, a PNG.")
+    if Path(out).suffix.lower() != ".png":
+        raise ValueError(f"--out is {out}; expected the name of a PNG, such as mask.png.")
+    shape = read_array(scan).shape  # or it is told what is wrong with it
     affine = read_affine(scan)
     for file in [mask] if reference is None else [mask, reference]:
-        values = np.unique(read_array(file))
-        if not np.allclose(read_affine(file), affine, atol=1e-3):
+        values = np.unique(without_rounding(read_array(file)))
+        if not same_places(read_affine(file), affine, shape):
             raise ValueError(f"{file}: lies elsewhere than {scan} by its affine; expected a label map on that grid.")
         if len(values) > 256 or not np.equal(values, np.round(values)).all():
             raise ValueError(f"{file}: holds {len(values)} different values; expected whole numbers of a label map.")

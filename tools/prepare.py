@@ -61,7 +61,7 @@ def prepare(
         t2: the same.
         flair: the same.
         case: name of the case; None: as the files are named, of a DICOM study a name that tells nothing.
-        reference: modality that stays where it is; None: T1ce, else T1.
+        reference: modality that stays where it is; None: T1ce, else T1, T2 or FLAIR.
         fill_missing: go on where one or two modalities are missing.
         accept_doubtful: go on where a registration or a brain mask is doubtful; prepared.json tells it.
         n4: take the bias field away (N4).
@@ -87,7 +87,7 @@ def prepare(
         folder = str(folder or Path(str(out)) / "dicom")
         _fetch(server, study, folder)
     if folder is not None:
-        case, files = _of_folder(str(folder), files, case, study, fill_missing)
+        case, files = _of_folder(str(folder), files, case, study, fill_missing, out)
     elif study is not None:
         raise ValueError("--study is given without a folder; give the folder of the DICOM study, or --dicomweb URL.")
     if not files:
@@ -140,7 +140,7 @@ def _refuse_nothing_to_store(server: Any, stacks: Mapping[str, Any]) -> None:
 
 
 def _of_folder(
-    folder: str, given: dict[str, str], case: str | None, study: str | None, fill_missing: bool
+    folder: str, given: dict[str, str], case: str | None, study: str | None, fill_missing: bool, out: str | None
 ) -> tuple[str, dict[str, Any]]:
     """Name of the case and scans by modality, of a folder with BraTS-like names or of a DICOM study."""
     nifti, dicom = has_scans(folder), holds_dicom(folder)
@@ -151,7 +151,7 @@ def _of_folder(
             raise ValueError(f"a folder ({folder}) and --{', --'.join(given).lower()} are given; expected one of both.")
         if study is not None:
             raise ValueError(f"--study is given, and {folder} holds no DICOM; expected the folder of a DICOM study.")
-        found, files = find_scans(folder)
+        found, files = find_scans(folder, out)
         return found if case is None else case, dict(files)
     choosing = _dicom("dicom_choice")
     read = _dicom("dicom_series").read_study(folder, study)

@@ -35,14 +35,17 @@ def report(folder: str, dataset_dir: str | None = None, datalist: str | None = N
     cases: list[Any] = []
     load: Any = None
     window: Sequence[float] | None = None
+    shown: dict[str, str] = {}
     if parser is not None and (dataset_dir or datalist):
         cases = parser.get_parsed_content("cases")
         load = parser.get_parsed_content("preprocessing").transforms[0]
         window = parser.get_parsed_content("window") if "window" in parser else None
+        written: Any = next(part for part in parser["handlers"] if part["_target_"] == "bundlekit.WriteReport")
+        shown = {"shown": written["shown"]} if "shown" in written else {}
     classes: Sequence[str] = () if parser is None else parser.get_parsed_content("class_names")
     path = write_report(
         folder,
-        ScansOf(cases, load, window),
+        ScansOf(cases, load, window, **shown),
         names_of(cases, classes),
         title=f"{bundle}: {Path(folder).absolute().name}",
         progress=lambda found: tqdm(found, desc="pages", disable=None),

@@ -6,11 +6,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+from nibabel.orientations import io_orientation, ornt_transform
 from tqdm import tqdm
 
 from bundlekit.images.nifti import read_affine, read_array, without_rounding
 from bundlekit.images.writing import left_as_segmented
+from bundlekit.preparation.grids import Grid
 from bundlekit.report.brain import MeasureBraind
 from bundlekit.report.flags import Result
 from bundlekit.report.handler import WriteVolumes
@@ -67,7 +70,9 @@ def volumes(folder: str, dataset_dir: str | None = None, datalist: str | None = 
         if name not in cases:
             raise ValueError(f"{name}: a corrected mask, and no such case in the data set; give that of the inference.")
         corrected.append(name)
-        item = MeasureBraind()(load(cases[name])) if measure.brain == "image" else {}
+        item = dict(load(cases[name]))
+        _require_grid(mask, item["image"])
+        item = MeasureBraind()(item) if measure.brain == "image" else {}
         result = Result(_classes(mask, cases[name], measure.classes), {}, None, 0.0, grid_known=_grid_known(rows))
         made_by = {key: rows[0][key] for key in ("bundle", "version", "settings", "weights_sha256")}
         made_by["computed_by"] = "corrected by hand"
@@ -76,6 +81,22 @@ def volumes(folder: str, dataset_dir: str | None = None, datalist: str | None = 
     out.rewrite(lambda _: now)
     _log.info("%d corrected: %s", len(corrected), ", ".join(corrected))
     return str(out.path)
+
+
+def _require_grid(mask: Path, scan: Any) -> None:
+    """Refuse a mask that is not on the grid of its scan, in whatever order its axes are: its volumes mean nothing."""
+    image = nib.load(mask)
+    there = Grid(tuple(scan.shape[1:]), np.asarray(scan.affine, np.float64))  # type: ignore[arg-type]
+    turned = image.as_reoriented(ornt_transform(io_orientation(image.affine), io_orientation(there.affine)))  # type: ignore[attr-defined]
+    here = Grid(turned.shape[:3], turned.affine)
+    if not here.same_as(there):
+        found = f"{mask} is on another grid than its scan ({_told(here)}; {_told(there)})"
+        raise ValueError(f"{found}; save the corrected mask on the grid of the scan.")
+
+
+def _told(grid: Grid) -> str:
+    spacing = "x".join(f"{mm:.3g}" for mm in grid.spacing)
+    return f"{'x'.join(map(str, grid.shape))} voxels of {spacing} mm, origin {grid.affine[:3, 3].round(2).tolist()}"
 
 
 def _classes(mask: Path, case: Any, names: list[str]) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,24 @@ def test_slices_of_brats_are_155(tmp_path: Path) -> None:
     _, findings = scan_cases(tmp_path, mask_channels="classes")
     assert "3 slices of volume_9, without slice 3, 4, 5" in findings[0].found
     assert findings[0].expected == "slices 0 to 154"
+
+
+def test_slices_may_be_numbered_from_1(tmp_path: Path) -> None:
+    def write(volume: int, numbers: Sequence[int]) -> None:
+        for k in numbers:
+            arrays = {"image": np.zeros((24, 24, 4), np.uint8), "mask": np.zeros((24, 24, 3), np.uint8)}
+            write_file(tmp_path / f"volume_{volume}_slice_{k}.h5", arrays)
+
+    write(1, range(1, 7))
+    write(2, [1, 2, 4, 5, 6])
+    cases, findings = scan_cases(tmp_path, mask_channels="classes")
+    assert [case["case"] for case in cases] == ["volume_1"]
+    assert [(one.found, one.expected) for one in findings] == [
+        ("5 slices of volume_2, without slice 3", "slices 1 to 6")
+    ]
+    write(3, range(6))  # where one has a slice 0, all do
+    _, findings = scan_cases(tmp_path, mask_channels="classes")
+    assert {one.expected for one in findings} == {"slices 0 to 6"}
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

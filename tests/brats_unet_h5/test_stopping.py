@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ def run(losses: list[float], patience: int | None, stop: EarlyStop | None = None
         ([3, 3, 3, 3, 3], 2, 3),
         ([3, 2, 2.5, 1, 1.5, 1.5, 1.5, 0], 3, 7),
         ([1, 2, 3, 4], None, 4),
+        ([1, math.nan, 1.5, 1.5], 3, 4),
+        ([1, math.nan, 1.5, 0.5], 3, 4),
+        ([math.nan, 2, 3, 1], 2, 4),
     ],
 )
 def test_stops_after_so_many_validations_without_a_lower_loss(

@@ -99,6 +99,18 @@ def test_words_are_no_flags(flag: object) -> None:
         _checked(COMMANDS)["ship"]("brats_resunet", "model.pt", flag)
 
 
+def test_words_are_no_numbers() -> None:
+    with pytest.raises(ValueError, match="--num_folds is 'five'; expected a whole number"):
+        _checked(COMMANDS)["cv"]("brats_resunet", num_folds="five")
+    with pytest.raises(ValueError, match=r"--num_workers is 1\.5; expected a whole number"):
+        _checked(COMMANDS)["check"]("brats_resunet", "x", num_workers=1.5)
+
+
+def test_the_folder_of_a_conversion_stays_as_it_was_typed(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="12_3"):
+        fire.Fire(_checked(COMMANDS), ["convert", "h5", "--from", "12_3", "--to", str(tmp_path)])
+
+
 def test_flags_and_other_values_reach_the_command() -> None:
     def command(out: str, half: bool = True, gpu: bool | None = None, **more: object) -> tuple:
         """Told by --help."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from pathlib import Path
 
 import h5py
@@ -134,6 +135,10 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Case_1_t2.nii.gz: its voxels cannot be restored exactly"):
         to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
     assert not [path for path in (tmp_path / "h5").rglob("*") if path.is_file()], "nothing half written"
+    other = write_case(tmp_path / "nifti" / "Case_0")
+    with pytest.raises(ValueError, match=r"restored exactly[\s\S]*1 before it are written to .*h5"):
+        to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
+    shutil.rmtree(other)
     (folder / "Case_1_t2.nii.gz").unlink()
     with pytest.raises(ValueError, match="1 problem"):
         to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})

@@ -222,6 +222,7 @@ def test_studies_and_port_are_checked_first(tmp_path: Path, weights: Path) -> No
         taken.listen()
         with pytest.raises(ValueError, match=r"cannot be used.*give another one"):
             label(str(tmp_path), port=taken.getsockname()[1], **given)  # type: ignore[arg-type]
+    assert not (tmp_path / "app").exists(), "a server that runs has its copies there"
 
 
 def test_what_monai_label_imports_of_torchvision_is_there(tmp_path: Path) -> None:

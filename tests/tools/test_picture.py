@@ -59,3 +59,13 @@ def test_refuses_what_is_no_mask_of_the_scan(scan: str, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="no such file"):
         picture(scan, str(tmp_path / "none.nii.gz"), out)
     assert not Path(out).exists()
+
+
+def test_none_of_its_inputs_is_replaced(scan: str, tmp_path: Path) -> None:
+    mask = save(tmp_path / "mask.nii.gz", np.ones((20, 24, 10), np.uint8))
+    before = Path(mask).read_bytes()
+    with pytest.raises(ValueError, match="one of the files to be drawn"):
+        picture(scan, mask, mask)
+    with pytest.raises(ValueError, match="expected the name of a PNG"):
+        picture(scan, mask, str(tmp_path / "new.nii.gz"))
+    assert Path(mask).read_bytes() == before

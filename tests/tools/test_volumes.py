@@ -66,6 +66,20 @@ def test_corrected_masks_are_measured(results: Path) -> None:
     assert (results / "volumes.csv").read_bytes() == before
 
 
+def test_a_mask_on_another_grid_than_its_scan_is_refused(results: Path) -> None:
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[1, 2, 3] = 4
+    turned = nib.Nifti1Image(mask, LPS).as_reoriented([[1, 1], [0, -1], [2, 1]])
+    nib.save(turned, results / "b_seg.nii.gz")  # the same places in another order
+    volumes(str(results), str(results.parent / "data"), **_LOOSE)
+    (results / "volumes_now.csv").unlink()
+    for affine, shape in ((LPS * [2, 2, 2, 1], SHAPE), (LPS, (*SHAPE[:2], SHAPE[2] - 1))):
+        nib.save(nib.Nifti1Image(mask[..., : shape[2]], affine), results / "b_seg.nii.gz")
+        with pytest.raises(ValueError, match=r"b_seg\.nii\.gz is on another grid than its scan"):
+            volumes(str(results), str(results.parent / "data"), **_LOOSE)
+    assert not (results / "volumes_now.csv").exists()
+
+
 def test_a_number_of_no_class_is_named(results: Path) -> None:
     nib.save(nib.Nifti1Image(np.full(SHAPE, 3, np.uint8), LPS), results / "b_seg.nii.gz")
     with pytest.raises(ValueError, match=r"b_seg\.nii\.gz holds 3; expected 0, 1 NCR, 2 ED, 4 ET"):

@@ -52,10 +52,10 @@ def label(
         gpu: whether MONAI Label's PyTorch is to have CUDA; default: if this machine has nvidia-smi.
     """
     _require_port(port)
+    _require_free(port)  # a server that runs has its copies in `app`
     folder = Path(app).expanduser().resolve()
     served = make_app(folder, _list(bundles) or None, _pairs(_list(weights)), fresh)
     where = studies if studies.startswith(("http://", "https://")) else str(_writable(studies, labels))
-    _require_free(port)
     origins = _origins(port, os.environ.get("MONAI_LABEL_CORS_ORIGINS", ""))
     python = environment(gpu)
     command = [str(python), "-m", "monailabel.main", "start_server", "--app", str(folder), "--studies", where]

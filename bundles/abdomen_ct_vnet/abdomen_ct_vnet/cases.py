@@ -224,7 +224,7 @@ def _from_datalist(
 ) -> tuple[list[Case], list[Finding]]:
     base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
     cases, findings = [], []
-    for where, subset, entry in read_datalist(path, labelled):
+    for where, subset, entry in read_datalist(path, labelled, dataset_dir):
         try:
             cases.append({**_listed(entry, base, where, labelled, classes), "subset": subset})
         except BundleError as error:

@@ -178,7 +178,7 @@ def _with_masks(
 def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Case], list[Finding]]:
     base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
     cases, findings = [], []
-    for where, subset, entry in read_datalist(path, labelled):
+    for where, subset, entry in read_datalist(path, labelled, dataset_dir):
         image = entry.get("image") or []
         images = image if isinstance(image, list) else [image]
         if len(images) != 1 or not isinstance(images[0], str):

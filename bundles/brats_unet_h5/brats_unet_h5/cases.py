@@ -217,7 +217,7 @@ def _from_datalist(
     base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
     cases: list[Case] = []
     findings = []
-    for where, subset, entry in read_datalist(path, labelled):
+    for where, subset, entry in read_datalist(path, labelled, dataset_dir):
         try:
             numbers_in(entry, "label_values", 4, where)
             listed = entry.get("channels")

@@ -15,7 +15,7 @@ _BRATS_GRID, _BRATS_SLICES = (240, 240), 155
 
 
 def missing_slices(cases: Sequence[Case]) -> list[Finding]:
-    """Findings for volumes with a gap or a slice twice.
+    """Findings for volumes with a gap or a slice twice; the first is slice 0, or 1 where no volume has a slice 0.
 
     How many slices there have to be is told by the other volumes, of BraTS's own grid by BraTS.
 
@@ -24,16 +24,18 @@ def missing_slices(cases: Sequence[Case]) -> list[Finding]:
     """
     volumes = [case for case in cases if case["layout"] == "slices"]
     numbers = {case["case"]: [_number(file) for file in case["image"]] for case in volumes}
-    usual = Counter(max(found) + 1 for found in numbers.values()).most_common(1)
+    first = int(bool(numbers) and all(0 not in found for found in numbers.values()))
+    usual = Counter(max(found) + 1 - first for found in numbers.values()).most_common(1)
     findings = []
     for case in volumes:
         count = _BRATS_SLICES if tuple(case["grid"]) == _BRATS_GRID else usual[0][0]
         found = numbers[case["case"]]
-        missing = sorted(set(range(max(count, max(found) + 1))) - set(found))
+        last = max(count + first - 1, *found)
+        missing = sorted(set(range(first, last + 1)) - set(found))
         if missing or len(set(found)) < len(found):
             what = f"{len(found)} slices of {case['case']}, without {_listed(missing)}" if missing else "a slice twice"
             fix = "export or download the missing files, or take the volume out of the folder"
-            findings.append(Finding(case["image"][0], what, f"slices 0 to {max(count, max(found) + 1) - 1}", fix))
+            findings.append(Finding(case["image"][0], what, f"slices {first} to {last}", fix))
     return findings
 
 

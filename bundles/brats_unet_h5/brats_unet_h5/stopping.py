@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,7 +58,8 @@ class EarlyStop:
         self.counter.counter, self.counter.best_score = state["counter"], state["best_score"]
 
     def _score(self, engine: Engine) -> float:
-        return -float(engine.state.metrics[self.metric])
+        loss = float(engine.state.metrics[self.metric])
+        return -loss if math.isfinite(loss) else -math.inf  # nothing is better than NaN, and nothing worse
 
 
 class StopEarly:

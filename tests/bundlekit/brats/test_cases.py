@@ -217,6 +217,36 @@ def test_folder_below_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert names(find_cases("~/data", datalist="~/list.json")) == ["a"]
 
 
+def test_a_label_that_cannot_be_used_keeps_no_case_from_inference(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in "abc":
+        write_case(tmp_path / name)
+    (tmp_path / "a" / "a_seg.nii.gz").write_bytes(b"no NIfTI")
+    write_nifti(tmp_path / "b" / "b_seg.nii.gz", segmentation()[:-1])
+    cases = find_cases(tmp_path, labelled=False)
+    assert [bool(case["label"]) for case in cases] == [False, False, True]
+    assert "a: its label is left aside" in caplog.text
+    with pytest.raises(BundleError, match=r"2 problem[\s\S]*a_seg[\s\S]*b_seg"):
+        find_cases(tmp_path)
+
+
+def test_files_of_a_datalist_that_were_moved_are_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    for name in "ab":
+        write_case(tmp_path / "first" / name)
+    write_datalist({"training": find_cases(tmp_path / "first")}, str(tmp_path / "datalist.json"))
+    (tmp_path / "first").rename(tmp_path / "second")
+    cases = find_cases(tmp_path / "second", datalist=tmp_path / "datalist.json")
+    assert [case["case"] for case in cases] == ["a", "b"]
+    assert {Path(file).parents[1] for case in cases for file in [*case["image"], case["label"]]} == {
+        tmp_path / "second"
+    }
+    assert "10 files of" in caplog.text
+    with pytest.raises(BundleError, match="No such file"):
+        find_cases(None, datalist=tmp_path / "datalist.json")
+
+
 def test_labels_are_taken_but_not_needed_when_unlabelled(tmp_path: Path) -> None:
     write_case(tmp_path / "a")
     write_case(tmp_path / "b", values=None)
@@ -633,7 +663,9 @@ def test_patient_at_the_boundary_trains() -> None:
 
 @pytest.mark.parametrize("case_names", [["a"], ["BraTS-GLI-00001-000", "BraTS-GLI-00001-001"]])
 def test_too_few_cases_to_split(case_names: list[str]) -> None:
-    with pytest.raises(BundleError, match=rf"^{len(case_names)} case\(s\) give .* different patients\. Add cases"):
+    with pytest.raises(
+        BundleError, match=rf"^{len(case_names)} case\(s\) of 1 patient\(s\) .* different patients\. Add cases"
+    ):
         split_cases(made_up(case_names))
 
 
@@ -863,13 +895,13 @@ def test_patch_larger_than_a_volume(tmp_path: Path, patch_size: tuple[int, ...],
         assert "--patch_size" in finding.fix
 
 
-def test_affines_that_agree_to_a_hundredth_of_a_millimetre(tmp_path: Path) -> None:
+def test_affines_that_agree_to_a_tenth_of_a_voxel(tmp_path: Path) -> None:
     folder = write_case(tmp_path / "a")
-    affine = LPS.copy()
-    affine[:3, 3] += 0.009
+    affine, edge = LPS.copy(), float(np.abs(LPS[:3, :3]).sum(0).min())
+    affine[0, 3] += 0.09 * edge
     write_nifti(folder / "a_t2.nii.gz", scan(), affine)
     assert names(find_cases(tmp_path)) == ["a"]
-    affine[:3, 3] += 0.002
+    affine[0, 3] += 0.02 * edge
     write_nifti(folder / "a_t2.nii.gz", scan(), affine)
     assert len(findings_of(tmp_path)) == 1
 

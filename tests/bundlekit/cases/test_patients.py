@@ -35,6 +35,8 @@ from bundlekit.training.saving import RecordPretraining
         ("002_S_0295", ["002_S_0295", "002_S_0295_2006-04-18", "ADNI_002_S_0295_MR_MPR", "002_S_0295.m12"]),
         ("UPENN-GBM-00001", ["UPENN-GBM-00001_11", "UPENN-GBM-00001_21"]),
         ("UCSF-PDGM-0431", ["UCSF-PDGM-0431", "UCSF-PDGM-0431_FU001d"]),
+        ("UCSD-PTGBM-0002", ["UCSD-PTGBM-0002_01", "UCSD-PTGBM-0002_02"]),
+        ("RHUH-0001", ["RHUH-0001_0", "RHUH-0001_1", "RHUH-0001_2"]),
         ("1000011", ["1000011_20252_2_0", "1000011_20252_3_0"]),
         ("TCGA-02-0054", ["TCGA-02-0054", "TCGA-02-0054_1999.10.01"]),
     ],
@@ -49,7 +51,7 @@ def test_scans_of_one_patient(patient: str, scans: list[str]) -> None:
         "BraTS2021_00006", "BraTS20_Training_001", "Brats18_CBICA_AAB_1", "BRATS_001", "BraTS-MEN-RT-0001-1",
         "IXI012-HH-1211", "IBSR_01", "training_seg_01", "subject_1", "case_1_2", "1000", "VirtualGlioma_00000",
         "amos_0001", "img0001", "s0001", "FLARE22_Tr_0001", "volume-0", "session_1", "A00028185", "ses-1",
-        "glioma_TP53_001",
+        "glioma_TP53_001", "2021_1", "2021_2", "site_ses1_sub02", "study_fu2_pat3",
     ],
 )  # fmt: skip
 def test_other_names_stay_apart(name: str) -> None:

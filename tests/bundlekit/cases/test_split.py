@@ -90,3 +90,24 @@ def test_a_data_set_that_trained_nothing_has_no_training_part(tmp_path: Path) ->
     (tmp_path / "datalist.json").write_text(json.dumps({"training": [{"case": "other", "patient": "other"}]}))
     with pytest.raises(BundleError, match=r"none of the 4 case\(s\) trained the network"):
         select_cases(scans(4), "training", trained=str(tmp_path / "datalist.json"))
+
+
+def test_people_of_the_same_names_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two data sets may both have a sub-01: by the name alone it trained."""
+    entries = [{"case": f"sub-{n:02}", "image": [f"/first/sub-{n:02}.nii"]} for n in range(4)]
+    (tmp_path / "datalist.json").write_text(json.dumps({"training": entries}))
+    trained = str(tmp_path / "datalist.json")
+    for folder, told in (("first", False), ("second", True)):
+        cases = [
+            {**case, "case": name, "patient": name, "image": [f"/{folder}/{name}.nii"]}
+            for case, name in zip(scans(6), (f"sub-{n:02}" for n in range(6)), strict=True)
+        ]
+        assert [case["case"] for case in select_cases(cases, trained=trained)] == ["sub-04", "sub-05"]
+        assert ("are not scored: sub-00, sub-01, sub-02, sub-03; if they are other people" in caplog.text) is told
+    with pytest.raises(BundleError, match=r"say their names.*--trained '\$None' --subset all"):
+        select_cases(cases[:4], trained=trained)
+
+
+def test_a_split_without_validation_names_the_patients() -> None:
+    with pytest.raises(BundleError, match=r"4 case\(s\) of 1 patient\(s\) \(p000\) give 4 for training"):
+        split_cases(scans(4, 4))

@@ -53,6 +53,9 @@ def test_a_session_is_a_case_of_four_scans(tmp_path: Path) -> None:
     assert not findings
     assert entries[1]["image"] == [str(root / f"sub-02/anat/sub-02_{end}.nii.gz") if end else ""
                                    for end in ("T1w", "", "T2w", "FLAIR")]  # fmt: skip
+    _, (finding,) = find_entries(dataset(tmp_path / "one", *anat("sub-03", "T1w")), FOUR, fill_missing=True)
+    assert finding.file.endswith("sub-03/anat")
+    assert "at most 2 may be missing" in finding.expected
 
 
 def test_several_scans_of_a_kind_are_told_and_chosen(tmp_path: Path) -> None:

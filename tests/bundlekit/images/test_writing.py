@@ -98,17 +98,22 @@ def test_nifti_1_and_2_as_sources(tmp_path: Path, kind: type) -> None:
     np.testing.assert_array_equal(np.asarray(written.dataobj), np.array([0, 1, 2, 4])[classes()[0]])
 
 
-def test_scaling_and_display_window_of_the_source_are_not_the_masks(tmp_path: Path) -> None:
+def test_scaling_window_and_remarks_of_the_source_are_not_the_masks(tmp_path: Path) -> None:
     image = nib.Nifti1Image(scan(), LPS)
     image.header.set_slope_inter(0.5, 10)
     image.header["cal_min"], image.header["cal_max"] = 100, 900
     image.header["descrip"] = b"T1 weighted"
+    image.header["db_name"], image.header["intent_name"], image.header["aux_file"] = b"Doe^Jane", b"Doe", b"jane.dcm"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Doe^Jane 19700101"))
     nib.save(image, tmp_path / "case_t1.nii.gz")
     write(tmp_path / "out", item_of(tmp_path / "case_t1.nii.gz"), pred=classes())
     written = nib.load(tmp_path / "out" / "case_seg.nii.gz")
     assert (written.dataobj.slope, written.dataobj.inter) == (1, 0)
     assert (float(written.header["cal_min"]), float(written.header["cal_max"])) == (0, 0)
     assert bytes(written.header["descrip"].item()) == b""
+    assert not written.header.extensions
+    assert b"Doe" not in written.header.binaryblock
+    assert b"jane" not in written.header.binaryblock
     np.testing.assert_array_equal(np.asarray(written.dataobj), np.array([0, 1, 2, 4])[classes()[0]])
 
 

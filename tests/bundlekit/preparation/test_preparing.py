@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -125,6 +126,24 @@ def test_a_head_is_stripped_by_the_majority(
     assert not record["modalities"]["T1"]["stripped_before"]
     image = nib.load(tmp_path / "out" / "Head_01_t1.nii.gz").get_fdata()
     assert (image > 0).sum() * 2.5 == pytest.approx(brain.sum() * 155 / 72, rel=0.1)
+
+
+def test_results_in_the_folder_of_the_scans_are_no_scans(scanner: Path, tmp_path: Path) -> None:
+    name, files = find_scans(scanner)
+    for file in files.values():
+        copy = scanner / "out" / "prepared" / Path(file).name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    assert find_scans(scanner, scanner / "out" / "prepared") == (name, files)
+    with pytest.raises(BundleError, match="more than one"):
+        find_scans(scanner)
+
+
+def test_without_any_t1_the_t2_stays_where_it_is(
+    files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    del files["T1"], files["T1ce"]
+    assert prepare_case(files, tmp_path / "out", no_mask, fill_missing=True)["reference"] == "T2"
 
 
 def test_what_is_missing_is_named(files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path) -> None:

@@ -150,6 +150,17 @@ def test_masks_on_scans_are_no_scans(prepared: Path, mask: Path, tmp_path: Path)
         find_cases(tmp_path / "out", labelled=False)
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.int16])
+def test_a_mask_that_was_saved_with_a_slope_is_a_mask(prepared: Path, mask: Path, tmp_path: Path, kind: type) -> None:
+    labels = np.asarray(nib.load(mask).dataobj)
+    image = nib.Nifti1Image(labels.astype(kind), AFFINE)
+    nib.save(nib.Nifti1Image(labels.astype(np.float64), AFFINE, image.header), tmp_path / "slope.nii.gz")
+    assert set(np.unique(nib.load(tmp_path / "slope.nii.gz").get_fdata())) != set(np.unique(labels))
+    restore_case(prepared, tmp_path / "slope.nii.gz", tmp_path / "out")
+    back = np.asarray(nib.load(tmp_path / "out" / "x_seg_on_t1.nii.gz").dataobj)
+    np.testing.assert_array_equal(back, labels)
+
+
 def test_what_does_not_belong_together_is_refused(prepared: Path, mask: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     labels = np.asarray(nib.load(mask).dataobj)

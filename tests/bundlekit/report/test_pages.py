@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from bundlekit.errors import BundleError
+from bundlekit.images.nifti import read_array, without_rounding
 from bundlekit.images.writing import signed
 from bundlekit.report import view
 from bundlekit.report.pages import write_report
@@ -146,6 +147,21 @@ def test_a_name_is_only_shown(results: Path) -> None:
     assert NASTY in found.words
     assert "the scan was not found or was refused" in found.words
     assert Links(index).scripts == 1, "the page's own"
+
+
+def test_a_mask_that_was_saved_with_a_slope_keeps_its_classes(results: Path) -> None:
+    """nibabel writes floats into the 8 bits of the mask's header by a slope: 4 comes back as 3.9999998 or 1.0039."""
+    image = nib.load(results / "a_seg.nii.gz")
+    nib.save(nib.Nifti1Image(mask().astype(np.float64), AFFINE, image.header), results / "a_seg.nii.gz")
+    assert nib.load(results / "a_seg.nii.gz").dataobj.slope != 1
+    index = write_report(results, scan_of, names_of_classes)
+    kept = {float(value) for value in np.unique(mask())}
+    assert set(np.unique(without_rounding(read_array(str(results / "a_seg.nii.gz"))))) == kept
+    assert (index.parent / "a_planes.png").is_file()
+    broken = np.where(mask() > 0, np.nan, 0.0)
+    nib.save(nib.Nifti1Image(broken, AFFINE), results / "a_seg.nii.gz")
+    with pytest.raises(BundleError, match=r"a_seg\.nii\.gz[\s\S]*not whole numbers"):
+        write_report(results, scan_of, names_of_classes)
 
 
 def test_a_mask_of_another_scan_is_refused(results: Path) -> None:

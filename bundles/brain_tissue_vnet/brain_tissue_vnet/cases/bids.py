@@ -14,11 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.nifti import open_nifti
+from bundlekit.images.nifti import open_nifti, same_places
 from bundlekit.label_maps.file_names import stem_of
 from bundlekit.label_maps.numberings import CSF, GM, NUMBERINGS, WM
 
@@ -195,7 +193,7 @@ def _on_grid(images: Sequence[Path], label: Path) -> Path:
                 a, b = open_nifti(image), open_nifti(label)
             except Exception:  # named later, too
                 continue
-            if a.shape[:3] == b.shape[:3] and np.allclose(a.affine, b.affine, rtol=0, atol=1e-2):
+            if a.shape[:3] == b.shape[:3] and same_places(a.affine, b.affine, a.shape):
                 return image
     return images[0]
 

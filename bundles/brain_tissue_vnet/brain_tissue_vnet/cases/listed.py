@@ -26,7 +26,7 @@ def from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Ca
     """
     base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
     cases, findings = [], []
-    for where, subset, entry in read_datalist(path, labelled):
+    for where, subset, entry in read_datalist(path, labelled, dataset_dir):
         try:
             cases.append({**_listed_case(entry, base, where, labelled), "subset": subset})
         except BundleError as error:

@@ -15,6 +15,7 @@ A case is a plain dict, so that it can be hashed, cached and written as JSON:
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ from bundlekit.cases.headers import check_headers, without_results
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 
+_log = logging.getLogger(__name__)
 MOST_MISSING = 2  # modalities of a case that `fill_missing` takes as zeros, at most
 GO_ON = "or go on without it, for a worse mask: --fill_missing True"
 
@@ -103,6 +105,15 @@ def scan_cases(
     findings += check_names(cases, str(datalist or dataset_dir))
     cases = cases if labelled else without_results(cases)
     wrong = check_headers(cases, patch_size)
+    if not labelled:  # a label that cannot be used is none
+        without = check_headers(
+            [{**case, "label": ""} if found else case for case, found in zip(cases, wrong, strict=True)], patch_size
+        )
+        for case, found, left in zip(cases, wrong, without, strict=True):
+            if found and not left:
+                _log.warning("%s: its label is left aside: %s", case["case"], "; ".join(map(str, found)))
+                case["label"] = ""
+        wrong = without
     findings += [finding for found in wrong for finding in found]
     cases = [case for case, found in zip(cases, wrong, strict=True) if not found]
     unclear = set_et_label(cases, et_label)
@@ -218,7 +229,7 @@ def _from_datalist(
 ) -> tuple[list[Case], list[Finding]]:
     base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
     cases, findings = [], []
-    for where, subset, entry in read_datalist(path, labelled):
+    for where, subset, entry in read_datalist(path, labelled, dataset_dir):
         images = entry.get("image")
         images = images if isinstance(images, list) else [images]
         files = [base / image for image in images if isinstance(image, str) and image]

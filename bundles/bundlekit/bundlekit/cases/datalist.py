@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_content
 
+_log = logging.getLogger(__name__)
 TRAINED_ON = "trained_on.json"
 
 
@@ -29,12 +31,16 @@ def write_datalist(split: Mapping[str, Sequence[Case]], path: str) -> None:
         write_content(path, text, "ckpt_dir")
 
 
-def read_datalist(path: Path, labelled: bool) -> list[tuple[str, str, dict[str, Any]]]:
+def read_datalist(
+    path: Path, labelled: bool, dataset_dir: str | os.PathLike | None = None
+) -> list[tuple[str, str, dict[str, Any]]]:
     """The entries of a MONAI datalist, with where they stand (for messages) and their subset.
 
     Args:
         path: JSON, `{"training": [{"image": ..., "label": ...}], "validation": [...]}`; an entry may be a bare image.
         labelled: False also takes what is listed under "test" or "testing", with the subset "".
+        dataset_dir: where the data lie now: files with a whole path that is gone, as a training records it, are looked
+            for there, by as much of their path as there is.
 
     Raises:
         BundleError: if it cannot be read, or a label in it is no name of a file.
@@ -65,7 +71,35 @@ def read_datalist(path: Path, labelled: bool) -> list[tuple[str, str, dict[str, 
     wrong = [finding for where, _, entry in entries for finding in _wrong_labels(entry, where)]
     if wrong:
         raise BundleError(wrong)
-    return entries
+    return _where_they_lie(entries, Path(dataset_dir).expanduser(), path) if dataset_dir else entries
+
+
+def _where_they_lie(
+    entries: list[tuple[str, str, dict[str, Any]]], folder: Path, path: Path
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """Entries with the files that were moved into `folder`."""
+    moved = 0
+
+    def now(file: Any) -> Any:
+        nonlocal moved
+        if isinstance(file, list):
+            return [now(one) for one in file]
+        if not isinstance(file, str) or not os.path.isabs(file) or os.path.exists(file):
+            return file
+        parts = Path(file).parts
+        there = (folder.joinpath(*parts[first:]) for first in range(1, len(parts)))
+        found = next((one for one in there if one.exists()), None)
+        moved += found is not None
+        return file if found is None else str(found)
+
+    keys = ("image", "label", "label_parts")
+    told = [
+        (where, part, {**entry, **{key: now(entry[key]) for key in keys if key in entry}})
+        for where, part, entry in entries
+    ]
+    if moved:
+        _log.info("%d files of %s are gone from there, and taken from %s", moved, path, folder)
+    return told
 
 
 def _wrong_labels(entry: Mapping[str, Any], where: str) -> list[Finding]:

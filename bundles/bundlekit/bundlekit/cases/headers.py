@@ -10,7 +10,7 @@ import numpy as np
 
 from bundlekit.cases.case import Case
 from bundlekit.errors import Finding
-from bundlekit.images.nifti import is_dicom, open_nifti
+from bundlekit.images.nifti import is_dicom, open_nifti, same_places
 from bundlekit.images.writing import left_as_segmented
 
 _log = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:
                         'give a smaller patch, e.g. --patch_size "[64,64,64]"',
                     )
                 )
-        elif shape[:3] != reference[1] or not np.allclose(affine, reference[2], rtol=0, atol=1e-2):
+        elif shape[:3] != reference[1] or not same_places(affine, reference[2], shape):
             what = f"grid {_by(shape[:3])}, affine {_rows(affine)}"
             findings.append(
                 Finding(

@@ -65,8 +65,9 @@ def split_cases(
             _log.warning(text, len(flattered), ", ".join(flattered))
         if not unseen:
             raise BundleError(
-                f"all {len(cases)} case(s) trained the network, says {_records(trained)[0]}. Give other cases, or "
-                "score them knowingly with --subset training."
+                f"all {len(cases)} case(s) trained the network, say their names and {_records(trained)[0]}. Give other "
+                "cases, or score them knowingly with --subset training; if they are other people of the same names: "
+                "--trained '$None' --subset all, with the quotes."
             )
         return {"training": known, "validation": unseen}
     if any(case["subset"] == "validation" for case in cases):
@@ -89,9 +90,12 @@ def split_cases(
         training = [case for case in cases if case["case"] in trains]
         validation = [case for case in cases if case["case"] not in trains]
     if cases and not (training and validation):
+        people = sorted({str(case["patient"]) for case in cases})
+        some = ", ".join(people[:3]) + (", ..." if people[3:] else "")
         raise BundleError(
-            f"{len(cases)} case(s) give {len(training)} for training and {len(validation)} for validation; expected at "
-            "least one each, from different patients. Add cases, or give a datalist with a validation part."
+            f"{len(cases)} case(s) of {len(people)} patient(s) ({some}) give {len(training)} for training and "
+            f"{len(validation)} for validation; expected at least one each, from different patients. Add cases, or "
+            'give a datalist with a validation part, or with the "patient" of each case.'
         )
     return {"training": training, "validation": validation}
 
@@ -224,6 +228,14 @@ def select_cases(
             "training, or give the data set of its training."
         )
     part = split_cases(cases, train_cases, train_fraction, trained)[subset] if cases else []
+    left = _of_other_files(flattering, _records(trained)) if subset == "validation" else []
+    if left:
+        some = ", ".join(left[:5]) + (", ..." if left[5:] else "")
+        text = (
+            "%d cases trained the network by their names, though it trained on other files, and are not scored: %s; "
+            "if they are other people of the same names: --trained '$None' --subset all"
+        )
+        _log.warning(text, len(left), some)
     if len(part) < len(cases):
         _log.info("scoring %d of %d cases (subset %s); --subset all scores all", len(part), len(cases), subset)
     return part
@@ -243,6 +255,22 @@ def _known(cases: Sequence[Case], trained: str | os.PathLike | Sequence[str] | N
     own = [file for file in records if file.name != TRAINED_ON or file.parent not in fine_tuned]
     seen, seen_here = _seen(cases, records), _seen(cases, own)
     return [c for c in cases if c["case"] in (seen_here if c["subset"] == "validation" else seen)]
+
+
+def _of_other_files(cases: Sequence[Case], records: Sequence[Path]) -> list[str]:
+    """Names of those of the cases whose names trained, but with other files: those of another data set, or moved."""
+    files: dict[str, set[str]] = {}
+    for record in records:
+        for entry in read_record(record)["training"]:
+            images = entry.get("image") or []
+            own = {str(file) for file in ([images] if isinstance(images, str) else images) if file}
+            files.setdefault(str(entry.get("case")), set()).update(own)
+    names = []
+    for case in cases:
+        trained = files.get(str(case["case"]))
+        if trained and not trained & {os.path.abspath(file) for file in case["image"] if file}:
+            names.append(str(case["case"]))
+    return names
 
 
 def _seen(cases: Sequence[Case], records: Sequence[Path]) -> set[str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bundlekit.brats.cases import MOST_MISSING
 from bundlekit.cases.case import Case
 from bundlekit.cohort.records import ASIDE
 from bundlekit.errors import BundleError, Finding, printable
@@ -474,11 +475,14 @@ def _wrong(group: Mapping[str, Sequence[_Scan]], channels: Sequence[str], fill_m
     folder = str(next(iter(group.values()))[0].path.parent)
     missing = [channel for channel in channels if channel not in group]
     doubled = [channel for channel, scans in group.items() if len(scans) > 1]
-    if missing and not fill_missing:
-        fix = "add it, or go on without it, for a worse mask, where the bundle can: --fill_missing True"
+    if len(missing) > MOST_MISSING * fill_missing:
+        fix = "add it"
+        if len(missing) <= MOST_MISSING:
+            fix += ", or go on without it, for a worse mask, where the bundle can: --fill_missing True"
         kinds = ", ".join(f"{channel} ({_pattern(_WANTED[channel])})" for channel in missing)
         there = ", ".join(channel for channel in channels if channel in group)
-        return Finding(folder, f"no {kinds} beside {there}", "a scan of each", fix)
+        expected = "a scan of each" + (f"; at most {MOST_MISSING} may be missing" if fill_missing else "")
+        return Finding(folder, f"no {kinds} beside {there}", expected, fix)
     if doubled:
         files = ", ".join(scan.path.name for channel in doubled for scan in group[channel])
         fix = 'choose by their entities: --bids_filter_file FILE with {"' + doubled[0] + '": {"run": "1"}}'

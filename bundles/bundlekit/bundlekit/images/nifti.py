@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -12,8 +14,7 @@ from isal import igzip
 
 from bundlekit.errors import BundleError, Finding
 
-ROUNDING = 1e-3
-"""By which a label may be off a whole number, as nibabel writes one for floats, with a slope in the header."""
+_ROUNDING = 1e-3, 0.05  # least and most by which a label may be off a whole number
 
 _LARGEST, _SMALLEST = float(np.finfo(np.float32).max), float(np.finfo(np.float32).tiny)
 _SAMPLE = 500_000  # voxels that are looked at for the usual intensity
@@ -49,8 +50,22 @@ def read_array(path: str) -> np.ndarray:
     return array
 
 
+def rounding_of(labels: np.ndarray) -> float:
+    """By how much a label of a map may be off a whole number.
+
+    nibabel writes floats into an integer type by a slope in the header: 8 bits hold numbers up to the largest label to
+    a 510th of it.
+
+    Args:
+        labels: of any shape and type.
+    """
+    least, most = _ROUNDING
+    largest = float(np.abs(labels[np.isfinite(labels)]).max(initial=0.0)) if labels.dtype.kind == "f" else 0.0
+    return min(max(least, largest / 500), most)
+
+
 def without_rounding(labels: np.ndarray) -> np.ndarray:
-    """A label map in which numbers that a slope in the header left beside whole ones, by 0.001 at most, are whole.
+    """A label map in which numbers that a slope in the header left beside whole ones are whole, see `rounding_of`.
 
     Args:
         labels: of any shape and type; integers stay as they are.
@@ -58,7 +73,7 @@ def without_rounding(labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind != "f":
         return labels
     whole = np.rint(labels)
-    return np.where(np.abs(labels - whole) <= ROUNDING, whole, labels)
+    return np.where(np.abs(labels - whole) <= rounding_of(labels), whole, labels)
 
 
 def require_numbers(array: np.ndarray, path: str) -> None:
@@ -128,6 +143,22 @@ def is_dicom(path: str | os.PathLike) -> bool:
 def read_affine(path: str) -> np.ndarray:
     """4x4 voxel-to-world matrix (mm, RAS+) of a NIfTI or MGH file, from its header alone."""
     return np.asarray(open_nifti(path).affine, dtype=np.float64)
+
+
+def same_places(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> bool:
+    """Whether two affines put the voxels of a volume into the same places, to a tenth of the smallest edge.
+
+    Numbers of two affines that hardly differ say little: half a degree moves the far corner of a head by 2 mm.
+
+    Args:
+        affine: 4x4, voxel to mm.
+        other: likewise.
+        shape: voxels along i, j and k.
+    """
+    ends = np.array(list(itertools.product(*((0, n - 1) for n in shape[:3]))), np.float64)
+    apart = ends @ (affine - other)[:3, :3].T + (affine - other)[:3, 3]
+    edge = float(np.linalg.norm(affine[:3, :3], axis=0).min())
+    return bool(np.linalg.norm(apart, axis=1).max() <= 0.1 * edge)
 
 
 def form_of(image: nib.Nifti1Image, kind: str) -> tuple[np.ndarray | None, int]:

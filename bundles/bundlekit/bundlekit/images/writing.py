@@ -190,6 +190,11 @@ def on_grid_of(source: str | os.PathLike, array: np.ndarray) -> nib.Nifti1Image:
     header.set_slope_inter(1, 0)
     header["cal_min"] = header["cal_max"] = 0  # the image's display window is not the mask's
     header["descrip"] = b""
+    # a converter may have put a patient's name or the whole DICOM header there
+    header.extensions.clear()
+    for field in {"db_name", "aux_file", "intent_name"} & set(header):  # NIfTI-2 has no db_name
+        header[field] = b""
+    header["intent_code"] = 0
     image = nib.Nifti1Image(array, original.affine, header)
     for kind in ("sform", "qform"):
         getattr(image, f"set_{kind}")(*form_of(original, kind))

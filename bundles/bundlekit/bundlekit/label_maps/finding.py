@@ -99,7 +99,7 @@ def _preferred(paths: Iterable[Path]) -> list[Path]:
 def _from_datalist(path: Path, dataset_dir: Any) -> tuple[list[Case], list[Finding]]:
     base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
     cases, findings = [], []
-    for where, subset, entry in read_datalist(path, labelled=True):
+    for where, subset, entry in read_datalist(path, True, dataset_dir):
         try:
             cases.append({**_listed_case(entry, base, where), "subset": subset})
         except BundleError as error:

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import ndimage
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.nifti import ROUNDING
+from bundlekit.images.nifti import rounding_of
 
 BACKGROUND, CSF, GM, WM = 0, 1, 2, 3
 DEEP_GM = 4  # of networks that tell deep grey matter from the other; GM is that alone then
@@ -346,7 +346,7 @@ def whole_numbers(labels: np.ndarray, file: str) -> np.ndarray:
         return labels.view(np.uint8)
     if np.isfinite(labels).all():
         whole = np.rint(labels).astype(np.int32)
-        wrong = np.abs(labels - whole) > ROUNDING
+        wrong = np.abs(labels - whole) > rounding_of(labels)
         if not wrong.any():
             return whole
     else:

@@ -21,7 +21,7 @@ from pydicom.valuerep import DA, TM
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
-from bundlekit.images.nifti import read_affine, read_volume
+from bundlekit.images.nifti import read_affine, read_volume, without_rounding
 from bundlekit.preparation.dicom_files import as_it_comes, read_header
 from bundlekit.preparation.dicom_series import Stack
 from bundlekit.preparation.dicom_volumes import find_stack, grid_of
@@ -112,9 +112,9 @@ def check_values(labels: np.ndarray, file: str | os.PathLike) -> None:
     Raises:
         BundleError: for values but 0 to 4, and for 3 and 4 together.
     """
-    values = {int(value) for value in np.unique(labels)}
+    values = set(np.unique(without_rounding(labels)).tolist())
     if values - {0, *_CLASSES} or {3, 4} <= values:
-        found = f"labels {', '.join(map(str, sorted(values)))}"
+        found = f"labels {', '.join(f'{value:g}' for value in sorted(values))}"
         expected = "1 (necrosis), 2 (oedema), and 3 or 4 (enhancing tumour)"
         raise BundleError(Finding(str(file), found, expected, "go on without DICOM-SEG: --seg_on none"))
 
@@ -156,7 +156,7 @@ def write_seg(
         BundleError: for a mask on another grid or with other labels, or if the file cannot be written.
     """
     maker = maker or Maker()
-    labels = read_volume(str(mask))
+    labels = without_rounding(read_volume(str(mask)))
     grid = grid_of(stack)
     if not Grid(labels.shape, read_affine(str(mask))).same_as(grid):  # type: ignore[arg-type]
         expected = f"the grid of {stack}: {'x'.join(map(str, grid.shape))}, {grid.axes}"

@@ -13,9 +13,10 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
+from bundlekit.images.nifti import same_places
+
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SHEAR = 1e-3  # cosine between two axes of a grid: what rounding of a header explains
-_SAME_MM = 1e-2
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,8 @@ class Grid:
         return bool(np.abs(unit.T @ unit - np.eye(3)).max() > _SHEAR)
 
     def same_as(self, other: Grid) -> bool:
-        """Whether both have the same voxels in the same places, to a hundredth of a mm."""
-        return self.shape == other.shape and np.allclose(self.affine, other.affine, rtol=0, atol=_SAME_MM)
+        """Whether both have the same voxels in the same places, see `same_places`."""
+        return self.shape == other.shape and same_places(self.affine, other.affine, self.shape)
 
     def as_dict(self) -> dict[str, Any]:
         """For a JSON file."""

@@ -70,7 +70,7 @@ def prepare_case(
         out: folder, made if missing.
         mask: the brain (1HWD bool) of a scan with its skull, e.g. `StripSkulld(...).mask`.
         case: name; None: that of the files, else "case".
-        reference: modality that stays where it is; None: T1ce, else T1.
+        reference: modality that stays where it is; None: T1ce, else T1, T2 or FLAIR.
         fill_missing: go on where one or two modalities are missing.
         accept_doubtful: go on where a registration or a mask is doubtful, and record it.
         n4: take the bias field away (N4), each modality in its own brain.
@@ -263,7 +263,7 @@ def _replace(
 
 def _reference(asked: str | None, given: Mapping[str, str]) -> str:
     if asked is None:
-        return "T1ce" if "T1ce" in given else "T1"
+        return next(modality for modality in ("T1ce", "T1", "T2", "FLAIR") if modality in given)
     found = next((modality for modality in MODALITIES if modality.lower() == str(asked).lower()), None)
     if found not in given:
         raise BundleError(f"--reference is {asked!r}; expected one of the scans that are given: {', '.join(given)}.")

@@ -19,7 +19,7 @@ from bundlekit.brats.naming import RESTORED
 from bundlekit.brats.regions import REGIONS, nested_labels
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import sha256_of, write_content, write_result
-from bundlekit.images.nifti import read_affine, read_array, read_volume
+from bundlekit.images.nifti import read_affine, read_array, read_volume, without_rounding
 from bundlekit.images.writing import on_grid_of, signed, to_gzip, unlike
 from bundlekit.preparation.grids import Grid, resample, split
 from bundlekit.preparation.record import read_record
@@ -117,11 +117,13 @@ def _labels(mask: Path, grid: Grid) -> np.ndarray:
     if not mask.is_file():
         fix = "segment the prepared case first, or give the mask: --mask FILE"
         raise BundleError(Finding(str(mask), "no such file", "a label map of the prepared case", fix))
-    array = read_volume(str(mask))
+    array = without_rounding(read_volume(str(mask)))
     _refuse_other_grid(mask, array.shape, grid)
     values = np.unique(array)
-    if len(values) > _MOST_VALUES or not np.equal(values, np.round(values)).all() or values[0] < 0 or values[-1] > 255:
-        found = f"{len(values)} values from {values[0]:g} to {values[-1]:g}"
+    broken = [value for value in values if value != np.round(value) or not 0 <= value <= 255]
+    if len(values) > _MOST_VALUES or broken:
+        example = f", {broken[0]:g} among them" if broken else ""
+        found = f"{len(values)} values from {values[0]:g} to {values[-1]:g}{example}"
         raise BundleError(Finding(str(mask), found, "whole numbers from 0 to 255: labels", "give the label map"))
     return array.astype(np.uint8)
 

@@ -25,8 +25,15 @@ from bundlekit.preparation.grids import Grid
 if TYPE_CHECKING:
     from bundlekit.preparation.dicom_series import Stack  # at run time of those who have DICOM
 
-# a DICOM file without a mark begins with the group 0008, little endian
-_UNMARKED = (b"\x08\x00\x00\x00", b"\x08\x00\x01\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x16\x00")
+# a DICOM file without a mark begins with the group 0008, or that of the meta header, little endian
+_UNMARKED = (
+    b"\x02\x00\x00\x00",
+    b"\x08\x00\x00\x00",
+    b"\x08\x00\x01\x00",
+    b"\x08\x00\x05\x00",
+    b"\x08\x00\x08\x00",
+    b"\x08\x00\x16\x00",
+)
 
 
 @dataclass
@@ -87,8 +94,12 @@ def read_scan(modality: str, file: str | os.PathLike) -> Scan:
     return Scan(modality, path, air_at_zero(array, str(path)), grid, sha256_of(path))
 
 
-def find_scans(folder: str | os.PathLike) -> tuple[str, dict[str, str]]:
+def find_scans(folder: str | os.PathLike, out: str | os.PathLike | None = None) -> tuple[str, dict[str, str]]:
     """Name and files (by modality) of the one case of a folder, by its BraTS-like names.
+
+    Args:
+        folder: searched to any depth.
+        out: folder of results, which may lie in it: what is in there is no scan. None: there is none.
 
     Raises:
         BundleError: if there is none or more than one, or more than one file of a modality.
@@ -98,7 +109,10 @@ def find_scans(folder: str | os.PathLike) -> tuple[str, dict[str, str]]:
         raise BundleError(Finding(str(root), "no such folder", "a folder with the scans of one head", "check its name"))
     cases: dict[str, dict[str, str]] = {}
     findings = []
+    results = Path(out).expanduser().resolve() if out is not None else None
     for where, names in walk(root):
+        if results is not None and where.resolve() != root.resolve() and where.resolve().is_relative_to(results):
+            continue
         for name in names:
             case, role = role_of(name) or ("", "label")
             if role == "label":

@@ -163,6 +163,7 @@ class WriteReport:
         cases: of the data set.
         load: the bundle's transform that decodes a case.
         window: intensities that are black and white in the pictures; None: by the scan.
+        shown: modality in the pictures, of cases that have four.
 
     Raises:
         BundleError: if matplotlib is not installed; while running, if a picture cannot be written.
@@ -176,13 +177,14 @@ class WriteReport:
         cases: Sequence[Case],
         load: Callable[[Any], Mapping[Any, Any]],
         window: Sequence[float] | None = None,
+        shown: str = "FLAIR",
     ) -> None:
         require_matplotlib("--report")
         self.output_dir = Path(output_dir)
         self.classes = list(classes)
         self.bundle = bundle
         self.cases = cases
-        self.scans = ScansOf(cases, load, window)
+        self.scans = ScansOf(cases, load, window, shown)
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""

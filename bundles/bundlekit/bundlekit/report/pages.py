@@ -18,8 +18,9 @@ import numpy as np
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_content, write_result
 from bundlekit.images.drawing import box_plot, draw, draw_slices, require_matplotlib
-from bundlekit.images.nifti import read_affine, read_array
+from bundlekit.images.nifti import read_affine, read_array, same_places
 from bundlekit.images.writing import left_as_segmented
+from bundlekit.label_maps.numberings import whole_numbers
 from bundlekit.report.scans import Scan
 from bundlekit.report.table import MASK_CORRECTED, TABLE, VolumeTable, flagged
 from bundlekit.report.view import VIEWER, write_viewer, write_volumes
@@ -164,8 +165,8 @@ def _draw(case: CaseOnPage, folder: Path, out: Path, scan: Scan | None, names: M
     if scan is None or not mask.is_file():
         return
     labels = read_array(str(mask))
-    labels = labels[..., 0] if labels.ndim == 4 else labels
-    if labels.shape != scan.voxels.shape or not np.allclose(read_affine(str(mask)), scan.affine, atol=1e-3):
+    labels = whole_numbers(labels[..., 0] if labels.ndim == 4 else labels, str(mask))
+    if labels.shape != scan.voxels.shape or not same_places(read_affine(str(mask)), scan.affine, labels.shape):
         found = f"a mask on another grid than the scan of {case.name}"
         fix = "give the --dataset_dir of these"
         raise BundleError(Finding(str(mask), found, "masks and scans of one data set", fix))
@@ -173,7 +174,8 @@ def _draw(case: CaseOnPage, folder: Path, out: Path, scan: Scan | None, names: M
     called = dict(sorted({**{value: str(value) for value in values}, **(names or {})}.items()))
     stem = _file_name(case.name)
     planes = out / f"{stem}_planes.png"
-    draw((scan.voxels, scan.affine), labels, planes, names=called, window=scan.window, sides=scan.sides_known)
+    seen = (scan.voxels, scan.affine)
+    draw(seen, labels, planes, names=called, window=scan.window, title=scan.shown, sides=scan.sides_known)
     slices = out / f"{stem}_slices.png"
     if values:
         draw_slices((scan.voxels, scan.affine), labels, slices, names=called, window=scan.window)

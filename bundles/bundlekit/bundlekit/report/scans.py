@@ -15,7 +15,6 @@ from bundlekit.errors import BundleError
 
 _log = logging.getLogger(__name__)
 _MODALITIES = ("T1", "T1ce", "T2", "FLAIR")  # as each bundle with four channels decodes them
-_FIRST = 3  # in which most of a lesion is seen
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,7 @@ class ScansOf:
         cases: of the data set.
         load: the bundle's transform that decodes a case: `image`, CHWD on the scan's own grid.
         window: intensities that are black and white; None: by the scan.
+        shown: modality in pictures, of cases that have four; the first that there is, where it is missing.
     """
 
     def __init__(
@@ -56,13 +56,15 @@ class ScansOf:
         cases: Sequence[Case],
         load: Callable[[Any], Mapping[Any, Any]] | None,
         window: Sequence[float] | None = None,
+        shown: str = "FLAIR",
     ) -> None:
         self._cases = {str(case["case"]): case for case in cases}
         self._load = load
         self._window = window
+        self._shown = shown
 
     def __call__(self, name: str) -> Scan | None:
-        """All modalities that hold anything, the FLAIR in pictures; None where there is no scan, or a damaged one."""
+        """All modalities that hold anything, one of them in pictures; None where there is no scan, or a damaged one."""
         if self._load is None or name not in self._cases:
             return None
         try:
@@ -73,7 +75,7 @@ class ScansOf:
         image, sides_known = loaded["image"], bool(loaded.get("grid_known", True))
         names = _MODALITIES if len(image) == len(_MODALITIES) else [f"scan {n + 1}" for n in range(len(image))]
         channels = {key: convert_to_numpy(channel) for key, channel in zip(names, image, strict=True)}
-        first = names[_FIRST] if len(names) > _FIRST else names[0]
+        first = self._shown if self._shown in names else names[0]
         seen = {key: channel for key, channel in channels.items() if channel.any()} or {first: channels[first]}
         shown = first if first in seen else next(iter(seen))
         return Scan(seen, np.asarray(image.affine, float), shown, self._window, sides_known)

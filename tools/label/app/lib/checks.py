@@ -13,7 +13,7 @@ import numpy as np
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.expressions import refuse_expressions
-from bundlekit.images.nifti import without_rounding
+from bundlekit.images.nifti import same_places, without_rounding
 from bundlekit.values import wrong_value
 
 NIFTI = (".nii", ".nii.gz")
@@ -179,7 +179,7 @@ def _nifti(file: str) -> Any:
 
 def _same_grid(label: Any, scan: Any) -> bool:
     shape = label.shape[:3] if label.shape[3:] == (1,) else label.shape
-    return shape == scan.shape[:3] and np.allclose(label.affine, scan.affine, rtol=0, atol=1e-2)
+    return shape == scan.shape[:3] and same_places(label.affine, scan.affine, shape)
 
 
 def _grid(image: Any) -> str:

@@ -141,6 +141,8 @@ class CaseDatastore(LocalDatastore):
         file = Path(self._datastore.label_path(tag), name + extension)
         with FileLock(self._lock_file):
             write_whole(file, lambda out: out.write(Path(label_filename).read_bytes()))
+            for other in set(NIFTI) - {extension}:  # an older one, which would come back when this one is removed
+                file.with_name(name + other).unlink(missing_ok=True)
             info = {**label_info, "ts": int(time.time()), "name": file.name}
             self._datastore.objects[name].labels[tag] = DataModel(info=info, ext=extension)
             self._update_datastore_file(lock=False)
@@ -242,18 +244,19 @@ class CaseDatastore(LocalDatastore):
         Raises:
             BundleError: if there is none, or a segment has no number.
         """
-        used = {str(segment.get("name", "")).lower(): int(segment["idx"]) for segment in segments}
+        used = {int(segment["idx"]): str(segment.get("name", "")).lower() for segment in segments}
         takes = []
         for bundle, names in self.class_names.items():
             case = self.case(bundle, image_id)
             if case is None:
                 continue
             known = {name.lower(): index for name, index in names.items()}
-            if set(used) <= set(known):
-                return {number: int(case["label_values"][known[name]]) for name, number in used.items()}
+            if set(used.values()) <= set(known):
+                return {number: int(case["label_values"][known[name]]) for number, name in used.items()}
             takes.append(f"{bundle}: {', '.join(name for name, index in names.items() if index)}")
+        drawn = ", ".join(sorted(set(used.values())))
         raise BundleError(
-            f"{image_id}: nothing is saved, since no bundle has all of the segments {', '.join(sorted(used))}. Name "
+            f"{image_id}: nothing is saved, since no bundle has all of the segments {drawn}. Name "
             f"them, and empty or delete the others, as one of these has them: {'; '.join(takes)}."
         )
 
