@@ -265,9 +265,14 @@ def test_logged_traces_of_bad_input_are_dropped_and_others_kept(
                 raise error
             except Exception:
                 logging.getLogger("ignite").exception("passed on")
+                logging.getLogger("ignite").error(f"Engine run is terminating due to exception: {error}")
+        logging.getLogger("mine").warning("%s: no picture: %s", "a", BundleError("bad scan"))
     finally:
         logging.setLogRecordFactory(factory)
-    assert [bool(record.exc_info) for record in caplog.records] == [False, True]
+    assert [bool(record.exc_info) for record in caplog.records] == [False, False, True, False, False]
+    told = [record.getMessage() for record in caplog.records]
+    assert told[:3] == ["the run ends with the error below"] * 2 + ["passed on"]
+    assert told[3:] == ["Engine run is terminating due to exception: 'a defect'", "a: no picture: bad scan"]
 
 
 def test_trace_of_a_loader_process_stays_out_of_the_log(monkeypatch: pytest.MonkeyPatch) -> None:

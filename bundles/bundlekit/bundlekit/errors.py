@@ -139,8 +139,11 @@ def show_clear_errors() -> None:
         record = make_record(*args, **kwargs)
         if debugging():
             return record
-        if record.exc_info and bundle_error_in(record.exc_info[1]) is not None:
-            record.exc_info = None
+        cause = record.exc_info[1] if record.exc_info else None
+        if "terminating due to exception" in str(record.msg):  # Ignite's, while it passes the exception on
+            cause = sys.exc_info()[1]
+        if cause is not None and bundle_error_in(cause) is not None:
+            record.msg, record.args, record.exc_info = _TOLD_BELOW, (), None
         if _MARKER in str(record.msg):  # of a loader process, whose trace is part of the message
             record.msg, record.args = str(record.msg).partition("\n")[0], ()
         return record
@@ -148,6 +151,7 @@ def show_clear_errors() -> None:
     logging.setLogRecordFactory(without_trace)
 
 
+_TOLD_BELOW = "the run ends with the error below"
 # how PyTorch says that a loader process could not go on
 _LOADER_ENDED = ("unable to allocate shared memory", "unable to open shared memory", "DataLoader worker (pid")
 _LOADER_ADVICE = (

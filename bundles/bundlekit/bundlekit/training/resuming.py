@@ -94,8 +94,9 @@ class ResumeRun:
                     self.path,
                     f"a run that has finished epoch {at['epoch']}",
                     f"one before epoch {engine.state.max_epochs}",
-                    "nothing is left to do: evaluate it, or go on with more --epochs where the learning rate's "
-                    "schedule does not span the run",
+                    "nothing is left to do: evaluate it, or begin anew with its weights (finetune.yaml, --pretrained)"
+                    if hasattr(self.lr_scheduler, "T_max")
+                    else "nothing is left to do: evaluate it, or go on with more --epochs",
                 )
             )
         if at["max_epochs"] != engine.state.max_epochs and hasattr(self.lr_scheduler, "T_max"):
