@@ -17,7 +17,7 @@ from tools.bundles import names
 from tools.label import app_folder
 from tools.label.app_folder import make_app
 from tools.label.environment import _stand_in_for_torchvision
-from tools.label.server import _origins, label
+from tools.label.server import _alone, _origins, label
 
 NAME = "brats_resunet"
 
@@ -223,6 +223,9 @@ def test_studies_and_port_are_checked_first(tmp_path: Path, weights: Path) -> No
         with pytest.raises(ValueError, match=r"cannot be used.*give another one"):
             label(str(tmp_path), port=taken.getsockname()[1], **given)  # type: ignore[arg-type]
     assert not (tmp_path / "app").exists(), "a server that runs has its copies there"
+    with _alone(tmp_path / "app"), pytest.raises(ValueError, match=r"app is that of a server that runs.*--app"):
+        label(str(tmp_path), **given)  # type: ignore[arg-type]
+    assert not (tmp_path / "app").exists()
 
 
 def test_what_monai_label_imports_of_torchvision_is_there(tmp_path: Path) -> None:

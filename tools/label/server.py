@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
+
+from filelock import FileLock, Timeout
 
 from tools.label.app_folder import make_app
 from tools.label.environment import environment
@@ -54,8 +57,43 @@ def label(
     _require_port(port)
     _require_free(port)  # a server that runs has its copies in `app`
     folder = Path(app).expanduser().resolve()
-    served = make_app(folder, _list(bundles) or None, _pairs(_list(weights)), fresh)
+    with _alone(folder):
+        _label(studies, bundles, weights, port, folder, labels, fresh, gpu)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep an app folder to one server: another one would replace the copies that it serves, and what it trains.
+
+    Raises:
+        ValueError: if a server has it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder} is that of a server that runs; stop it, or give another folder with --app."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _label(
+    studies: str,
+    bundles: str | Sequence[str] | None,
+    weights: str | Sequence[str] | None,
+    port: int,
+    folder: Path,
+    labels: str | None,
+    fresh: bool,
+    gpu: bool | None,
+) -> None:
     where = studies if studies.startswith(("http://", "https://")) else str(_writable(studies, labels))
+    served = make_app(folder, _list(bundles) or None, _pairs(_list(weights)), fresh)
     origins = _origins(port, os.environ.get("MONAI_LABEL_CORS_ORIGINS", ""))
     python = environment(gpu)
     command = [str(python), "-m", "monailabel.main", "start_server", "--app", str(folder), "--studies", where]

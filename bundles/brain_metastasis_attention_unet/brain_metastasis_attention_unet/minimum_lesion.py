@@ -32,8 +32,9 @@ class ChooseMinimumLesion(ScoreHandler):
     It attaches to an evaluator whose postprocessing removes nothing for its size, and reads what `ScoreMetastases`
     reads. Each case is scored once for every candidate; the score is the lesion-wise Dice of
     `bundlekit.brats.lesions.lesion_scores`, mean over WT, TC and ET, then over cases. Of candidates that score alike
-    the smallest is taken. At the end `output_dir` holds `minimum_lesion.json` (every candidate's score, the number of
-    cases), and `settings.json` beside the checkpoint the choice, from where inference and evaluation take it.
+    the smallest is taken; where all do, nothing is recorded. At the end `output_dir` holds `minimum_lesion.json` (every
+    candidate's score, the number of cases), and `settings.json` beside the checkpoint the choice, from where inference
+    and evaluation take it.
 
     Args:
         candidates_ml: volumes in ml, 0 or more.
@@ -82,15 +83,20 @@ class ChooseMinimumLesion(ScoreHandler):
             }
             text = json.dumps(found, indent=2) + "\n"
             write_result(self.output_dir / "minimum_lesion.json", partial(_write, text), "output_dir")
+            table = "\n".join(f"{volume:>8g} ml  {score:.4f}" for volume, score in mean.items())
+            alike = len(mean) > 1 and min(mean.values()) == max(mean.values())
+            _log.info(
+                "lesion-wise Dice by minimum_lesion_ml, number of cases %d:\n%s\n%s",
+                len(rows), table, "nothing is recorded" if alike else f"recorded: {chosen:g} ml",
+            )  # fmt: skip
+            if alike:
+                _log.warning(
+                    "all candidates score alike: there is nothing to choose by (number of cases: %d)", len(rows)
+                )
+                return
             for checkpoint in self.checkpoints:
                 record_setting(checkpoint, "minimum_lesion_ml", chosen)
                 record_setting(checkpoint, CHOSEN_ON, sorted(str(row["case"]) for row in rows))
-            table = "\n".join(f"{volume:>8g} ml  {score:.4f}" for volume, score in mean.items())
-            if min(mean.values()) == max(mean.values()):
-                _log.warning("all candidates score alike: these %d cases are nothing to choose by", len(rows))
-            _log.info(
-                "lesion-wise Dice of %d cases by minimum_lesion_ml:\n%s\nrecorded: %g ml", len(rows), table, chosen
-            )
 
 
 def _write(text: str, file: Any) -> None:
