@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from pydoc import locate
+from typing import Any, cast
 
 import torch
 from ignite.engine import Engine, Events
@@ -19,7 +20,6 @@ from monai.networks.nets import UNet
 from monai.transforms import Compose, RandFlipd, Transform
 from torch import nn
 
-from brain_tissue_vnet import DeepGreyInferer
 from bundlekit import (
     AccumulatingTrainer,
     EnsembleInferer,
@@ -272,9 +272,10 @@ def one_pass_over_the_brain(where: Where) -> str:
 def two_networks_on_one_brain(where: Where) -> str:
     """The means of two networks, of gliomas and of tissues, are the same as on the CPU."""
     far = 0.0
+    tissues = locate(str(parse("brain_tissue_vnet", "inference.yaml")["inferer"]["_target_"]))
     for kind, channels, settings in (
         (LowresEnsembleInferer, (4, 4, 3), {"lowres_shape": (16, 16, 16)}),
-        (DeepGreyInferer, (1, 4, 5), {"lowres_window": (16, 16, 16)}),
+        (cast("type[LowresEnsembleInferer]", tissues), (1, 4, 5), {"lowres_window": (16, 16, 16)}),
     ):
         torch.manual_seed(0)
         first, second = (UNet(3, channels[0], out, [4, 8], [2]).eval() for out in channels[1:])

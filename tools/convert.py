@@ -125,12 +125,11 @@ def _telling(written: Sequence[str], target: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        done = len(set(written))
+        if not (done := len(set(written))):
+            raise
         raise ValueError(
             f"{error}\n{done} before it are written to {target}. Mend this one, and give another folder with --to, or "
             "move what is there away, since no file is replaced."
-            if done
-            else str(error)
         ) from error
 
 

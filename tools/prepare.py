@@ -140,7 +140,7 @@ def _refuse_nothing_to_store(server: Any, stacks: Mapping[str, Any]) -> None:
 
 
 def _of_folder(
-    folder: str, given: dict[str, str], case: str | None, study: str | None, fill_missing: bool, out: str | None
+    folder: str, given: dict[str, str], case: str | None, study: str | None, fill_missing: bool, out: str | None = None
 ) -> tuple[str, dict[str, Any]]:
     """Name of the case and scans by modality, of a folder with BraTS-like names or of a DICOM study."""
     nifti, dicom = has_scans(folder), holds_dicom(folder)

@@ -101,7 +101,7 @@ def test_words_are_no_flags(flag: object) -> None:
 
 def test_words_are_no_numbers() -> None:
     with pytest.raises(ValueError, match="--num_folds is 'five'; expected a whole number"):
-        _checked(COMMANDS)["cv"]("brats_resunet", num_folds="five")
+        _checked(COMMANDS)["cv"]("brats_resunet", "data", "out", num_folds="five")
     with pytest.raises(ValueError, match=r"--num_workers is 1\.5; expected a whole number"):
         _checked(COMMANDS)["check"]("brats_resunet", "x", num_workers=1.5)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.label_maps.numberings import whole_numbers
+from bundlekit.images.nifti import whole_numbers
 
 from .organs import FLARE22_ORGANS, Classes
 

@@ -14,8 +14,7 @@ from nibabel.affines import apply_affine
 from bundlekit.cases.case import Case
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.nifti import check_voxels, read_affine, read_volume, tells_orientation
-from bundlekit.label_maps.numberings import whole_numbers
+from bundlekit.images.nifti import check_voxels, read_affine, read_volume, tells_orientation, whole_numbers
 
 from .cases import find_cases
 from .numberings import numbering_of, to_classes

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundlekit.brats.cases import GO_ON, MOST_MISSING
+from bundlekit.brats.cases import GO_ON
 from bundlekit.brats.naming import MODALITIES
-from bundlekit.cases.case import Case, check_names, refusing
+from bundlekit.cases.case import MOST_MISSING, Case, check_names, refusing
 from bundlekit.cases.datalist import numbers_in, read_datalist
 from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.patients import patient_of

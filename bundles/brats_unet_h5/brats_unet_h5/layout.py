@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import h5py
 
-from bundlekit.brats.cases import GO_ON, MOST_MISSING
+from bundlekit.brats.cases import GO_ON
 from bundlekit.brats.naming import MODALITIES
+from bundlekit.cases.case import MOST_MISSING
 from bundlekit.images.hdf5 import attribute, datasets_of, described, names_in
 
 from .mask_channels import mask_names

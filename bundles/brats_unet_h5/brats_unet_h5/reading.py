@@ -13,11 +13,11 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
-from bundlekit.brats.cases import GO_ON, MOST_MISSING
+from bundlekit.brats.cases import GO_ON
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.brats.prepared import refuse_unprepared
 from bundlekit.brats.reading import class_indices
-from bundlekit.cases.case import Case
+from bundlekit.cases.case import MOST_MISSING, Case
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.air import without_ringing
 from bundlekit.images.hdf5 import affine_in, open_h5

@@ -35,7 +35,7 @@ from bundlekit.brats.naming import (
     role_of,
     scheme_of,
 )
-from bundlekit.cases.case import Case, check_names, refusing
+from bundlekit.cases.case import MOST_MISSING, Case, check_names, refusing
 from bundlekit.cases.datalist import numbers_in, read_datalist
 from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.headers import check_headers, without_results
@@ -43,7 +43,6 @@ from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 
 _log = logging.getLogger(__name__)
-MOST_MISSING = 2  # modalities of a case that `fill_missing` takes as zeros, at most
 GO_ON = "or go on without it, for a worse mask: --fill_missing True"
 
 

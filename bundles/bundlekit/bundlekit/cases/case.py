@@ -11,6 +11,7 @@ from bundlekit.errors import BundleError, Finding
 Case = dict[str, Any]
 _P = ParamSpec("_P")
 
+MOST_MISSING = 2  # modalities of a case that `fill_missing` takes as zeros, at most
 _LONGEST = 180  # bytes: with what is added to it, a name of a file has at most 255
 
 

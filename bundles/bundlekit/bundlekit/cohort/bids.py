@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundlekit.brats.cases import MOST_MISSING
-from bundlekit.cases.case import Case
+from bundlekit.cases.case import MOST_MISSING, Case
 from bundlekit.cohort.records import ASIDE
 from bundlekit.errors import BundleError, Finding, printable
 from bundlekit.files import write_content

@@ -76,6 +76,37 @@ def without_rounding(labels: np.ndarray) -> np.ndarray:
     return np.where(np.abs(labels - whole) <= rounding_of(labels), whole, labels)
 
 
+def whole_numbers(labels: np.ndarray, file: str) -> np.ndarray:
+    """A label map in an integer type.
+
+    Args:
+        labels: of any shape and type.
+        file: it is from, for the message.
+
+    Raises:
+        BundleError: for a voxel that is no whole number.
+    """
+    if np.issubdtype(labels.dtype, np.integer):
+        return labels
+    if labels.dtype == bool:
+        return labels.view(np.uint8)
+    if np.isfinite(labels).all():
+        whole = np.rint(labels).astype(np.int32)
+        wrong = np.abs(labels - whole) > rounding_of(labels)
+        if not wrong.any():
+            return whole
+    else:
+        wrong = ~np.isfinite(labels)
+    raise BundleError(
+        Finding(
+            file,
+            f"{int(wrong.sum())} voxel(s) that are not whole numbers, e.g. {float(labels[wrong][0]):.9g}",
+            "a label map; every voxel the number of a structure",
+            "give the label itself; resample labels with nearest-neighbour interpolation",
+        )
+    )
+
+
 def require_numbers(array: np.ndarray, path: str) -> None:
     """Refuse voxels that are no single real numbers.
 

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import ndimage
 
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.nifti import rounding_of
+from bundlekit.images.nifti import whole_numbers
 
 BACKGROUND, CSF, GM, WM = 0, 1, 2, 3
 DEEP_GM = 4  # of networks that tell deep grey matter from the other; GM is that alone then
@@ -326,37 +326,6 @@ def _first_or_refuse(fits: Sequence[str], ids: set[int], file: str) -> str:
             f"the numbers {some} ({len(ids)} in all), {why}",
             f"a label in one of the numberings {', '.join(NUMBERINGS)}",
             "name it with --numbering NAME",
-        )
-    )
-
-
-def whole_numbers(labels: np.ndarray, file: str) -> np.ndarray:
-    """A label map in an integer type.
-
-    Args:
-        labels: of any shape and type.
-        file: it is from, for the message.
-
-    Raises:
-        BundleError: for a voxel that is no whole number.
-    """
-    if np.issubdtype(labels.dtype, np.integer):
-        return labels
-    if labels.dtype == bool:
-        return labels.view(np.uint8)
-    if np.isfinite(labels).all():
-        whole = np.rint(labels).astype(np.int32)
-        wrong = np.abs(labels - whole) > rounding_of(labels)
-        if not wrong.any():
-            return whole
-    else:
-        wrong = ~np.isfinite(labels)
-    raise BundleError(
-        Finding(
-            file,
-            f"{int(wrong.sum())} voxel(s) that are not whole numbers, e.g. {float(labels[wrong][0]):.9g}",
-            "a label map; every voxel the number of a structure",
-            "give the label itself; resample labels with nearest-neighbour interpolation",
         )
     )
 

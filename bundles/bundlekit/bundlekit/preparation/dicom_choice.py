@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from bundlekit.brats.cases import MOST_MISSING
 from bundlekit.brats.naming import MODALITIES
+from bundlekit.cases.case import MOST_MISSING
 from bundlekit.errors import BundleError, Finding
 from bundlekit.preparation.dicom_series import Stack, Study
 from bundlekit.preparation.dicom_volumes import grid_of, put_in_order

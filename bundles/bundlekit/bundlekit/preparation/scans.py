@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bundlekit.brats.cases import MOST_MISSING
 from bundlekit.brats.naming import EXPECTED, MODALITIES, role_of
+from bundlekit.cases.case import MOST_MISSING
 from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding

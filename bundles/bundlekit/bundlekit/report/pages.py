@@ -18,9 +18,8 @@ import numpy as np
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_content, write_result
 from bundlekit.images.drawing import box_plot, draw, draw_slices, require_matplotlib
-from bundlekit.images.nifti import read_affine, read_array, same_places
+from bundlekit.images.nifti import read_affine, read_array, same_places, whole_numbers
 from bundlekit.images.writing import left_as_segmented
-from bundlekit.label_maps.numberings import whole_numbers
 from bundlekit.report.scans import Scan
 from bundlekit.report.table import MASK_CORRECTED, TABLE, VolumeTable, flagged
 from bundlekit.report.view import VIEWER, write_viewer, write_volumes

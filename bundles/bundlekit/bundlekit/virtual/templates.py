@@ -14,7 +14,7 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from bundlekit.images.nifti import read_affine, read_volume
+from bundlekit.images.nifti import read_affine, read_volume, whole_numbers
 from bundlekit.label_maps import numberings
 
 # left and right numbers of what comes in pairs: white matter, cortex, cerebellum (two), thalamus, caudate, putamen
@@ -39,7 +39,7 @@ def template_of(file: str, like: torch.Tensor, first_mm: tuple[float, float, flo
         ValueError: if a number is not FreeSurfer's, or there is hardly any grey and white matter.
     """
     image = nib.as_closest_canonical(nib.Nifti1Image(read_volume(file), read_affine(file)))
-    numbers = numberings.whole_numbers(np.asarray(image.dataobj), file)
+    numbers = whole_numbers(np.asarray(image.dataobj), file)
     beyond = np.unique(numbers[(numbers < 0) | (numbers > np.iinfo(np.int16).max)])[:8].tolist()
     if beyond:
         raise ValueError(f"{file}: the numbers {beyond} are not FreeSurfer's; expected a map of that numbering.")
