@@ -104,15 +104,12 @@ def scan_cases(
     findings += check_names(cases, str(datalist or dataset_dir))
     cases = cases if labelled else without_results(cases)
     wrong = check_headers(cases, patch_size)
-    if not labelled:  # a label that cannot be used is none
-        without = check_headers(
-            [{**case, "label": ""} if found else case for case, found in zip(cases, wrong, strict=True)], patch_size
-        )
-        for case, found, left in zip(cases, wrong, without, strict=True):
-            if found and not left:
-                _log.warning("%s: its label is left aside: %s", case["case"], "; ".join(map(str, found)))
-                case["label"] = ""
-        wrong = without
+    for position in [] if labelled else [n for n, found in enumerate(wrong) if found]:
+        case = cases[position]
+        (without,) = check_headers([{**case, "label": ""}], patch_size)
+        if not without:  # a label that cannot be used is none
+            _log.warning("%s: its label is left aside: %s", case["case"], "; ".join(map(str, wrong[position])))
+            case["label"], wrong[position] = "", []
     findings += [finding for found in wrong for finding in found]
     cases = [case for case, found in zip(cases, wrong, strict=True) if not found]
     unclear = set_et_label(cases, et_label)

@@ -92,7 +92,7 @@ def read_voxels(stack: Stack) -> np.ndarray:
         slope, intercept = one.scale
         out[:, :, k] = stored.T.astype(np.float32) * np.float32(slope) + np.float32(intercept)
         padding = header.get("PixelPaddingValue")
-        if isinstance(padding, (int, float, str)):  # no measurement: air
+        if isinstance(padding, (int, float)):  # no measurement: air
             out[:, :, k][int(padding) == stored.T] = 0
     if findings:
         raise BundleError(findings)

@@ -120,9 +120,9 @@ def _labels(mask: Path, grid: Grid) -> np.ndarray:
     array = without_rounding(read_volume(str(mask)))
     _refuse_other_grid(mask, array.shape, grid)
     values = np.unique(array)
-    broken = [value for value in values if value != np.round(value) or not 0 <= value <= 255]
-    if len(values) > _MOST_VALUES or broken:
-        example = f", {broken[0]:g} among them" if broken else ""
+    broken = values[(values != np.round(values)) | ~((values >= 0) & (values <= 255))]
+    if len(values) > _MOST_VALUES or broken.size:
+        example = f", {broken[0]:g} among them" if broken.size else ""
         found = f"{len(values)} values from {values[0]:g} to {values[-1]:g}{example}"
         raise BundleError(Finding(str(mask), found, "whole numbers from 0 to 255: labels", "give the label map"))
     return array.astype(np.uint8)

@@ -174,7 +174,8 @@ def _draw(case: CaseOnPage, folder: Path, out: Path, scan: Scan | None, names: M
     stem = _file_name(case.name)
     planes = out / f"{stem}_planes.png"
     seen = (scan.voxels, scan.affine)
-    draw(seen, labels, planes, names=called, window=scan.window, title=scan.shown, sides=scan.sides_known)
+    title = scan.shown if len(scan.channels) > 1 else ""
+    draw(seen, labels, planes, names=called, window=scan.window, title=title, sides=scan.sides_known)
     slices = out / f"{stem}_slices.png"
     if values:
         draw_slices((scan.voxels, scan.affine), labels, slices, names=called, window=scan.window)
