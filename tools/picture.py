@@ -101,6 +101,8 @@ def overlay(
             _panel(axis, volume[..., slice_][box], None if mask is None else mask[..., slice_][box], list(labels))
             axis.set_title(name, color="white", fontsize=8)
         line[0].text(0.02, 0.03, title, color="white", fontsize=6, transform=line[0].transAxes)
+        for axis in line:  # the patient's right
+            axis.text(0.01, 0.5, "R", color="white", fontsize=7, transform=axis.transAxes)
     for axis in axes.flat:
         axis.set_axis_off()
     patches = [Patch(color=COLOURS[i], label=name) for i, name in enumerate(labels.values())]
