@@ -38,6 +38,7 @@ def box() -> np.ndarray:
         ("removed", 0.5, 0.4, 0.5),
         ("intensities", 50, 49, 50),
         ("confidence", {"all": 0.9}, {"all": 0.91}, 0.9),
+        ("little_core", 0.002, 0.001, 0.002),  # ml
     ],
 )
 def test_a_limit(check: str, good: Any, bad: Any, value: float) -> None:

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 from bundlekit.errors import BundleError, Finding
+from bundlekit.images.components import components
 from bundlekit.report.volumes import Volume
+
+_LITTLE = 0.01  # share of core in a piece of a tumour
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,23 @@ def _largest_part(result: Result, limit: Mapping[str, float]) -> Flag | None:
     return None
 
 
+def _little_core(result: Result, limit: float) -> Flag | None:
+    """Pieces of a tumour of BraTS (1 and 3: core, 2: oedema) of which less than a hundredth is core."""
+    total_ml = max((volume.ml for volume in result.volumes.values()), default=0.0)  # of the whole tumour
+    if total_ml <= limit:
+        return None
+    pieces, _ = components(result.classes > 0)
+    sizes = np.bincount(pieces.ravel())
+    core = np.bincount(pieces[(result.classes > 0) & (result.classes != 2)], minlength=len(sizes))
+    little = core < _LITTLE * sizes
+    little[0] = False
+    ml = total_ml * float(sizes[little].sum() / max(sizes[1:].sum(), 1))
+    if ml <= limit:
+        return None
+    told = f"{ml:.3g} ml of the mask lie in pieces with hardly any core"
+    return Flag("little_core", ml, f"{told}: oedema whose lesion is not seen, or a false finding.")
+
+
 def _removed(result: Result, limit: float) -> Flag | None:
     if result.removed_ml <= limit:
         return None
@@ -220,6 +240,7 @@ CHECKS = {
     "brain_volume": Check(_brain_volume, "the least and the most ml, e.g. [900, 2000]", _range),
     "many_components": Check(_many_components, "numbers by name, of {names}", _by_name),
     "largest_part": Check(_largest_part, "shares by name, of {names}", _by_name),
+    "little_core": Check(_little_core, "ml, e.g. 5", _number),
     "confidence": Check(_confidence, "shares by name, of {names}", _by_name),
     "removed": Check(_removed, "ml", _number),
     "share": Check(_share, "[whole, least, most] by name, of {names}", _shares),
