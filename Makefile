@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test test-label label lint clean
 
-demo: .venv/tools  ## a real T1 and virtual gliomas, segmented, scored and drawn; leaves demo/
+demo: .venv/tools  ## an average T1 (ICBM152) and virtual gliomas, segmented, scored and drawn; leaves demo/
 	$(BIN)/python -m tools demo
 
 test: .venv/dev lint  ## everything CI checks

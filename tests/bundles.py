@@ -106,7 +106,7 @@ BUNDLES = {
         train_overlays=("pretrain_virtual", "finetune+resume", "native+finetune", "native+chunks+multi_gpu"),
         shipped={
             **{"target": "regions", "channels": WIDTHS, "uniform_shape": [128, 128, 128]},
-            **{"modality_dropout": 0.3, "minimum_share": 0.1},
+            **{"modality_dropout": 0.3, "minimum_share": 0.1, "minimum_component_ml": 0.05},
         },
         golden={"dice_WT": 0.903, "dice_TC": 0.827, "dice_ET": 0.665},
         golden_within=0.02,

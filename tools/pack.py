@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 import stat
 import zipfile
 from pathlib import Path
@@ -15,10 +17,12 @@ from bundlekit.cases.datalist import TRAINED_ON
 from bundlekit.files import write_whole
 from bundlekit.weights.settings import SETTINGS
 from bundlekit.weights.shipped import RECORD, check_shipped, shipped_files
-from tools.bundles import KIT, folder_of, names
+from tools.bundles import KIT, ROOT, folder_of, names
 
 _KIT = (".py", ".json", ".html", ".css", ".js", ".txt")  # of bundlekit: modules, templates and viewer of reports
 _PARTS = {"configs": (".yaml", ".json", ".conf"), "docs": (".md", ".png", ".txt", ".json")}
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")  # of Markdown: whether a picture, words, target
+_RESULTS = ROOT.parent / "docs" / "results.md"  # what the columns and flags mean, for all bundles
 _CORE = {"numpy": "numpy", "torch": "pytorch", "monai": "monai"}  # package -> its <key>_version in metadata.json
 
 
@@ -26,7 +30,7 @@ def pack(bundle: str, out: str) -> list[str]:
     """Write a bundle as `<name>_v<version>.zip`, which runs wherever it is unpacked, and return the zips written.
 
     In the folder `<name>/` lie the bundle's configs (each YAML file also as JSON, which `monai.bundle.load` and MONAI
-    Label open), docs, shipped weights, licence and package; beside the package the whole of bundlekit, since the
+    Label open), docs with what all bundles' results mean, shipped weights, licence and package; beside the package the whole of bundlekit, since the
     overlays reach nearly all of it and it has a fiftieth of the weights' size; `requirements.txt`; and `SHA256SUMS` of
     every other file (`sha256sum -c SHA256SUMS`). The same files give the same bytes: times, modes and order are fixed,
     and nothing is compressed, because another zlib would give other bytes and weights hardly shrink. Files are of
@@ -81,7 +85,12 @@ def _contents(bundle: str) -> dict[str, bytes]:
     else:
         print(f"{bundle}: ships no weights")
     found += (folder / bundle).rglob("*.py")
-    files = {file.relative_to(folder).as_posix(): file.read_bytes() for file in found}
+    placed = {file.resolve(): file.relative_to(folder).as_posix() for file in found}
+    placed[_RESULTS.resolve()] = f"docs/{_RESULTS.name}"
+    files = {path: file.read_bytes() for file, path in placed.items()}
+    for file, path in placed.items():
+        if file.suffix == ".md":
+            files[path] = _with_links_inside(files[path].decode(), file, path, placed).encode()
     files |= {
         file.relative_to(KIT.parent).as_posix(): file.read_bytes() for file in KIT.rglob("*") if file.suffix in _KIT
     }
@@ -92,6 +101,29 @@ def _contents(bundle: str) -> dict[str, bytes]:
     sums = "".join(f"{hashlib.sha256(files[path]).hexdigest()}  {path}\n" for path in sorted(files))
     files["SHA256SUMS"] = sums.encode()
     return dict(sorted(files.items()))
+
+
+def _with_links_inside(text: str, file: Path, path: str, placed: dict[Path, str]) -> str:
+    """Markdown in which links lead to where the files lie in the zip; of those that it lacks the words stay.
+
+    Args:
+        text: of `file`.
+        file: in the checkout.
+        path: in the zip.
+        placed: file of the checkout -> path in the zip.
+    """
+
+    def link(found: re.Match[str]) -> str:
+        picture, words, target = found.groups()
+        name, hash_, anchor = target.partition("#")
+        if not name or "://" in target:
+            return found[0]
+        there = placed.get((file.parent / name).resolve())
+        if there is None:
+            return "" if picture else words
+        return f"{picture}[{words}]({os.path.relpath(there, os.path.dirname(path))}{hash_}{anchor})"
+
+    return _LINK.sub(link, text)
 
 
 def _write(file: Any, top: str, files: dict[str, bytes]) -> None:

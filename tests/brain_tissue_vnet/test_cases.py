@@ -565,7 +565,7 @@ def test_datalist_by_hand(tmp_path: Path) -> None:
         ("a_T1.nii", "no label"),
         ({"image": "a_T1.nii", "label": "a_seg.nii", "numbering": "fsl"}, "numbering 'fsl'"),
         ({"image": "a_T1.nii", "label_parts": ["a_seg.nii"]}, "label_parts: 1 file(s)"),
-        ({"image": "b_T1.nii", "label": "a_seg.nii"}, "cannot be read"),
+        ({"image": "b_T1.nii", "label": "a_seg.nii"}, "no such file"),
     ],
 )
 def test_wrong_entry_is_named(tmp_path: Path, entry: Any, found: str) -> None:
@@ -575,6 +575,7 @@ def test_wrong_entry_is_named(tmp_path: Path, entry: Any, found: str) -> None:
     (finding,) = findings_of(None, datalist=path)
     assert found in finding.found
     assert finding.file in (f"{path} (validation[0])", str(tmp_path / "b_T1.nii"))
+    assert ("files have moved also takes --dataset_dir" in finding.fix) == (found == "no such file")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{"])

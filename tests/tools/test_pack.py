@@ -74,10 +74,11 @@ def test_it_holds_the_bundle_and_what_it_needs(name: str, packed: dict[str, Path
     parts = [file for file in KIT.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
     kit = {f"bundlekit/{file.relative_to(KIT).as_posix()}" for file in parts}
     twins = {path.removesuffix(".yaml") + ".json" for path in there if path.endswith(".yaml")}
-    made = {"SHA256SUMS", "requirements.txt", *twins}
+    made = {"SHA256SUMS", "requirements.txt", "docs/results.md", *twins}
     if listed:  # in a checkout
         assert there == {*listed, *kit, *made}
-        assert all((folder / path).read_bytes() == (source / path).read_bytes() for path in listed)
+        same = [path for path in listed if not path.endswith(".md")]  # whose links change
+        assert all((folder / path).read_bytes() == (source / path).read_bytes() for path in same)
     assert not [path for path in there if re.search(r"eval/|last\.pt|datalist\.json|__pycache__|\.pyc|(^|/)\.", path)]
     sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
     assert sums == {p: hashlib.sha256((folder / p).read_bytes()).hexdigest() for p in there - {"SHA256SUMS"}}
@@ -85,6 +86,25 @@ def test_it_holds_the_bundle_and_what_it_needs(name: str, packed: dict[str, Path
         yaml, other = (ConfigParser.load_config_file(folder / f) for f in (twin.replace(".json", ".yaml"), twin))
         assert yaml == other
     assert (folder / "requirements.txt").read_text().split() == requirements_of(name)
+
+
+@pytest.mark.parametrize("name", names())
+def test_links_of_its_texts_lead_to_what_it_holds(name: str, packed: dict[str, Path]) -> None:
+    folder = packed[name]
+    texts = sorted(folder.rglob("*.md"))
+    assert folder / "docs/results.md" in texts
+    for text in texts:
+        for words, target in re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", text.read_text()):
+            file, _, anchor = target.partition("#")
+            there = (text.parent / file).resolve() if file else text
+            assert "://" in target or there.is_file(), (text.name, words, target)
+            if anchor and "://" not in target and there.suffix == ".md":
+                headings = re.findall(r"^#+ (.*)", there.read_text(), re.MULTILINE)
+                assert anchor in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings], target
+    card = (folder / "docs/README.md").read_text()
+    assert "](results.md#what-should-be-looked-at)" in card
+    lost = re.sub(r"\]\([^)]*\)|\[|`", "", (ROOT / "bundles" / name / "docs/README.md").read_text())
+    assert re.sub(r"\]\([^)]*\)|\[|`", "", card) == lost, "only links are taken out"
 
 
 def modules_in(file: Path, name: str) -> Iterator[str]:

@@ -12,6 +12,10 @@ from types import TracebackType
 from typing import Any
 
 
+# of a file that a folder or a datalist names and that is not there
+FIND_MOVED = "check the folder; a datalist whose files have moved also takes --dataset_dir, where they lie now"
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing wrong with one file, in the four parts that a user needs to mend it.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from bundlekit.cases.case import Case
-from bundlekit.errors import Finding
+from bundlekit.errors import FIND_MOVED, Finding
 from bundlekit.images.nifti import is_dicom, open_nifti, same_places
 from bundlekit.images.writing import left_as_segmented
 
@@ -67,10 +68,12 @@ def _check_case(case: Case, patch_size: Sequence[int] | None) -> list[Finding]:
             header = open_nifti(file)
             shape, affine = tuple(int(n) for n in header.shape), np.asarray(header.affine)
         except Exception as error:  # nibabel raises a dozen types for what is one thing to the user
-            reason, fix = str(error), "copy or download the file again"
-            if is_dicom(file):
-                reason, fix = "it is DICOM", "convert the series to NIfTI first, e.g. with dcm2niix"
-            findings.append(Finding(file, f"cannot be read ({reason})", "a NIfTI file", fix))
+            found, fix = f"cannot be read ({error})", "copy or download the file again"
+            if not os.path.exists(file):
+                found, fix = "no such file", FIND_MOVED
+            elif is_dicom(file):
+                found, fix = "cannot be read (it is DICOM)", "convert the series to NIfTI first, e.g. with dcm2niix"
+            findings.append(Finding(file, found, "a NIfTI file", fix))
             continue
         volume = "channels" in case and [file] == case["image"]
         dimensions = 4 if volume else 3

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from bundlekit.errors import BundleError, Finding
+from bundlekit.errors import FIND_MOVED, BundleError, Finding
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def open_h5(path: str) -> Iterator[h5py.File]:
         raise
     except (OSError, RuntimeError) as error:  # h5py raises them for anything that HDF5 complains of
         if not Path(path).is_file():
-            found, fix = "no such file", "check the folder, or the datalist"
+            found, fix = "no such file", FIND_MOVED
         elif not h5py.is_hdf5(path):
             found, fix = "not an HDF5 file", "take it out of the folder, or download it again"
         else:
