@@ -8,6 +8,7 @@ import gzip
 import inspect
 import logging
 import os
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -21,9 +22,11 @@ from tqdm import tqdm
 
 from bundlekit.brats import scan_cases
 from bundlekit.configs import refuse_settings
+from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_whole
 from bundlekit.images.hdf5 import open_h5
 from bundlekit.images.nifti import form_of, require_numbers
+from bundlekit.images.writing import left_as_segmented
 from tools.bundles import module_of, reader_of, scan_cases_of
 
 _log = logging.getLogger(__name__)
@@ -59,6 +62,10 @@ def to_h5(to: str | None = None, **options: Any) -> list[str]:
     source, target, settings = _folders("h5", to, options)
     cases = _all_sound(*scan_cases(source, labelled=False, **_known(scan_cases, settings)))
     left = [str(file) for case in cases if not case["label"] for file in _labels_beside(case)]
+    unusable = {file for file in left if not left_as_segmented(file)}
+    if unusable:
+        _, found = scan_cases(source, **_known(scan_cases, settings))
+        _all_sound([], [one for one in found if one.file in unusable] or [f"{file}: no label" for file in unusable])
     if left:
         text = (
             "%d mask(s) are left out, as inference wrote them and nobody changed them: %s; no HDF5 file will hold them"
@@ -183,10 +190,14 @@ class _Nifti:
     def __init__(self, path: str, root: Path) -> None:
         self.path = path
         raw = Path(path).read_bytes()
-        self.content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-        self.image = _kind(self.content).from_bytes(self.content)
-        self.head = self.content[: int(self.image.dataobj.offset)]
-        self.intensities = np.asarray(self.image.dataobj)
+        try:
+            self.content = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+            self.image = _kind(self.content).from_bytes(self.content)
+            self.head = self.content[: int(self.image.dataobj.offset)]
+            self.intensities = np.asarray(self.image.dataobj)
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            found = f"cannot be decoded to its end ({error})"
+            raise BundleError(Finding(path, found, "a complete NIfTI file", "copy or download it again")) from error
         require_numbers(self.intensities, path)
         folder = os.path.abspath(root if root.is_dir() else root.parent)  # not through links: these have other names
         self.name = Path(os.path.relpath(os.path.abspath(path), folder)).as_posix()

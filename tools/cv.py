@@ -101,11 +101,11 @@ def cv(
         if all((place / name).is_file() for name in ("scores.csv", "summary.json", "model.pt")):
             return f"fold {fold}: finished before"
         gpu = free.get()
-        environment = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})}
-        place.mkdir(parents=True, exist_ok=True)
-        log = place / "log.txt" if jobs > 1 else None
-        resume = ["resume.yaml"] if (place / "last.pt").is_file() else []
         try:
+            environment = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})}
+            place.mkdir(parents=True, exist_ok=True)
+            log = place / "log.txt" if jobs > 1 else None
+            resume = ["resume.yaml"] if (place / "last.pt").is_file() else []
             if failed.is_set():
                 return f"fold {fold}: not started"
             if not _finished(place / "last.pt"):

@@ -25,7 +25,8 @@ _MODALITIES = {"T1": "t1", "T1ce": "t1ce", "T2": "t2", "FLAIR": "flair"}
 def demo(out: str = "demo", cases: int = 3, seed: int = 1) -> None:
     """Segment and score the ICBM152 T1 and virtual gliomas; draw both.
 
-    The T1 is an average of many heads, on which the tissue weights were chosen among others: its scores are no test. Leaves in `out`: tissue/ (the ICBM152 T1, its scores and mask), cases/ (virtual gliomas), glioma/ (scores.csv,
+    The T1 is an average of many heads, on which the tissue weights were chosen among others: its scores are no test.
+    Leaves in `out`: tissue/ (the ICBM152 T1, its scores and mask), cases/ (virtual gliomas), glioma/ (scores.csv,
     summary.json, masks), tissue.png and glioma.png.
 
     Args:

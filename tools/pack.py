@@ -29,13 +29,14 @@ _CORE = {"numpy": "numpy", "torch": "pytorch", "monai": "monai"}  # package -> i
 def pack(bundle: str, out: str) -> list[str]:
     """Write a bundle as `<name>_v<version>.zip`, which runs wherever it is unpacked, and return the zips written.
 
-    In the folder `<name>/` lie the bundle's configs (each YAML file also as JSON, which `monai.bundle.load` and MONAI
-    Label open), docs with what all bundles' results mean, shipped weights, licence and package; beside the package the whole of bundlekit, since the
-    overlays reach nearly all of it and it has a fiftieth of the weights' size; `requirements.txt`; and `SHA256SUMS` of
-    every other file (`sha256sum -c SHA256SUMS`). The same files give the same bytes: times, modes and order are fixed,
-    and nothing is compressed, because another zlib would give other bytes and weights hardly shrink. Files are of
-    1 January 1980, the earliest that a zip can hold, at a time of day that comes from their content: `unzip` sets it,
-    and Python takes a compiled module for current where size and time are those of its source.
+    In the folder `<name>/` lie the bundle's configs (each YAML file also as JSON, which `monai.bundle.load` and
+    MONAI Label open), docs with what all bundles' results mean, shipped weights, licence and package; beside the
+    package the whole of bundlekit, since the overlays reach nearly all of it and it has a fiftieth of the weights'
+    size; `requirements.txt`; and `SHA256SUMS` of every other file (`sha256sum -c SHA256SUMS`). The same files give
+    the same bytes: times, modes and order are fixed, and nothing is compressed, because another zlib would give
+    other bytes and weights hardly shrink. Files are of 1 January 1980, the earliest that a zip can hold, at a time
+    of day that comes from their content: `unzip` sets it, and Python takes a compiled module for current where size
+    and time are those of its source.
 
     Example: python -m tools pack all --out DIR
 

@@ -14,7 +14,7 @@ from bundlekit.report.handler import names_of
 from bundlekit.report.pages import write_report
 from bundlekit.report.scans import ScansOf
 from bundlekit.report.table import VolumeTable
-from tools.bundles import names, parse
+from tools.bundles import names, parse, plain_errors
 
 
 def report(folder: str, dataset_dir: str | None = None, datalist: str | None = None, **settings: Any) -> None:
@@ -37,7 +37,8 @@ def report(folder: str, dataset_dir: str | None = None, datalist: str | None = N
     window: Sequence[float] | None = None
     shown: dict[str, str] = {}
     if parser is not None and (dataset_dir or datalist):
-        cases = parser.get_parsed_content("cases")
+        with plain_errors():
+            cases = parser.get_parsed_content("cases")
         load = parser.get_parsed_content("preprocessing").transforms[0]
         window = parser.get_parsed_content("window") if "window" in parser else None
         written: Any = next(part for part in parser["handlers"] if part["_target_"] == "bundlekit.WriteReport")

@@ -8,16 +8,16 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.orientations import io_orientation, ornt_transform
 from tqdm import tqdm
 
-from bundlekit.images.nifti import read_affine, read_array, without_rounding
+from bundlekit.images.nifti import on_axes_of, read_affine, read_array, without_rounding
 from bundlekit.images.writing import left_as_segmented
 from bundlekit.preparation.grids import Grid
 from bundlekit.report.brain import MeasureBraind
 from bundlekit.report.flags import Result
 from bundlekit.report.handler import WriteVolumes
 from bundlekit.report.table import NOW, TABLE, VolumeTable
+from tools.bundles import plain_errors
 from tools.report import results_in
 
 _log = logging.getLogger(__name__)
@@ -54,7 +54,8 @@ def volumes(folder: str, dataset_dir: str | None = None, datalist: str | None = 
     measure: WriteVolumes = parser.get_parsed_content(f"handlers::{places[0]}")
     measure.checks = {}  # they are about what a network found
     load: Any = parser.get_parsed_content("preprocessing").transforms[0]
-    cases = {str(case["case"]): case for case in parser.get_parsed_content("cases")}
+    with plain_errors():
+        cases = {str(case["case"]): case for case in parser.get_parsed_content("cases")}
     before: dict[str, list[dict[str, str]]] = {}
     for row in table.rows():
         before.setdefault(row["case"], []).append(row)
@@ -87,8 +88,8 @@ def _require_grid(mask: Path, scan: Any) -> None:
     """Refuse a mask that is not on the grid of its scan, in whatever order its axes are: its volumes mean nothing."""
     image = nib.load(mask)
     there = Grid(tuple(scan.shape[1:]), np.asarray(scan.affine, np.float64))  # type: ignore[arg-type]
-    turned = image.as_reoriented(ornt_transform(io_orientation(image.affine), io_orientation(there.affine)))  # type: ignore[attr-defined]
-    here = Grid(turned.shape[:3], turned.affine)
+    turned, affine = on_axes_of(np.broadcast_to(np.uint8(0), image.shape[:3]), image.affine, there.affine)  # type: ignore[attr-defined]
+    here = Grid(turned.shape, affine)  # type: ignore[arg-type]
     if not here.same_as(there):
         found = f"{mask} is on another grid than its scan ({_told(here)}; {_told(there)})"
         raise ValueError(f"{found}; save the corrected mask on the grid of the scan.")

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,13 +35,19 @@ from tests.conftest import ROOT
 from tools.bundles import find_cases_of, names, parse
 from tools.convert import to_h5
 from tools.label.environment import environment
-from tools.label.server import free_port
 from tools.pack import pack
 
 DATA = Path(os.environ.get("BRAIN_DATA", ROOT.parent / "shared" / "data"))
 GLIOMA, HEAD, TORSO = "VirtualGlioma_00000", "sub-000", "FLARE22_Tr_0001"
 METS = "BraTS-MET-00009-000"
 BRATS_LABELS = {"necrotic core": 1, "oedema": 2, "3 (not used)": 3, "enhancing tumour": 4}
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)

@@ -142,6 +142,15 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
     (folder / "Case_1_t2.nii.gz").unlink()
     with pytest.raises(ValueError, match="1 problem"):
         to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
+    write_case(tmp_path / "cut" / "Case_2")
+    label = tmp_path / "cut" / "Case_2" / "Case_2_seg.nii.gz"
+    whole = label.read_bytes()
+    for rest, found in ((whole[:20], "1 problem"), (whole[:-8], "cannot be decoded to its end")):
+        label.write_bytes(rest)
+        with pytest.raises(ValueError, match=r"Case_2_seg\.nii\.gz[\s\S]*cannot be (read|decoded)") as caught:
+            to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "cut")})
+        assert found in str(caught.value)
+    assert not [path for path in (tmp_path / "h5").rglob("*") if path.is_file()]
     with pytest.raises(ValueError, match="no setting --speed"):
         to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti"), "speed": 1})
     (tmp_path / "file").write_text("")

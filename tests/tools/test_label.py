@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import shutil
 import socket
+import socketserver
 import subprocess
 import venv
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +21,7 @@ from tools.bundles import names
 from tools.label import app_folder
 from tools.label.app_folder import make_app
 from tools.label.environment import _stand_in_for_torchvision
-from tools.label.server import _alone, _origins, label
+from tools.label.server import _alone, _origins, _wait, label
 
 NAME = "brats_resunet"
 
@@ -163,12 +167,44 @@ def test_a_second_network_comes_along_and_is_kept(tmp_path: Path, weights: Path)
 
 def test_weights_of_unknown_origin_are_kept(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder that an earlier version made has no record of what was copied."""
+    make_app(tmp_path / "app", [NAME], {NAME: str(weights)})
     served = tmp_path / "app" / "model" / NAME / "models" / "model.pt"
-    served.parent.mkdir(parents=True)
+    served.with_name("copied.json").unlink()
     served.write_bytes(b"fine-tuned")
     make_app(tmp_path / "app", [NAME], {NAME: str(weights)})
     assert served.read_bytes() == b"fine-tuned"
     assert "--fresh True" in capsys.readouterr().out
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, weights: Path) -> None:
+    """An app of MONAI Label's own is what its users give as --app: it has a main.py and a lib."""
+    app = tmp_path / "monaibundle"
+    (app / "lib").mkdir(parents=True)
+    (app / "lib" / "own.py").write_text("kept")
+    (app / "main.py").write_text("kept")
+    with pytest.raises(ValueError, match="holds files that this server did not make"):
+        make_app(app, [NAME], {NAME: str(weights)})
+    assert sorted(file.name for file in app.rglob("*.*")) == ["main.py", "own.py"]
+    (tmp_path / "empty").mkdir()
+    make_app(tmp_path / "empty", [NAME], {NAME: str(weights)})
+    (tmp_path / "empty" / ".made_by_label").unlink()  # of an earlier version, which made no mark
+    make_app(tmp_path / "empty", [NAME], {NAME: str(weights)})
+
+
+def test_the_server_is_asked_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
+    with socketserver.TCPServer(("127.0.0.1", 0), _Answer) as server:
+        Thread(target=server.handle_request, daemon=True).start()
+        running: Any = SimpleNamespace(poll=lambda: None)
+        assert _wait(running, server.server_address[1], Path("log")) == {"models": {}}
+
+
+class _Answer(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"models": {}}')
 
 
 def test_pages_of_other_servers_need_the_users_word() -> None:

@@ -15,6 +15,7 @@ from tools.report import report
     [
         ({"datset_dir": "DIR"}, "no setting --datset_dir of brats_resunet's inference.yaml"),
         ({"allow_unprepared": "false"}, "--allow_unprepared is 'false'; expected"),
+        ({"dataset_dir": "/no/such/folder"}, "/no/such/folder\n *found: *no such file or folder"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, str], told: str, tmp_path: Path) -> None:

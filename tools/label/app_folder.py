@@ -17,6 +17,7 @@ from bundlekit.weights.settings import SETTINGS, companions
 from tools.bundles import KIT, ROOT, names
 
 _APP = Path(__file__).resolve().parent / "app"
+_MARK = ".made_by_label"  # in a folder that was made here
 _COPIED = "copied.json"  # beside the served weights: which file they were copied from, and its hash
 
 
@@ -36,11 +37,13 @@ def make_app(folder: Path, bundles: Sequence[str] | None, weights: Mapping[str, 
         fresh: replace weights that the folder has, fine-tuned or not.
 
     Raises:
-        ValueError: for a bundle that is not there, one that is asked for and has no weights, or if none has any.
+        ValueError: for a bundle that is not there, one that is asked for and has no weights, or if none has any; if
+            `folder` has anything that was not made here.
     """
     for name in (*(bundles or ()), *weights):
         if name not in names():
             raise ValueError(f"no bundle named {name!r}; there are: {', '.join(names())}.")
+    _refuse_another(folder)
     served, without = [], []
     for name in bundles or names():
         source = _weights_of(name, weights)
@@ -48,6 +51,8 @@ def make_app(folder: Path, bundles: Sequence[str] | None, weights: Mapping[str, 
         if source is None and not (target / "models" / "model.pt").is_file():
             without.append(name)
             continue
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _MARK).touch()
         _copy_bundle(name, target)
         if source is not None:
             _copy_weights(name, source, target / "models", name in weights, fresh)
@@ -63,6 +68,17 @@ def make_app(folder: Path, bundles: Sequence[str] | None, weights: Mapping[str, 
         _replace(_APP / part, folder / part)
     _replace(KIT, folder / KIT.name)
     return served
+
+
+def _refuse_another(folder: Path) -> None:
+    """Refuse a folder that was not made here, in which copies would replace files."""
+    earlier = any(folder.glob(f"model/*/models/{_COPIED}"))  # made by a version that left no mark
+    ours = earlier or (folder / _MARK).is_file()
+    if not ours and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(
+            f"{folder} holds files that this server did not make; expected a folder of its own for its copies, as an "
+            "app of MONAI Label's has no place in it. Give another --app, or none."
+        )
 
 
 def _weights_of(name: str, weights: Mapping[str, str]) -> Path | None:

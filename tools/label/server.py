@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any
 from urllib.error import URLError
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 from filelock import FileLock, Timeout
 
@@ -23,6 +23,7 @@ from tools.label.app_folder import make_app
 from tools.label.environment import environment
 
 _HOST = "127.0.0.1"
+_DIRECT = build_opener(ProxyHandler({}))  # no proxy of the environment stands between this machine and itself
 _PATIENCE = 180  # seconds until the server has to answer
 
 
@@ -127,13 +128,6 @@ def _serve(command: list[str], folder: Path, variables: dict[str, str], port: in
             signal.signal(number, handler)
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        return int(probe.getsockname()[1])
-
-
 def _list(value: str | Sequence[str] | None) -> list[str]:
     """Fire makes a tuple of what has commas."""
     parts = value.split(",") if isinstance(value, str) else list(value or ())
@@ -218,7 +212,7 @@ def _wait(server: subprocess.Popen, port: int, log: Path) -> Mapping[str, Any]:
         if server.poll() is not None:
             raise OSError(f"the server did not start; its last words, of {log}:\n{_tail(log)}")
         try:
-            with urlopen(f"http://{_HOST}:{port}/info/", timeout=10) as answer:
+            with _DIRECT.open(f"http://{_HOST}:{port}/info/", timeout=10) as answer:
                 return dict(json.load(answer))
         except (URLError, OSError):
             time.sleep(0.3)

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-
 # of a file that a folder or a datalist names and that is not there
 FIND_MOVED = "check the folder; a datalist whose files have moved also takes --dataset_dir, where they lie now"
 

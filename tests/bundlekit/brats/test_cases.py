@@ -243,8 +243,26 @@ def test_files_of_a_datalist_that_were_moved_are_found(tmp_path: Path, caplog: p
         tmp_path / "second"
     }
     assert "10 files of" in caplog.text
-    with pytest.raises(BundleError, match="No such file"):
+    with pytest.raises(BundleError, match="no such file"):
         find_cases(None, datalist=tmp_path / "datalist.json")
+
+
+def test_a_file_is_not_found_for_two_that_folders_told_apart(tmp_path: Path) -> None:
+    """`p1/t1.nii.gz` and `p2/t1.nii.gz`, and then a folder with a `t1.nii.gz`: whose is it?"""
+    kinds = ("t1", "t1ce", "t2", "flair")
+    listed = [{"case": p, "image": [f"/gone/{p}/{kind}.nii.gz" for kind in kinds]} for p in ("p1", "p2")]
+    (tmp_path / "list.json").write_text(json.dumps({"testing": listed}))
+    for kind in kinds:
+        write_nifti(tmp_path / "p1" / f"{kind}.nii.gz", scan())
+    with pytest.raises(BundleError, match=r"(?s)/gone/p1/t1\.nii\.gz.*no such file.*/gone/p2/"):
+        find_cases(tmp_path / "p1", datalist=tmp_path / "list.json", labelled=False)
+    (one,) = find_cases(tmp_path / "p1", datalist=only(tmp_path / "one.json", listed[:1]), labelled=False)
+    assert one["image"] == [str(tmp_path / "p1" / f"{kind}.nii.gz") for kind in kinds]
+
+
+def only(path: Path, listed: list[dict[str, Any]]) -> Path:
+    path.write_text(json.dumps({"testing": listed}))
+    return path
 
 
 def test_labels_are_taken_but_not_needed_when_unlabelled(tmp_path: Path) -> None:

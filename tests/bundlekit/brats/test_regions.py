@@ -6,7 +6,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, regions_of
+from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, labels_by_region, region_labels, regions_of
 
 torch.set_num_threads(1)
 
@@ -95,3 +95,12 @@ def test_probabilities_moved_to_another_grid_leave_the_logits_on_theirs() -> Non
     result = RegionProbabilitiesd()({"pred": logits})["probabilities"]
     result.affine = 5 * torch.eye(4)
     assert float(logits.affine[0, 0]) == 1
+
+
+def test_labels_of_probabilities_are_those_of_their_logits() -> None:
+    logits = 3 * torch.randn(4, 7, 8, 9, generator=torch.Generator().manual_seed(0))
+    labels = labels_by_region(logits.softmax(0))
+    assert torch.equal(labels, region_labels(logits))
+    assert set(labels.unique().tolist()) == {0, 1, 2, 3}
+    undecided = torch.tensor([0.4, 0.3, 0.3, 0.0]).view(4, 1, 1, 1)  # background is the most probable class
+    assert labels_by_region(undecided).item() == 2

@@ -182,7 +182,8 @@ def test_scans_that_were_moved_are_found_by_their_contents(prepared: Path, mask:
     shutil.move(tmp_path / "raw", tmp_path / "archive")
     with pytest.raises(BundleError, match=r"no such file[\s\S]*--sources DIR"):
         restore_case(prepared, mask, tmp_path / "out")
-    (tmp_path / "archive" / "x_t1.nii.gz").rename(tmp_path / "archive" / "renamed.nii.gz")
+    (tmp_path / "archive" / "sub").mkdir()
+    (tmp_path / "archive" / "x_t1.nii.gz").rename(tmp_path / "archive" / "sub" / "renamed.nii.gz")
     restore_case(prepared, mask, tmp_path / "out", sources=tmp_path / "archive")
     assert (tmp_path / "out" / "x_seg_on_t1.nii.gz").is_file()
     (tmp_path / "raw").mkdir()

@@ -164,6 +164,16 @@ def test_a_mask_that_was_saved_with_a_slope_keeps_its_classes(results: Path) -> 
         write_report(results, scan_of, names_of_classes)
 
 
+def test_a_mask_that_a_viewer_saved_in_another_order_is_drawn_where_it_was(results: Path) -> None:
+    index = write_report(results, scan_of, names_of_classes)
+    drawn = (index.parent / "a_planes.png").read_bytes()
+    turned = nib.load(results / "a_seg.nii.gz").as_reoriented([[1, 1], [0, -1], [2, 1]])
+    (index.parent / "a_planes.png").unlink()
+    nib.save(turned, results / "a_seg.nii.gz")
+    write_report(results, scan_of, names_of_classes)
+    assert (index.parent / "a_planes.png").read_bytes() == drawn
+
+
 def test_a_mask_of_another_scan_is_refused(results: Path) -> None:
     with pytest.raises(BundleError, match="on another grid than the scan of a"):
         write_report(results, lambda case: Scan({"scan 1": voxels()[:-1]}, AFFINE, "scan 1"))

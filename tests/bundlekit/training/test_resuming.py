@@ -14,6 +14,7 @@ from bundlekit.errors import BundleError
 from bundlekit.training.resuming import ResumeRun
 from bundlekit.training.saving import RecordRun, SaveCheckpoints
 from bundlekit.weights.loading import read_checkpoint
+from bundlekit.weights.settings import read_settings, record_setting
 from tests.bundlekit.training.conftest import Run, narrow, resume_error, save
 from tests.conftest import assert_equal
 
@@ -36,6 +37,21 @@ def test_resumed_run_is_the_run_itself(tmp_path: Path, stop_after: int) -> None:
         assert_equal(
             read_checkpoint(str(tmp_path / "stopped" / name)), read_checkpoint(str(tmp_path / "straight" / name))
         )
+
+
+def test_what_was_chosen_with_a_network_goes_along_into_another_folder(tmp_path: Path) -> None:
+    Run(tmp_path / "old").run(1)
+    model = tmp_path / "old" / "model.pt"
+    record_setting(model, "minimum_lesion_ml", 0.05)
+    record_setting(model, "lowres", "lowres.pt")
+    model.with_name("lowres.pt").write_bytes(b"second")
+    new = Run(tmp_path / "new", resume=tmp_path / "old" / "last.pt").run()
+    assert new.trainer.state.epoch == 4
+    assert read_settings(tmp_path / "new" / "model.pt")["after_training"] == {
+        "minimum_lesion_ml": 0.05,
+        "lowres": "lowres.pt",
+    }
+    assert (tmp_path / "new" / "lowres.pt").read_bytes() == b"second"
 
 
 def test_epochs_differ_so_that_a_resume_could_go_wrong(tmp_path: Path) -> None:

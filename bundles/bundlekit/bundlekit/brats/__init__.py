@@ -16,6 +16,6 @@ from bundlekit.brats.naming import MODALITIES
 from bundlekit.brats.normalising import NormaliseBraind
 from bundlekit.brats.order import CheckOrderd
 from bundlekit.brats.reading import LoadCased
-from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, region_labels, regions_of
+from bundlekit.brats.regions import REGIONS, RegionProbabilitiesd, labels_by_region, region_labels, regions_of
 from bundlekit.brats.sampling import TumourCentredCropd, TumourVoxelsd
 from bundlekit.brats.scores import ScoreCases

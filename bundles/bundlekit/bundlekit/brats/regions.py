@@ -27,8 +27,7 @@ def regions_of(label: torch.Tensor) -> torch.Tensor:
 
 def region_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """Summed softmax of each region's classes, B3HWD in the order WT, TC, ET, of logits of the classes (B4HWD)."""
-    softmax = torch.softmax(logits, dim=1)
-    return torch.stack([softmax[:, list(classes)].sum(dim=1) for classes in REGIONS.values()], dim=1)
+    return _summed(torch.softmax(logits, dim=1))
 
 
 def class_logits(regions: torch.Tensor) -> torch.Tensor:
@@ -65,6 +64,16 @@ def region_labels(logits: torch.Tensor) -> torch.Tensor:
     0.3 ED. Here that is tumour.
     """
     return nested_labels(region_probabilities(torch.as_tensor(logits).float()[None])[0])
+
+
+def labels_by_region(probabilities: torch.Tensor) -> torch.Tensor:
+    """`region_labels` of probabilities of the classes in place of logits: 4HWD, those of a voxel make up 1."""
+    return nested_labels(_summed(torch.as_tensor(probabilities).float()[None])[0])
+
+
+def _summed(classes: torch.Tensor) -> torch.Tensor:
+    """Probabilities of WT, TC and ET, B3HWD, of those of the classes (B4HWD)."""
+    return torch.stack([classes[:, list(inside)].sum(dim=1) for inside in REGIONS.values()], dim=1)
 
 
 class RegionProbabilitiesd(Transform):

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,29 +78,39 @@ def read_datalist(
 def _where_they_lie(
     entries: list[tuple[str, str, dict[str, Any]]], folder: Path, path: Path
 ) -> list[tuple[str, str, dict[str, Any]]]:
-    """Entries with the files that were moved into `folder`."""
-    moved = 0
+    """Entries with the files that were moved into `folder`.
+
+    One that is found for two, as where folders alone told patients apart, is taken for neither: whose it is is unknown.
+    """
+    keys = ("image", "label", "label_parts")
+    recorded = {file for _, _, entry in entries for key in keys for file in _files_of(entry.get(key))}
+    found = {file: _there(file, folder) for file in recorded if os.path.isabs(file) and not os.path.exists(file)}
+    times = Counter(there for there in found.values() if there)
+    moved = {file: there for file, there in found.items() if there and times[there] == 1}
 
     def now(file: Any) -> Any:
-        nonlocal moved
         if isinstance(file, list):
             return [now(one) for one in file]
-        if not isinstance(file, str) or not os.path.isabs(file) or os.path.exists(file):
-            return file
-        parts = Path(file).parts
-        there = (folder.joinpath(*parts[first:]) for first in range(1, len(parts)))
-        found = next((one for one in there if one.exists()), None)
-        moved += found is not None
-        return file if found is None else str(found)
+        return moved.get(file, file) if isinstance(file, str) else file
 
-    keys = ("image", "label", "label_parts")
-    told = [
+    if moved:
+        _log.info("%d files of %s are gone from there, and taken from %s", len(moved), path, folder)
+    return [
         (where, part, {**entry, **{key: now(entry[key]) for key in keys if key in entry}})
         for where, part, entry in entries
     ]
-    if moved:
-        _log.info("%d files of %s are gone from there, and taken from %s", moved, path, folder)
-    return told
+
+
+def _files_of(value: Any) -> list[str]:
+    """The names of files in a value of an entry."""
+    return [file for file in (value if isinstance(value, list) else [value]) if isinstance(file, str)]
+
+
+def _there(file: str, folder: Path) -> str | None:
+    """Where a file lies in `folder`, by as much of its path as there is."""
+    parts = Path(file).parts
+    places = (folder.joinpath(*parts[first:]) for first in range(1, len(parts)))
+    return next((str(place) for place in places if place.exists()), None)
 
 
 def _wrong_labels(entry: Mapping[str, Any], where: str) -> list[Finding]:

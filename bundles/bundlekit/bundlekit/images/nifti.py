@@ -11,6 +11,7 @@ from typing import cast
 import nibabel as nib
 import numpy as np
 from isal import igzip
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from bundlekit.errors import BundleError, Finding
 
@@ -190,6 +191,18 @@ def same_places(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> 
     apart = ends @ (affine - other)[:3, :3].T + (affine - other)[:3, 3]
     edge = float(np.linalg.norm(affine[:3, :3], axis=0).min())
     return bool(np.linalg.norm(apart, axis=1).max() <= 0.1 * edge)
+
+
+def on_axes_of(voxels: np.ndarray, affine: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A volume with its axes in the order and the directions of another one, and its affine; no voxel is interpolated.
+
+    Args:
+        voxels: HWD, or HWDC.
+        affine: 4x4, voxel to mm.
+        other: of the other volume, likewise.
+    """
+    turn = ornt_transform(io_orientation(affine), io_orientation(other))
+    return apply_orientation(voxels, turn), affine @ inv_ornt_aff(turn, voxels.shape[:3])
 
 
 def form_of(image: nib.Nifti1Image, kind: str) -> tuple[np.ndarray | None, int]:

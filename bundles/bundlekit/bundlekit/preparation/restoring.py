@@ -192,7 +192,7 @@ def _source(
     fix = "give the folder that holds the scan: --sources DIR"
     if sources is not None and "dicom" not in entry:
         near = Path(sources).expanduser()
-        for file in [near / path.name, *sorted(near.rglob("*.nii*"))]:
+        for file in [near / path.name, *sorted(near.rglob(f"*{path.suffix}"))]:
             if file.is_file() and sha256_of(file) == entry["sha256"]:
                 return file
         found = f"no file with the SHA-256 {entry['sha256']}"

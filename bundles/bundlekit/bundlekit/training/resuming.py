@@ -20,7 +20,7 @@ from bundlekit.files import write_content
 from bundlekit.training.command import RESUME, require_own_folder, require_same_command
 from bundlekit.training.saving import named_apart
 from bundlekit.weights.loading import load_network, read_checkpoint
-from bundlekit.weights.settings import AFTER_TRAINING, trained_settings
+from bundlekit.weights.settings import AFTER_TRAINING, SETTINGS, companions, trained_settings
 
 _log = logging.getLogger(__name__)
 
@@ -157,7 +157,7 @@ class ResumeRun:
         here, there = Path(self.ckpt_dir or ""), Path(self.path).parent
         if self.ckpt_dir is None or here.resolve() == there.resolve() or idist.get_rank() != 0:
             return
-        for name in ("model.pt", TRAINED_ON, RESUME):
+        for name in (SETTINGS, *companions(there / "model.pt"), "model.pt", TRAINED_ON, RESUME):
             if (there / name).is_file():
                 write_content(here / name, (there / name).read_bytes(), "ckpt_dir")
 
