@@ -65,6 +65,19 @@ def test_the_second_network_of_gliomas_sees_what_its_own_bundle_shows_it() -> No
     torch.testing.assert_close(seen[0], alone.as_tensor(), atol=1e-4, rtol=0)
 
 
+def test_the_second_network_of_metastases_decides_on_the_whole_tumour_alone() -> None:
+    models = ROOT / "bundles" / "brain_metastasis_attention_unet" / "models"
+    parser = parse(models.parent.name, "inference.yaml", runtime="torch")
+    assert parser.get_parsed_content("weights") == [str(models / name) for name in ("model.pt", "lowres.pt")]
+    inferer = parser.get_parsed_content("inferer")
+    assert (inferer.core_share, inferer.coarse_to_fine) == (0, 0)
+    assert inferer.second(torch.device("cpu")) is inferer.lowres_network, "its weights fit, beside the first's settings"
+    for alone in ({"lowres": "$None"}, {"checkpoint": "/own/model.pt"}):
+        one = parse(models.parent.name, "inference.yaml", **alone)
+        assert one.get_parsed_content("inferer").lowres is None
+        assert one.get_parsed_content("weights") == one.get_parsed_content("checkpoint")
+
+
 def test_the_second_network_of_gliomas_is_that_of_the_bundle_for_hdf5() -> None:
     models = ROOT / "bundles" / "brats_resunet" / "models"
     assert (models / "lowres.pt").read_bytes() == (ROOT / "bundles/brats_unet_h5/models/model.pt").read_bytes()

@@ -112,9 +112,10 @@ def test_resizing_and_slabs(metastases: Path, tmp_path: Path) -> None:
         assert list(inferer.roi_size) == [32, 32, 8]
 
 
-def test_a_resized_mask_has_no_steps() -> None:
+@pytest.mark.parametrize("second", [{}, {"lowres": "$None"}])
+def test_a_resized_mask_has_no_steps(second: dict[str, str]) -> None:
     """A network that sees every third voxel, and enhancing tumour beyond an oblique plane through the whole volume."""
-    settings = {"fit": "resize", "uniform_shape": [8, 8, 8]}
+    settings = {"fit": "resize", "uniform_shape": [8, 8, 8], **second}
     parser = parse(NAME, "inference.yaml", **settings)
     scan = {"image": MetaTensor(torch.rand(4, 24, 24, 24) + 1)}
     steps = parser.get_parsed_content("preprocessing").transforms[1:]  # without reading
@@ -122,6 +123,7 @@ def test_a_resized_mask_has_no_steps() -> None:
     item = parser.get_parsed_content("preprocessing")(scan)
     positions = np.stack(np.meshgrid(*3 * [np.arange(8) * 3 + 1], indexing="ij"))
     logits = torch.zeros(4, 8, 8, 8)
+    logits[1:3] = -20
     logits[3] = torch.from_numpy(0.3 * (positions.sum(0) - 34.5))
     item["pred"] = MetaTensor(logits, meta=dict(item["image"].meta))
     found = parser.get_parsed_content("postprocessing")(item)["pred"][0].numpy() == 3

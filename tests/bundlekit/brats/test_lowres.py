@@ -58,6 +58,32 @@ def test_the_mean_of_the_regions_of_both(tmp_path: Path) -> None:
     assert region_labels(logits[0]).unique().tolist() == [1], "WT and TC, not ET"
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),  # classes; WT, TC, ET; WT, TC, ET of both
+    [
+        ((0.5, 0.1, 0.1, 0.3), (0.1, 0.0, 0.0), (0.4, 0.4, 0.3)),  # WT is the mean, 0.3, and no less than TC
+        ((0.5, 0.1, 0.3, 0.1), (0.9, 0.8, 0.7), (0.7, 0.2, 0.1)),
+        ((0.1, 0.0, 0.9, 0.0), (0.1, 0.0, 0.0), (0.5, 0.0, 0.0)),
+    ],
+)
+def test_small_cores_can_be_left_to_the_first(
+    first: tuple[float, ...], second: tuple[float, ...], expected: tuple[float, ...], tmp_path: Path
+) -> None:
+    lowres = saved(tmp_path, Constant(torch.tensor(second).logit(eps=1e-7).tolist()))
+    inferer = LowresEnsembleInferer(
+        (8, 8, 8), lowres=lowres, lowres_network=Constant([0.0] * 3), lowres_shape=SMALL, core_share=0
+    )
+    own = torch.tensor(first).clamp_min(1e-9).log()
+    regions = region_probabilities(inferer(brain(), Constant(own.tolist())))[0, :, 5, 5, 5]
+    torch.testing.assert_close(regions, torch.tensor(expected), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.6, float("nan")])
+def test_a_share_of_the_core_is_at_most_half(share: float) -> None:
+    with pytest.raises(ValueError, match=r"core_share must be from 0 to 0\.5"):
+        LowresEnsembleInferer((8, 8, 8), core_share=share)
+
+
 def test_the_second_sees_the_whole_crop_resized_and_between_0_and_1(tmp_path: Path) -> None:
     second = Constant([0.0] * 3)
     lowres = saved(tmp_path, second)
@@ -233,10 +259,13 @@ def test_a_network_for_brains_prepared_in_another_way_is_refused(tmp_path: Path)
         inferer = LowresEnsembleInferer((8, 8, 8), lowres=lowres, lowres_network=second, lowres_shape=SMALL)
         with pytest.raises(BundleError, match=f"a second network trained with {name} "):
             inferer(brain(), Constant([0.0] * 4))
-    (tmp_path / "settings.json").write_text(json.dumps(own))
-    LowresEnsembleInferer((8, 8, 8), lowres=lowres, lowres_network=second, lowres_shape=SMALL)(
-        brain(), Constant([0.0] * 4)
-    )
+    # of a first network that it lies beside, whose patches are at the scan's own resolution
+    first = {"fit": "native", "uniform_shape": [128, 128, 128], "after_training": {"lowres": "lowres.pt"}}
+    for sound in (own, first):
+        (tmp_path / "settings.json").write_text(json.dumps(sound))
+        LowresEnsembleInferer((8, 8, 8), lowres=lowres, lowres_network=second, lowres_shape=SMALL)(
+            brain(), Constant([0.0] * 4)
+        )
 
 
 def test_both_runtimes_give_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

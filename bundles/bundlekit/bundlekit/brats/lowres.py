@@ -20,9 +20,11 @@ class LowresEnsembleInferer(TwoNetworkInferer):
 
     The second is told the whole crop, resized to `lowres_shape`: it knows where in the brain a voxel lies, which a
     window does not show, and so calls less of what lies far from the tumour; the first draws its borders. The mean
-    of the probabilities of WT, TC and ET, half of each, is handed on as logits of the classes, so that everything after
-    it is as for one network; take `region_labels` of them. After nnU-Net's ensemble of "3d_lowres" and "3d_fullres"
-    (Isensee et al., Nature Methods 2021), whose low resolution is a spacing; here it is a shape.
+    of the probabilities of WT, TC and ET, half of each, is handed on as logits of the classes, so that everything
+    after it is as for one network; take `region_labels` of them. Where cores are smaller than what the second can
+    see, as metastases' are, `core_share` 0 leaves TC and ET to the first, and whatever it takes for TC is WT. After
+    nnU-Net's ensemble of "3d_lowres" and "3d_fullres" (Isensee et al., Nature Methods 2021), whose low resolution
+    is a spacing; here it is a shape.
 
     With `coarse_to_fine` the windows lie in one box, around all that the second holds for tumour, and outside of it the
     second decides alone: the first then computes a part of its windows, and around the tumour. Where they find nothing
@@ -39,10 +41,12 @@ class LowresEnsembleInferer(TwoNetworkInferer):
             box has `margin` more and is a window at least. Where there is no such voxel, and at 0, windows lie
             everywhere.
         margin: voxels around them.
+        core_share: of the second network in the mean of TC and ET, 0 to 0.5; below 0.5 WT is at least TC.
         kwargs: of `ForegroundInferer`; flips, batch size, runtime and precision are those of both networks.
 
     Raises:
-        ValueError: for `lowres` without a network; if `coarse_to_fine` is not in [0, 0.5), or `margin` below 0.
+        ValueError: for `lowres` without a network; if `coarse_to_fine` is not in [0, 0.5), `core_share` not in [0,
+            0.5], or `margin` below 0.
         BundleError: when first called, if the checkpoint cannot be read, belongs to another network, or to one that was
             trained on brains prepared in another way.
     """
@@ -59,6 +63,7 @@ class LowresEnsembleInferer(TwoNetworkInferer):
         lowres_percentiles: Sequence[float] = (0.5, 99.5),
         coarse_to_fine: float = 0.0,
         margin: int = 8,
+        core_share: float = 0.5,
         **kwargs: Any,
     ) -> None:
         super().__init__(roi_size, lowres, lowres_network, lowres_shape, {"background": None}, **kwargs)
@@ -66,6 +71,9 @@ class LowresEnsembleInferer(TwoNetworkInferer):
             raise ValueError(
                 f"coarse_to_fine must be 0 to below 0.5 and margin 0 or more, got {coarse_to_fine} and {margin}."
             )
+        if not 0 <= core_share <= 0.5:
+            raise ValueError(f"core_share must be from 0 to 0.5, got {core_share}.")
+        self.core_share = float(core_share)
         self.coarse_to_fine = float(coarse_to_fine)
         self.margin = int(margin)
         self.lowres_shape = [int(n) for n in lowres_shape]
@@ -87,7 +95,7 @@ class LowresEnsembleInferer(TwoNetworkInferer):
         for part in (self._box(second[:, 0]), everywhere):
             own = super().__call__(plain[part], network, *args, **kwargs)
             regions = second.to(own.device, copy=True)
-            regions[part] = region_probabilities(own.float()).add_(regions[part]).div_(2)
+            regions[part] = self._mean(region_probabilities(own.float()), regions[part])
             if own.shape[2:] == plain.shape[2:] or bool((regions[:, 0] > 0.5).any()):
                 break
         out = class_logits(regions)
@@ -97,6 +105,13 @@ class LowresEnsembleInferer(TwoNetworkInferer):
         """How the brains were prepared that the second network was trained on."""
         percentiles = [float(p) for p in self.normalise.percentiles]
         return {"fit": "resize", "uniform_shape": self.lowres_shape, "normalise": "minmax", "percentiles": percentiles}
+
+    def _mean(self, own: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        """Of the regions of both networks (B3HWD), which may change."""
+        if self.core_share == 0.5:
+            return own.add_(second).div_(2)
+        whole, core = own[:, :1].add(second[:, :1]).div_(2), own[:, 1:].lerp(second[:, 1:], self.core_share)
+        return torch.cat([torch.maximum(whole, core[:, :1]), core], dim=1)
 
     def _box(self, whole_tumour: torch.Tensor) -> tuple[slice, ...]:
         """Where in BCHWD windows may lie, by probabilities BHWD of the second network."""

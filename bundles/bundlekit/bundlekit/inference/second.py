@@ -14,7 +14,7 @@ from torch import nn
 from bundlekit.errors import BundleError, Finding, other_settings
 from bundlekit.inference.windows import ForegroundInferer
 from bundlekit.weights.loading import load_weights
-from bundlekit.weights.settings import AFTER_TRAINING, read_settings
+from bundlekit.weights.settings import AFTER_TRAINING, companions, of_second_network, read_settings
 
 _log = logging.getLogger(__name__)
 
@@ -93,8 +93,10 @@ class TwoNetworkInferer(ForegroundInferer):
         return self.lowres_network.to(device).eval()
 
     def _require_same_preparation(self, lowres: str) -> None:
-        recorded = read_settings(lowres)  # those of the second network, or of the first that it lies beside
-        recorded, now = recorded | recorded.get(AFTER_TRAINING, {}), self.trained_for()
+        recorded, now = read_settings(lowres), self.trained_for()
+        recorded |= recorded.get(AFTER_TRAINING, {})
+        if Path(lowres).name in companions(lowres):  # they are the first network's, which it lies beside, but for these
+            recorded = of_second_network(lowres)
         differing = [name for name, value in now.items() if name in recorded and recorded[name] != value]
         if differing:
             what = "a second network trained"
