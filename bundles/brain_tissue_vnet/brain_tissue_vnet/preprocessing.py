@@ -6,13 +6,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from monai.transforms import Transform
 from skimage.exposure import equalize_adapthist
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.bias import without_bias_field
 from bundlekit.images.intensities import PERCENTILES, foreground
+from bundlekit.images.nifti import voxel_ml
 from bundlekit.images.normalising import as_array, like
 from bundlekit.images.stripping import LARGEST_BRAIN_ML, whole_head
 
@@ -38,8 +38,7 @@ class CheckSkullStrippedd(Transform):
         """Check `data`, and return it as it is."""
         if not self.whole_head:
             image = data[self.key]
-            voxel_ml = abs(float(torch.linalg.det(image.affine[:3, :3]))) / 1000
-            found = whole_head(image[0].numpy(), voxel_ml)
+            found = whole_head(image[0].numpy(), voxel_ml(image.affine))
             if found:
                 raise BundleError(
                     Finding(

@@ -13,11 +13,11 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.utils import convert_to_numpy
-from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bundlekit.brats.regions import ED, ET, NCR, REGIONS
 from bundlekit.images.components import components, large_components
+from bundlekit.images.nifti import voxel_ml
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class RelabelUnenhancedd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Relabel the prediction."""
         pred = data[self.key]
-        if not self.minimum_ml or int((pred == ET).sum()) * _voxel_ml(pred) < self.minimum_ml * _NEARLY:
+        if not self.minimum_ml or int((pred == ET).sum()) * voxel_ml(pred.affine) < self.minimum_ml * _NEARLY:
             return dict(data)
         return {**data, self.key: _like(pred, relabel_unenhanced(convert_to_numpy(pred)[0]))}
 
@@ -104,7 +104,7 @@ class RemoveCorelessd(Transform):
         pred = data[self.key]
         return {
             **data,
-            self.key: _like(pred, remove_coreless(convert_to_numpy(pred)[0], self.minimum_ml, _voxel_ml(pred))),
+            self.key: _like(pred, remove_coreless(convert_to_numpy(pred)[0], self.minimum_ml, voxel_ml(pred.affine))),
         }
 
 
@@ -140,9 +140,9 @@ class RemoveSmallPartsd(Transform):
         pred = data[self.key]
         labels = convert_to_numpy(pred)[0]
         kept = remove_small_parts(labels, self.minimum_share)
-        removed_ml = float(np.count_nonzero(labels) - np.count_nonzero(kept)) * _voxel_ml(pred)
+        removed_ml = float(np.count_nonzero(labels) - np.count_nonzero(kept)) * voxel_ml(pred.affine)
         if removed_ml:
-            enhancing_ml = float(np.count_nonzero((labels == ET) & (kept == 0))) * _voxel_ml(pred)
+            enhancing_ml = float(np.count_nonzero((labels == ET) & (kept == 0))) * voxel_ml(pred.affine)
             told = f"{removed_ml:.2f} ml apart from the largest part of the tumour removed"
             told += f", {enhancing_ml:.2f} ml of it enhancing" if enhancing_ml else ""
             told += f", in parts below {self.minimum_share:g} of it; --minimum_share 0 keeps them"
@@ -172,7 +172,7 @@ class RelabelSmallComponentsd(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Relabel the prediction."""
         pred = data[self.key]
-        minimum = math.ceil(self.minimum_ml / _voxel_ml(pred) * _NEARLY) if self.minimum_ml else 0
+        minimum = math.ceil(self.minimum_ml / voxel_ml(pred.affine) * _NEARLY) if self.minimum_ml else 0
         if minimum <= 1:
             return dict(data)
         return {**data, self.key: _like(pred, relabel_small_components(convert_to_numpy(pred)[0], minimum))}
@@ -284,7 +284,3 @@ def _volume(name: str, value: float) -> float:
 
 def _like(pred: MetaTensor, labels: np.ndarray) -> MetaTensor:
     return MetaTensor(torch.from_numpy(labels)[None], meta=dict(pred.meta))
-
-
-def _voxel_ml(pred: MetaTensor) -> float:
-    return float(voxel_sizes(convert_to_numpy(pred.affine)).prod()) / 1000  # the image may be on another grid

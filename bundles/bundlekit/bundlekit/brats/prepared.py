@@ -8,6 +8,7 @@ import numpy as np
 
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.errors import BundleError, Finding
+from bundlekit.images.nifti import voxel_ml
 from bundlekit.images.stripping import LARGEST_BRAIN_ML, whole_head
 
 _THICK_MM = 2.0  # slices; a volume of coarse cubes is accepted, with a warning
@@ -39,7 +40,7 @@ def refuse_unprepared(file: str, image: np.ndarray, affine: np.ndarray) -> None:
         else:
             _log.warning("%s: voxels of %s mm; masks are best at 1 mm", file, spacing)
     for modality, channel in zip(MODALITIES, image, strict=True):
-        found = whole_head(channel, abs(float(np.linalg.det(affine[:3, :3]))) / 1000)
+        found = whole_head(channel, voxel_ml(affine))
         if found:
             expected = f"skull-stripped scans: a brain of at most {LARGEST_BRAIN_ML:.0f} ml, and air of one value"
             findings.append(Finding(f"{file} ({modality} of its case)", found, expected, fix))

@@ -6,11 +6,12 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
 from isal import igzip
+from monai.utils import convert_to_numpy
 from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation, ornt_transform
 
 from bundlekit.errors import BundleError, Finding
@@ -191,6 +192,15 @@ def same_places(affine: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> 
     apart = ends @ (affine - other)[:3, :3].T + (affine - other)[:3, 3]
     edge = float(np.linalg.norm(affine[:3, :3], axis=0).min())
     return bool(np.linalg.norm(apart, axis=1).max() <= 0.1 * edge)
+
+
+def voxel_ml(affine: Any) -> float:
+    """Volume of a voxel, of a sheared affine too, in ml.
+
+    Args:
+        affine: 4x4, voxel to mm; an array or a tensor.
+    """
+    return abs(float(np.linalg.det(convert_to_numpy(affine)[:3, :3].astype(np.float64)))) / 1000
 
 
 def on_axes_of(voxels: np.ndarray, affine: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from monai.utils import convert_to_numpy
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
-from bundlekit.images.nifti import form_of, open_nifti, read_array
+from bundlekit.images.nifti import form_of, open_nifti, read_array, voxel_ml
 
 _log = logging.getLogger(__name__)
 _SIGNATURE, _CHECKSUM = "segmented by ", ", CRC-32 "
@@ -122,8 +122,7 @@ class WriteSegmentations:
 
     def _volumes(self, classes: np.ndarray, values: np.ndarray, affine: np.ndarray) -> str:
         """Millilitres of each class but the background."""
-        voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
-        volumes = np.bincount(classes.ravel(), minlength=len(values))[1:] * voxel_ml
+        volumes = np.bincount(classes.ravel(), minlength=len(values))[1:] * voxel_ml(affine)
         names = self.classes if len(self.classes) == len(volumes) else [f"label {value}" for value in values[1:]]
         return ", ".join(f"{name} {ml:.{1 if ml >= 1 else 2}f} ml" for name, ml in zip(names, volumes, strict=True))
 

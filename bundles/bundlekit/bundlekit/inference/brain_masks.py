@@ -15,6 +15,7 @@ from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, Transform
 
 from bundlekit.errors import BundleError, Finding, bundle_error_in
+from bundlekit.images.nifti import voxel_ml
 from bundlekit.images.stripping import LARGEST_BRAIN_ML, whole_head
 from bundlekit.weights.loading import load_weights
 
@@ -58,12 +59,11 @@ class StripSkulld(Transform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Strip the scan of `data`."""
         image = data[self.key]
-        voxel_ml = abs(float(torch.linalg.det(image.affine[:3, :3]))) / 1000
-        found = whole_head(image[0].numpy(), voxel_ml)
+        found = whole_head(image[0].numpy(), voxel_ml(image.affine))
         if not found:
             return dict(data)
         brain = self.mask(image)
-        volume_ml = float(brain.sum()) * voxel_ml
+        volume_ml = float(brain.sum()) * voxel_ml(image.affine)
         if not _LEAST_ML <= volume_ml <= LARGEST_BRAIN_ML:
             told = f"a brain mask of {volume_ml:.0f} ml" if volume_ml else "no brain"
             expected = f"a head whose brain has {_LEAST_ML:.0f} to {LARGEST_BRAIN_ML:.0f} ml"

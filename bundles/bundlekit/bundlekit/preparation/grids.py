@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk  # noqa: N813
 
-from bundlekit.images.nifti import same_places
+from bundlekit.images.nifti import same_places, voxel_ml
 
 _TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _SHEAR = 1e-3  # cosine between two axes of a grid: what rounding of a header explains
@@ -39,7 +39,7 @@ class Grid:
     @property
     def voxel_ml(self) -> float:
         """Volume of a voxel."""
-        return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000
+        return voxel_ml(self.affine)
 
     @property
     def axes(self) -> str:

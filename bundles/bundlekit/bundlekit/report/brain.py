@@ -9,6 +9,7 @@ import numpy as np
 from monai.transforms import Transform
 
 from bundlekit.images.intensities import is_not_air
+from bundlekit.images.nifti import voxel_ml
 
 
 class MeasureBraind(Transform):
@@ -35,5 +36,5 @@ class MeasureBraind(Transform):
         # the mean of an affine map is the map of the mean
         along = [inside.sum(axis=tuple({0, 1, 2} - {axis})) for axis in range(3)]
         middle = [float((counts * np.arange(len(counts))).sum()) / count for counts in along]
-        volume_ml = count * abs(float(np.linalg.det(affine[:3, :3]))) / 1000
+        volume_ml = count * voxel_ml(affine)
         return {**data, "brain_ml": volume_ml, "midline_mm": float((affine @ [*middle, 1])[0])}

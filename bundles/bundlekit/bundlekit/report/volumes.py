@@ -9,6 +9,7 @@ import cc3d
 import numpy as np
 
 from bundlekit.images.components import components
+from bundlekit.images.nifti import voxel_ml
 
 _BOTH = 0.1  # of a volume on either side of the midline: it lies in both hemispheres
 
@@ -50,9 +51,8 @@ def volumes_of(
     first = [int(axis[0]) for axis in inside]
     box = tuple(slice(start, int(axis[-1]) + 1) for start, axis in zip(first, inside, strict=True))
     part = classes[box]
-    voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
     return [
-        _volume(np.isin(part, which), name, kind, affine, np.asarray(first), voxel_ml, midline_mm)
+        _volume(np.isin(part, which), name, kind, affine, np.asarray(first), voxel_ml(affine), midline_mm)
         for name, kind, which in wanted
     ]
 
