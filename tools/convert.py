@@ -62,10 +62,11 @@ def to_h5(to: str | None = None, **options: Any) -> list[str]:
     source, target, settings = _folders("h5", to, options)
     cases = _all_sound(*scan_cases(source, labelled=False, **_known(scan_cases, settings)))
     left = [str(file) for case in cases if not case["label"] for file in _labels_beside(case)]
-    unusable = {file for file in left if not left_as_segmented(file)}
-    if unusable:
+    if not all(case["label"] for case in cases):
+        scans = {file for case in cases for file in case["image"]}
         _, found = scan_cases(source, **_known(scan_cases, settings))
-        _all_sound([], [one for one in found if one.file in unusable] or [f"{file}: no label" for file in unusable])
+        labels = [one for one in found if one.file not in scans and os.path.isfile(one.file)]
+        _all_sound([], [one for one in labels if not left_as_segmented(one.file)])
     if left:
         text = (
             "%d mask(s) are left out, as inference wrote them and nobody changed them: %s; no HDF5 file will hold them"

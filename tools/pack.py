@@ -88,6 +88,8 @@ def _contents(bundle: str) -> dict[str, bytes]:
     found += (folder / bundle).rglob("*.py")
     placed = {file.resolve(): file.relative_to(folder).as_posix() for file in found}
     placed[_RESULTS.resolve()] = f"docs/{_RESULTS.name}"
+    for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", _RESULTS.read_text()):  # whose names others have, too
+        placed[(_RESULTS.parent / picture).resolve()] = f"docs/{_RESULTS.stem}_{picture}"
     files = {path: file.read_bytes() for file, path in placed.items()}
     for file, path in placed.items():
         if file.suffix == ".md":

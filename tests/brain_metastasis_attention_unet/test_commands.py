@@ -59,6 +59,13 @@ def test_the_smallest_lesion_is_chosen_and_recorded(run: Run, metastases: Path, 
     assert after.pop("minimum_lesion_ml") == found["minimum_lesion_ml"]
     validation = json.loads((model / "datalist.json").read_text())["validation"]
     assert after == {"minimum_lesion_cases": [entry["case"] for entry in validation]}
+    other = tmp_path / "other"
+    other.mkdir()
+    torch.save(parse(NAME, "inference.yaml").get_parsed_content("lowres_network").state_dict(), other / "lowres.pt")
+    (other / "settings.json").write_text("{}")
+    second = ["--lowres", other / "lowres.pt", "--candidates_ml", "[0,0.1,1000]", "--runtime", "torch"]
+    run(*files, *where[:-4], "--output_dir", tmp_path / "out", "--num_workers", "0", *second)
+    assert (other / "settings.json").read_text() == "{}", "nothing is recorded beside the second network"
     for fold in range(2):  # of an ensemble, all are told
         shutil.copytree(trained(NAME), tmp_path / "cv" / f"fold_{fold}")
     many = ("inference.yaml", "evaluate.yaml", "inference_ensemble.yaml", "choose_minimum_lesion.yaml")

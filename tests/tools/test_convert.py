@@ -151,6 +151,10 @@ def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
             to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "cut")})
         assert found in str(caught.value)
     assert [path.name for path in (tmp_path / "h5").rglob("*")] == ["Case_0.h5"], "of before"
+    task = write_decathlon(tmp_path / "Task01_BrainTumour", ("BRATS_001",))
+    (task / "labelsTr" / "BRATS_001.nii.gz").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=r"1 problem[\s\S]*labelsTr[\s\S]*cannot be read"):
+        to_h5(str(tmp_path / "h5"), **{"from": str(task)})
     with pytest.raises(ValueError, match="no setting --speed"):
         to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti"), "speed": 1})
     (tmp_path / "file").write_text("")

@@ -168,6 +168,7 @@ def test_a_second_network_comes_along_and_is_kept(tmp_path: Path, weights: Path)
 def test_weights_of_unknown_origin_are_kept(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder that an earlier version made has no record of what was copied."""
     make_app(tmp_path / "app", [NAME], {NAME: str(weights)})
+    (tmp_path / "app" / ".made_by_label").unlink()
     served = tmp_path / "app" / "model" / NAME / "models" / "model.pt"
     served.with_name("copied.json").unlink()
     served.write_bytes(b"fine-tuned")

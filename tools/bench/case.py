@@ -66,7 +66,7 @@ def case(
     - nnU-Net's own predictor with the same network, without its mirroring, on the brain as it crops it, if `nnunetv2`
       is installed;
     - the bundle's `inference.yaml` in PyTorch, in OpenVINO, and as it comes (`auto`): with all that it ships, so
-      `brats_resunet` with its second network, which the ways above do without.
+      the brain bundles with their second networks, which the ways above do without.
 
     Args:
         dataset_dir: folder of cases. Where a glioma or a metastasis has a label, masks are scored by it too.

@@ -72,7 +72,7 @@ def make_app(folder: Path, bundles: Sequence[str] | None, weights: Mapping[str, 
 
 def _refuse_another(folder: Path) -> None:
     """Refuse a folder that was not made here, in which copies would replace files."""
-    earlier = any(folder.glob(f"model/*/models/{_COPIED}"))  # made by a version that left no mark
+    earlier = (folder / KIT.name).is_dir() and any(folder.glob("model/*/models/model.pt"))  # by one that left no mark
     ours = earlier or (folder / _MARK).is_file()
     if not ours and folder.is_dir() and any(folder.iterdir()):
         raise ValueError(

@@ -168,6 +168,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("plateau_factor", "threshold"), Number(0, 1, above=True, below=True)),
     "coarse_to_fine": Number(0, 0.5, below=True),
     "lowres_share": Number(0, 1),
+    "core_share": Number(0, 0.5),
     "rotation_degrees": Number(0, 180),
     "candidates_ml": Numbers(Number(0), example="[0,0.01,0.02]"),
     **dict.fromkeys(

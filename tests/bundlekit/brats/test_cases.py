@@ -247,7 +247,7 @@ def test_files_of_a_datalist_that_were_moved_are_found(tmp_path: Path, caplog: p
         find_cases(None, datalist=tmp_path / "datalist.json")
 
 
-def test_a_file_is_not_found_for_two_that_folders_told_apart(tmp_path: Path) -> None:
+def test_a_file_is_not_found_for_two_that_folders_told_apart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """`p1/t1.nii.gz` and `p2/t1.nii.gz`, and then a folder with a `t1.nii.gz`: whose is it?"""
     kinds = ("t1", "t1ce", "t2", "flair")
     listed = [{"case": p, "image": [f"/gone/{p}/{kind}.nii.gz" for kind in kinds]} for p in ("p1", "p2")]
@@ -256,8 +256,19 @@ def test_a_file_is_not_found_for_two_that_folders_told_apart(tmp_path: Path) -> 
         write_nifti(tmp_path / "p1" / f"{kind}.nii.gz", scan())
     with pytest.raises(BundleError, match=r"(?s)/gone/p1/t1\.nii\.gz.*no such file.*/gone/p2/"):
         find_cases(tmp_path / "p1", datalist=tmp_path / "list.json", labelled=False)
+    assert "/gone/p2/t1.nii.gz is gone, and" in caplog.text
     (one,) = find_cases(tmp_path / "p1", datalist=only(tmp_path / "one.json", listed[:1]), labelled=False)
     assert one["image"] == [str(tmp_path / "p1" / f"{kind}.nii.gz") for kind in kinds]
+
+
+def test_a_scan_is_not_found_for_its_label_of_the_same_name(tmp_path: Path) -> None:
+    root = write_decathlon(tmp_path / "Task01_BrainTumour", ["BRATS_001"])
+    listed = [{"image": "/gone/imagesTr/BRATS_001.nii.gz", "label": "/gone/labelsTr/BRATS_001.nii.gz"}]
+    path = only(tmp_path / "list.json", listed)
+    (case,) = find_cases(root / "imagesTr", datalist=path, labelled=False)
+    assert (case["image"], case["label"]) == ([str(root / "imagesTr" / "BRATS_001.nii.gz")], "")
+    (case,) = find_cases(root, datalist=path, labelled=False)
+    assert case["label"] == str(root / "labelsTr" / "BRATS_001.nii.gz")
 
 
 def only(path: Path, listed: list[dict[str, Any]]) -> Path:

@@ -71,8 +71,11 @@ class LowresEnsembleInferer(TwoNetworkInferer):
             raise ValueError(
                 f"coarse_to_fine must be 0 to below 0.5 and margin 0 or more, got {coarse_to_fine} and {margin}."
             )
-        if not 0 <= core_share <= 0.5:
-            raise ValueError(f"core_share must be from 0 to 0.5, got {core_share}.")
+        if not 0 <= core_share <= 0.5 or (coarse_to_fine and core_share < 0.5):
+            raise ValueError(
+                f"core_share must be from 0 to 0.5, and 0.5 with coarse_to_fine, which leaves the rest of the brain to "
+                f"the second network; got {core_share} and {coarse_to_fine}."
+            )
         self.core_share = float(core_share)
         self.coarse_to_fine = float(coarse_to_fine)
         self.margin = int(margin)

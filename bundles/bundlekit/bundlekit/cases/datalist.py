@@ -80,23 +80,31 @@ def _where_they_lie(
 ) -> list[tuple[str, str, dict[str, Any]]]:
     """Entries with the files that were moved into `folder`.
 
-    One that is found for two, as where folders alone told patients apart, is taken for neither: whose it is is unknown.
+    One that is found for two scans, as where folders alone told patients apart, is taken for neither: whose it is is
+    unknown.
     """
-    keys = ("image", "label", "label_parts")
-    recorded = {file for _, _, entry in entries for key in keys for file in _files_of(entry.get(key))}
-    found = {file: _there(file, folder) for file in recorded if os.path.isabs(file) and not os.path.exists(file)}
-    times = Counter(there for there in found.values() if there)
-    moved = {file: there for file, there in found.items() if there and times[there] == 1}
+    moved: dict[str, dict[str, str]] = {}
+    for kind in ("image", "label", "label_parts"):
+        recorded = {file for _, _, entry in entries for file in _files_of(entry.get(kind))}
+        gone = sorted(file for file in recorded if os.path.isabs(file) and not os.path.exists(file))
+        found = {file: there for file in gone if (there := _there(file, folder))}
+        times = Counter(found.values())
+        moved[kind] = {file: there for file, there in found.items() if times[there] == 1}
+        for file in sorted(set(found) - set(moved[kind])):
+            _log.warning("%s is gone, and %s is found for another one, too: it is not taken", file, found[file])
+    scans = set(moved["image"].values())
+    for kind in ("label", "label_parts"):  # of the same name as the scan, in a folder of scans alone
+        moved[kind] = {file: there for file, there in moved[kind].items() if there not in scans}
 
-    def now(file: Any) -> Any:
+    def now(file: Any, kind: str) -> Any:
         if isinstance(file, list):
-            return [now(one) for one in file]
-        return moved.get(file, file) if isinstance(file, str) else file
+            return [now(one, kind) for one in file]
+        return moved[kind].get(file, file) if isinstance(file, str) else file
 
-    if moved:
-        _log.info("%d files of %s are gone from there, and taken from %s", len(moved), path, folder)
+    if taken := sum(map(len, moved.values())):
+        _log.info("%d files of %s are gone from there, and taken from %s", taken, path, folder)
     return [
-        (where, part, {**entry, **{key: now(entry[key]) for key in keys if key in entry}})
+        (where, part, {**entry, **{kind: now(entry[kind], kind) for kind in moved if kind in entry}})
         for where, part, entry in entries
     ]
 

@@ -14,7 +14,7 @@ from torch import nn
 from bundlekit.errors import BundleError, Finding, other_settings
 from bundlekit.inference.windows import ForegroundInferer
 from bundlekit.weights.loading import load_weights
-from bundlekit.weights.settings import AFTER_TRAINING, companions, of_second_network, read_settings
+from bundlekit.weights.settings import AFTER_TRAINING, read_settings
 
 _log = logging.getLogger(__name__)
 
@@ -95,8 +95,11 @@ class TwoNetworkInferer(ForegroundInferer):
     def _require_same_preparation(self, lowres: str) -> None:
         recorded, now = read_settings(lowres), self.trained_for()
         recorded |= recorded.get(AFTER_TRAINING, {})
-        if Path(lowres).name in companions(lowres):  # they are the first network's, which it lies beside, but for these
-            recorded = of_second_network(lowres)
+        if Path(lowres).name not in (
+            "model.pt",
+            "last.pt",
+        ):  # it lies beside a first network, whose settings the others are
+            recorded = {name: value for name, value in recorded.items() if name.startswith("lowres")}
         differing = [name for name, value in now.items() if name in recorded and recorded[name] != value]
         if differing:
             what = "a second network trained"
