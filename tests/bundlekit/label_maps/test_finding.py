@@ -135,7 +135,7 @@ def test_datalist_by_hand(tmp_path: Path) -> None:
         ({"image": "a.nii.gz", "label": "a.nii.gz"}, "image: 'a.nii.gz'"),
         ({"case": "a"}, "no label"),
         ({"label": "a.nii.gz", "numbering": "bids"}, "numbering 'bids'"),
-        ({"label": "b.nii.gz"}, "cannot be read"),
+        ({"label": "b.nii.gz"}, "no such file"),
     ],
 )
 def test_datalist_with_a_mistake(tmp_path: Path, entry: dict[str, str], found: str) -> None:
