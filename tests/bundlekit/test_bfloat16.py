@@ -105,6 +105,23 @@ def test_logits_and_gradients_are_those_of_single_precision_within_its_rounding(
     assert torch.cosine_similarity(expected, got, dim=0) > 0.99
 
 
+@pytest.mark.parametrize(("kernel", "size", "in_half"), [(5, 4, False), (3, 2, False), (5, 5, True), (1, 1, True)])
+def test_a_kernel_larger_than_the_image_is_computed_in_single_precision(kernel: int, size: int, in_half: bool) -> None:
+    """Its gradient in bfloat16 is what happened to lie in memory, on AVX512-BF16: NaN in one of ten steps."""
+    convolution = nn.Conv3d(8, 8, kernel, padding=kernel // 2)
+    seen: list[torch.dtype] = []
+    convolution.register_forward_hook(lambda module, given, out: seen.append(out.dtype))
+    image = volume(2, 8, size, size, size)
+    for _ in range(10):
+        for power in (10, 14, 18):
+            torch.full((1 << power,), float("nan"))  # gone at once: what the next tensors may lie in
+        convolution.zero_grad()
+        BFloat16Inferer(enabled=True)(image, convolution).square().sum().backward()
+        assert convolution.weight.grad is not None
+        assert convolution.weight.grad.isfinite().all()
+    assert set(seen) == {torch.bfloat16 if in_half else torch.float32}
+
+
 def test_each_pass_sees_the_weights_of_now() -> None:
     network, x, inferer = small(False), volume(1, 4, 9, 9, 9), BFloat16Inferer(enabled=True)
     before = inferer(x, network)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from monai.inferers import SimpleInferer
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 _log = logging.getLogger(__name__)
 _CPUINFO = Path("/proc/cpuinfo")
@@ -56,9 +57,24 @@ class BFloat16Inferer(SimpleInferer):
         if not self.enabled or inputs.device.type != "cpu":
             return super().__call__(inputs, network, *args, **kwargs)
         # leaving autocast empties its cache of weights in bfloat16, so that the next pass sees what the step changed
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), _SmallInSingle():
             out = network(inputs.contiguous(memory_format=torch.channels_last_3d), *args, **kwargs)
         return _single(out)
+
+
+class _SmallInSingle(TorchFunctionMode):
+    """Convolutions of what is smaller than their kernel, in single precision.
+
+    oneDNN (of PyTorch 2.13, on AVX512-BF16) leaves parts of their weights' gradient as they were in memory where it
+    computes in bfloat16: any number, or none. 5x5x5 kernels meet it at 4 voxels, as in a V-Net of 64^3 patches.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """`func`, as PyTorch calls it; convolutions alone are looked at."""
+        if func is F.conv3d and any(n < k for n, k in zip(args[0].shape[2:], args[1].shape[2:], strict=True)):
+            with torch.autocast("cpu", enabled=False):
+                return func(args[0].float(), *args[1:], **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
 
 
 class ChannelsLastInstanceNorm3d(nn.InstanceNorm3d):
