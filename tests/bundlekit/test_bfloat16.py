@@ -107,7 +107,7 @@ def test_logits_and_gradients_are_those_of_single_precision_within_its_rounding(
 
 @pytest.mark.parametrize(("kernel", "size", "in_half"), [(5, 4, False), (3, 2, False), (5, 5, True), (1, 1, True)])
 def test_a_kernel_larger_than_the_image_is_computed_in_single_precision(kernel: int, size: int, in_half: bool) -> None:
-    """Its gradient in bfloat16 is what happened to lie in memory, on AVX512-BF16: NaN in one of ten steps."""
+    """Its gradient in bfloat16 is partly what happened to lie in memory, on AVX512-BF16: with NaN there, NaN."""
     convolution = nn.Conv3d(8, 8, kernel, padding=kernel // 2)
     seen: list[torch.dtype] = []
     convolution.register_forward_hook(lambda module, given, out: seen.append(out.dtype))

@@ -193,6 +193,8 @@ def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, weights: Path) 
 
 
 def test_the_server_is_asked_past_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):  # else loopback may be exempt, and nothing is tested
+        monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # nobody listens there
     with socketserver.TCPServer(("127.0.0.1", 0), _Answer) as server:
