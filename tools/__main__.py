@@ -83,6 +83,8 @@ COMMANDS = {
     },
 }
 
+fire.decorators.FIRE_METADATA = "__fire_metadata__"  # by its own name it is listed as a group of every command's help
+
 _FLAGS = ("bool", "bool | None")  # annotations, which are text
 _COUNTS = ("int", "int | None")
 _TEXTS = ("str", "str | None")

@@ -222,6 +222,7 @@ def _pool(root: Path, num_folds: int, network: str) -> None:
     parts = _same_cases(root, num_folds)
     rows: list[dict[str, Any]] = []
     per_fold: dict[str, float | None] = {}
+    notes: dict[str, Any] = {}
     for fold in range(num_folds):
         with (root / f"fold_{fold}" / "scores.csv").open() as file:
             for row in csv.DictReader(file):
@@ -232,8 +233,9 @@ def _pool(root: Path, num_folds: int, network: str) -> None:
             raise ValueError(f"{place / 'scores.csv'} is not of the cases that {place / 'datalist.json'} leaves out.")
         summary = json.loads((root / f"fold_{fold}" / "summary.json").read_text())
         per_fold[f"fold_{fold}"] = summary["metrics"]["mean_dice"]["mean"]
-    known = ("n_cases", "metrics", "worst_cases", "best_cases")
-    notes = {key: value for key, value in summary.items() if key not in known}
+        known = ("n_cases", "metrics", "worst_cases", "best_cases")
+        for key in summary.keys() - set(known):
+            notes[key] = _both(notes[key], summary[key]) if key in notes else summary[key]
     notes |= {"network": network, "num_folds": num_folds, "mean_dice_of_folds": per_fold}
     scored = [{name: value for name, value in row.items() if name != "fold"} for row in rows]
     pooled = summarise(scored, notes)
@@ -247,6 +249,15 @@ def _pool(root: Path, num_folds: int, network: str) -> None:
             low, high = found["ci95"]
             print(f"{name:<16} {found['mean']:.3f} ({found['sd']:.3f}) [{low:.3f}, {high:.3f}]")
     print(f"scores   {root / 'scores.csv'}\nsummary  {root / 'summary.json'}")
+
+
+def _both(one: Any, other: Any) -> Any:
+    """What two folds note of their scores: lists, such as cases that chose a limit, together; else what differs."""
+    if one == other:
+        return one
+    if isinstance(one, list) and isinstance(other, list):
+        return one + [value for value in other if value not in one]
+    return f"{one}; {other}" if str(other) not in str(one).split("; ") else one
 
 
 def _call(

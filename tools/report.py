@@ -60,10 +60,12 @@ def results_in(
     """The bundle that made a folder of results, and its inference.yaml; "" and None where no table tells.
 
     Raises:
-        ValueError: if several did, or an unknown one; for a setting that the config does not have.
+        ValueError: if several did, or an unknown one; if its network has other classes than the weights that the
+            settings name; for a setting that the config does not have.
     """
     table = VolumeTable(folder)
-    bundles = {row["bundle"] for row in table.rows()} if table.path.is_file() else set()
+    rows = list(table.rows()) if table.path.is_file() else []
+    bundles = {row["bundle"] for row in rows}
     if len(bundles) > 1 and (dataset_dir or datalist):
         raise ValueError(f"{folder} holds results of {', '.join(sorted(bundles))}; expected those of one bundle.")
     bundle = next(iter(bundles), "")
@@ -73,4 +75,13 @@ def results_in(
         raise ValueError(f"{table.path}: no bundle {bundle!r}; there are {', '.join(names())}.")
     known: Any = parse(bundle, "inference.yaml").config
     refuse_settings(known, settings, f"{bundle}'s inference.yaml")
-    return bundle, parse(bundle, "inference.yaml", dataset_dir=dataset_dir, datalist=datalist, **settings)
+    parser = parse(bundle, "inference.yaml", dataset_dir=dataset_dir, datalist=datalist, **settings)
+    made = {row["name"] for row in rows if row["kind"] == "class"}
+    with plain_errors():
+        classes: Sequence[str] = parser.get_parsed_content("class_names")
+    if (dataset_dir or datalist) and made and made != set(classes):
+        raise ValueError(
+            f"{table.path} is of a network with the classes {', '.join(sorted(made))}; {bundle} is now one with "
+            f"{', '.join(classes)}. Give the weights of that inference, as there: --ckpt_dir or --checkpoint."
+        )
+    return bundle, parser

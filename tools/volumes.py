@@ -73,8 +73,9 @@ def volumes(folder: str, dataset_dir: str | None = None, datalist: str | None = 
         corrected.append(name)
         item = dict(load(cases[name]))
         _require_grid(mask, item["image"])
+        grid_known = bool(item.get("grid_known", True))
         item = MeasureBraind()(item) if measure.brain == "image" else {}
-        result = Result(_classes(mask, cases[name], measure.classes), {}, None, 0.0, grid_known=_grid_known(rows))
+        result = Result(_classes(mask, cases[name], measure.classes), {}, None, 0.0, grid_known=grid_known)
         made_by = {key: rows[0][key] for key in ("bundle", "version", "settings", "weights_sha256")}
         made_by["computed_by"] = "corrected by hand"
         now += [{**row, **made_by} for row in measure.rows_of(name, result, read_affine(str(mask)), item)]
@@ -113,8 +114,3 @@ def _classes(mask: Path, case: Any, names: list[str]) -> np.ndarray:
     for index, value in enumerate(values):
         classes[labels == value] = index
     return classes
-
-
-def _grid_known(rows: list[dict[str, str]]) -> bool:
-    """Whether places were told of the case, or there was nothing to tell of."""
-    return any(row["x_mm"] for row in rows) or not any(float(row["ml"]) for row in rows)

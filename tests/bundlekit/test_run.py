@@ -72,6 +72,17 @@ def test_a_device_that_is_not_there_is_named(device: str) -> None:
         run.prepare_run(device, 0)
 
 
+@pytest.mark.parametrize(
+    ("device", "threads", "workers"), [("cpu", 2, 0), ("cpu", 7, 0), ("cpu", 8, 4), ("cuda:1", 1, 4)]
+)
+def test_a_small_cpu_does_not_load_beside_its_network(
+    device: str, threads: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert run.loader_workers(device) == workers
+    assert run.loader_workers(torch.device(device)) == workers
+
+
 @pytest.fixture
 def unpacked(tmp_path: Path) -> Path:
     """Folder of a bundle whose package pip has installed elsewhere."""

@@ -29,6 +29,7 @@ def test_help_names_every_command_and_argument(run: Run) -> None:
     text = run("-m", "tools", "virtual", "brats", "--help").stderr
     for argument in ("out", "cases", "seed", "shape"):
         assert argument in text
+    assert "METADATA" not in text  # Fire's own attribute
 
 
 def test_bad_argument_ends_with_one_line(run: Run, tmp_path: Path) -> None:
@@ -188,6 +189,8 @@ def test_masks_are_compared_by_region(cohort: Path) -> None:
     assert truth["WT"].sum() > truth["TC"].sum() > truth["ET"].sum() > 0
     assert _dice(truth, truth) == "WT 1.0000 TC 1.0000 ET 1.0000"
     assert _dice({**truth, "ET": ~truth["ET"]}, truth) == "WT 1.0000 TC 1.0000 ET 0.0000"
+    without = {**truth, "ET": truth["ET"] & ~truth["ET"]}
+    assert _dice(without, without) == "WT 1.0000 TC 1.0000 ET 1.0000", "empty in both"
     assert _dice({}, _regions("brain_tissue_vnet", file)) == "1 0.0000 2 0.0000 4 0.0000"
 
 

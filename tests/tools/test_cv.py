@@ -16,7 +16,7 @@ import torch
 import tools.cv
 from tests.bundles import BUNDLES, options
 from tests.conftest import COMMANDS, ROOT, Run, bundle_run, config, printed
-from tools.cv import _finished, _same_call, _same_cases, _steered, cv
+from tools.cv import _finished, _pool, _same_call, _same_cases, _steered, cv
 
 ROW = BUNDLES["brats_resunet"]
 SMALL = {**ROW.small, **ROW.training, "epochs": 2, "patches_per_case": 1, "num_workers": 0}
@@ -105,6 +105,24 @@ def test_two_folds_and_their_ensemble(
     for order in (scored, other):
         done = run(*order, "--dataset_dir", cohort, "--output_dir", tmp_path / "s", *folds, status=1)
         assert "all 5 case(s) trained the network" in done.stderr
+
+
+def test_what_the_folds_note_is_kept_of_all(tmp_path: Path) -> None:
+    for fold in range(2):
+        place = tmp_path / f"fold_{fold}"
+        place.mkdir()
+        (place / "model.pt").touch()
+        (place / "settings.json").write_text("{}")
+        parts = {"training": [{"case": f"{1 - fold}"}], "validation": [{"case": f"{fold}"}]}
+        (place / "datalist.json").write_text(json.dumps(parts))
+        (place / "scores.csv").write_text(f"case,dice_WT\n{fold},0.5\n")
+        chosen, by = [["a", "b"], ["b", "c"]][fold], ["PyTorch", "OpenVINO"][fold]
+        summary = {"metrics": {"mean_dice": {"mean": 0.5}}, "rule": "same", "chosen_on": chosen, "computed_by": by}
+        (place / "summary.json").write_text(json.dumps(summary | ({"only": 1} if not fold else {})))
+    _pool(tmp_path, 2, "last.pt")
+    pooled = json.loads((tmp_path / "summary.json").read_text())
+    found = [pooled[key] for key in ("rule", "chosen_on", "computed_by", "only")]
+    assert found == ["same", ["a", "b", "c"], "PyTorch; OpenVINO", 1]
 
 
 def test_a_run_that_came_to_its_end_is_not_resumed(tmp_path: Path) -> None:

@@ -33,3 +33,13 @@ def test_wrong_settings_are_refused(settings: dict[str, str], told: str, tmp_pat
     with pytest.raises(ValueError, match=told):
         report(str(tmp_path), **settings)
     assert not (tmp_path / "report").exists()
+
+
+def test_a_network_of_other_classes_is_told_apart(tmp_path: Path) -> None:
+    table = VolumeTable(tmp_path)
+    table.begin()
+    organs = dict.fromkeys(COLUMNS, "") | {"case": "a", "bundle": "abdomen_ct_vnet", "kind": "class"}
+    table.add([{**organs, "name": name, "ml": 1, "largest_ml": 1} for name in ("spleen", "pancreas")])
+    with pytest.raises(ValueError, match=r"the classes pancreas, spleen; .* --ckpt_dir or --checkpoint"):
+        report(str(tmp_path), dataset_dir=str(tmp_path / "data"))
+    report(str(tmp_path))  # the pages' numbers alone need no names

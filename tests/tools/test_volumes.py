@@ -66,6 +66,26 @@ def test_corrected_masks_are_measured(results: Path) -> None:
     assert (results / "volumes.csv").read_bytes() == before
 
 
+def test_places_are_told_only_where_the_grid_is_known(results: Path) -> None:
+    for file in sorted((results.parent / "data" / "b").glob("*.nii*")):
+        image = nib.load(file)
+        image.header.set_sform(None, 0)
+        image.header.set_qform(None, 0)
+        plain = nib.Nifti1Image(np.asarray(image.dataobj), None, image.header)
+        plain.header["sform_code"] = plain.header["qform_code"] = 0
+        nib.save(plain, file)
+    grid = nib.load(file).affine
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[1, 2, 3] = 4
+    nib.save(nib.Nifti1Image(mask, grid), results / "b_seg.nii.gz")
+    table = VolumeTable(results)
+    table.rewrite(lambda rows: [{**row, "ml": 0, "x_mm": ""} for row in rows])  # the network had found nothing
+    volumes(str(results), str(results.parent / "data"), **_LOOSE)
+    rows = [row for row in VolumeTable(results, name="volumes_now.csv").rows() if row["case"] == "b"]
+    assert {row["computed_by"] for row in rows} == {"corrected by hand"}
+    assert {(row["x_mm"], row["hemisphere"]) for row in rows} == {("", "")}
+
+
 def test_a_mask_on_another_grid_than_its_scan_is_refused(results: Path) -> None:
     mask = np.zeros(SHAPE, np.uint8)
     mask[1, 2, 3] = 4

@@ -57,12 +57,13 @@ def case(
     """Seconds from a case's files to its written mask, peak memory and Dice, of the ways to get there.
 
     Of each way there is one run a round, in a process of its own, the ways in turn; the median of the rounds is shown.
+    Memory is that of the process which computes; the bundle's own ways decode in another one beside it.
     The seconds begin when MONAI is imported and the files lie in the system's cache, and hold reading the weights,
     decoding, the network, and writing. The first round of a bundle's own ways converts the network for OpenVINO, and
     stands in a column of its own. Ways:
 
-    - the Model Zoo's (four NIfTI files only): `LoadImaged`, `NormalizeIntensityd`, windows over the whole volume in
-      PyTorch, `SaveImage`;
+    - the Model Zoo's (four files with BraTS's labels only): `LoadImaged`, `NormalizeIntensityd`, windows over the whole
+      volume in PyTorch, `SaveImage`;
     - nnU-Net's own predictor with the same network, without its mirroring, on the brain as it crops it, if `nnunetv2`
       is installed;
     - the bundle's `inference.yaml` in PyTorch, in OpenVINO, and as it comes (`auto`): with all that it ships, so
@@ -79,11 +80,11 @@ def case(
     Raises:
         ValueError: if there is no such case.
     """
-    brats = _takes_brats(bundle)
     index = whole_number("index", index, 0)
     cases = find_cases_of(bundle)(dataset_dir=dataset_dir, labelled=False)
     if index >= len(cases):
         raise ValueError(f"index is {index}, but {dataset_dir} holds {len(cases)} case(s), counted from 0.")
+    brats = _takes_brats(bundle) and len(cases[index]["image"]) == 4  # not Decathlon's one file, of other numbers
     ways = [*([_ZOO, _NNUNET] if brats else []), *_OWN]
     if _NNUNET in ways and importlib.util.find_spec("nnunetv2") is None:
         ways.remove(_NNUNET)
@@ -256,4 +257,5 @@ def _dice(masks: dict[str, np.ndarray], reference: dict[str, np.ndarray] | None)
     if reference is None:
         return "-"
     pairs = [(name, masks.get(name, ~mask & mask), mask) for name, mask in reference.items()]
-    return " ".join(f"{name} {2 * (a & b).sum() / max(a.sum() + b.sum(), 1):.4f}" for name, a, b in pairs)
+    both = [(name, int((a & b).sum()), int(a.sum() + b.sum())) for name, a, b in pairs]
+    return " ".join(f"{name} {2 * shared / total if total else 1:.4f}" for name, shared, total in both)

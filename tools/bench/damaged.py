@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.brats.regions import REGIONS
+from bundlekit.cases.patients import patient_of
 from bundlekit.files import write_result
 from tools.bench.flagged import draw, masks_in, tell
 from tools.bench.folds import evaluated, rows_of
@@ -174,7 +175,7 @@ def flags(
         settings: of the bundle's `inference.yaml`.
     """
     with evaluated(dataset_dir, checkpoint, out, cv_dir, settings, _damaging(DAMAGES), bundle) as folders:
-        masks = masks_in(folders, lambda case: case.rpartition(_BETWEEN)[0])
+        masks = masks_in(folders, lambda case: patient_of(case.rpartition(_BETWEEN)[0]))
         tell(masks)
         if out and len({mask.bad for mask in masks}) == 2:
             write_result(Path(out) / "flags.png", lambda file: draw(masks, file), "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -66,6 +67,10 @@ def evaluated(
             chosen = {"checkpoint": network} if network else {}
             given = {**settings, **chosen, "dataset_dir": dataset_dir, "subset": subset, "output_dir": str(output_dir)}
             parser = parse(bundle, *_CONFIGS, **given)
+            if subset == "validation":  # not a case that was added since, which every fold left out
+                listed = json.loads(Path(network).with_name("datalist.json").read_text())["validation"]
+                parser["left_out"] = [str(entry["case"]) for entry in listed]
+                parser["dataset::data::cases"] = "$[case for case in @cases if case['case'] in @left_out]"
             with plain_errors():
                 change(parser)
                 parser.get_parsed_content("initialize")

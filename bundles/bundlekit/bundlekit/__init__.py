@@ -25,7 +25,7 @@ from bundlekit.patches.deformation import RandDeformedPatchd
 from bundlekit.progress import Progress, installed
 from bundlekit.report.brain import MeasureBraind
 from bundlekit.report.handler import WriteReport, WriteVolumes
-from bundlekit.run import prepare_run
+from bundlekit.run import loader_workers, prepare_run
 from bundlekit.scores.comparing import is_higher, is_lower
 from bundlekit.training.accumulating import AccumulatingTrainer
 from bundlekit.training.beginning import RequireBetter, ScoreBefore

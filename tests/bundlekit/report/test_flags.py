@@ -49,6 +49,25 @@ def test_a_limit(check: str, good: Any, bad: Any, value: float) -> None:
     assert flag.sentence.endswith((".", "?"))
 
 
+@pytest.mark.parametrize(
+    ("check", "limit", "told"),
+    [
+        ("brain_volume", [1200.4, 2000], "has 1200 ml; 1200.4 to 2000"),
+        ("brain_volume", [1200.04, 2000], "has 1200 ml; 1200.04 to"),
+        ("largest_part", {"all": 0.93}, "holds 92.6% of it, less than 93%"),
+        ("share", {"b": ["all", 0.3, 1]}, "b is 26% of all; 30% to 100%"),
+        ("share", {"b": ["all", 0.26, 1]}, "b is 25.9% of all; 26% to 100%"),
+        ("share", {"b": ["all", 0.25, 1]}, ""),
+        ("share", {"b": ["all", 0.2, 0.259]}, "b is 26% of all; 20% to 25.9%"),
+        ("confidence", {"all": 0.9}, "confidence 0.8996, below 0.9"),
+    ],
+)
+def test_a_sentence_does_not_round_a_value_to_its_limit(check: str, limit: Any, told: str) -> None:
+    case = replace(result(box(), brain_ml=1200), confidence={"all": 0.8996})
+    flags = flags_of(case, {check: limit})
+    assert [told in flag.sentence for flag in flags] == [True] * bool(told)
+
+
 def test_a_modality_that_is_missing() -> None:
     assert flags_of(result(box()), {"missing": True}) == []
     (flag,) = flags_of(replace(result(box()), missing_modalities="T1, T2"), {"missing": True})

@@ -17,7 +17,7 @@ from monai.transforms import Resized
 import brain_tissue_vnet  # noqa: F401  # a bundle that this process has loaded
 from bundlekit.errors import BundleError
 from bundlekit.report.brain import MeasureBraind
-from bundlekit.report.handler import WriteVolumes
+from bundlekit.report.handler import WriteReport, WriteVolumes
 from bundlekit.report.table import COLUMNS, NOW, VolumeTable
 from tests.conftest import ROOT
 
@@ -93,3 +93,9 @@ def test_a_case_that_moved_to_another_part_has_no_rows_in_this_one(
 def test_limits_are_looked_at_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="shares by name, of NCR, WT"):
         WriteVolumes(str(tmp_path), ["NCR"], "mine", [], {"WT": [1]}, checks={"largest_part": 0.9})
+
+
+def test_pages_of_a_part_of_the_cases_are_refused_before_it_is_computed(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"--shard 1/2, a part of the cases") as error:
+        WriteReport(str(tmp_path), ["NCR"], "mine", [], lambda case: case, shard="1/2")
+    assert "python -m tools report" in str(error.value)

@@ -121,7 +121,8 @@ def _at_the_border(result: Result, limit: float) -> Flag | None:
 def _brain_volume(result: Result, limit: Sequence[float]) -> Flag | None:
     if result.brain_ml is None or limit[0] <= result.brain_ml <= limit[1]:
         return None
-    told = f"The brain has {result.brain_ml:.0f} ml; {limit[0]:.0f} to {limit[1]:.0f} ml were expected."
+    volume = _rounded(result.brain_ml, limit, 0)
+    told = f"The brain has {volume:g} ml; {limit[0]:g} to {limit[1]:g} ml were expected."
     return Flag("brain_volume", result.brain_ml, f"{told} Is the skull in it, or a part of the brain missing?")
 
 
@@ -139,7 +140,8 @@ def _largest_part(result: Result, limit: Mapping[str, float]) -> Flag | None:
         volume = result.volumes[name]
         share = volume.largest_ml / volume.ml if volume.ml else 1.0
         if share < least:
-            told = f"The largest piece of {name} holds {share:.0%} of it, less than {least:.0%}"
+            holds = 100 * _rounded(share, [least], 2)
+            told = f"The largest piece of {name} holds {holds:g}% of it, less than {100 * least:g}%"
             return Flag("largest_part", share, f"{told}: several lesions, or a false one.")
     return None
 
@@ -174,7 +176,8 @@ def _share(result: Result, limit: Mapping[str, Sequence[Any]]) -> Flag | None:
         total = result.volumes[whole].ml
         share = result.volumes[name].ml / total if total else least
         if not least <= share <= most:
-            told = f"{name} is {share:.0%} of {whole}; {least:.0%} to {most:.0%} were expected."
+            is_now = 100 * _rounded(share, [least, most], 2)
+            told = f"{name} is {is_now:g}% of {whole}; {100 * least:g}% to {100 * most:g}% were expected."
             return Flag("share", share, told)
     return None
 
@@ -216,9 +219,19 @@ def _confidence(result: Result, limit: Mapping[str, float]) -> Flag | None:
     for name, least in limit.items():
         found = result.confidence.get(name, 1.0)
         if found < least:
-            told = f"The network is unsure of {name}: confidence {found:.2f}, below {least:g}"
+            told = f"The network is unsure of {name}: confidence {_rounded(found, [least], 2):g}, below {least:g}"
             return Flag("confidence", found, f"{told}. Where masks were right, few were below.")
     return None
+
+
+def _rounded(value: float, limits: Sequence[float], digits: int) -> float:
+    """`value` for a sentence, with so many digits more that it is on its own side of each limit still."""
+    while digits < 9:
+        shown = round(value, digits)
+        if all((shown < limit) == (value < limit) and (shown > limit) == (value > limit) for limit in limits):
+            return shown
+        digits += 1
+    return value
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from monai.utils import convert_to_numpy
 
 from bundlekit.cases.case import Case
 from bundlekit.command_line import beside_defaults, read_command_line
+from bundlekit.errors import BundleError, Finding
 from bundlekit.files import sha256_of
 from bundlekit.images.drawing import require_matplotlib
 from bundlekit.report.flags import Result, flags_of, require_limits
@@ -164,9 +165,10 @@ class WriteReport:
         load: the bundle's transform that decodes a case.
         window: intensities that are black and white in the pictures; None: by the scan.
         shown: modality in the pictures, of cases that have four.
+        shard: of the inference; pages are of all cases, so that one part of them is refused.
 
     Raises:
-        BundleError: if matplotlib is not installed; while running, if a picture cannot be written.
+        BundleError: if matplotlib is not installed, or for a shard; while running, if a picture cannot be written.
     """
 
     def __init__(
@@ -178,7 +180,11 @@ class WriteReport:
         load: Callable[[Any], Mapping[Any, Any]],
         window: Sequence[float] | None = None,
         shown: str = "FLAIR",
+        shard: str | None = None,
     ) -> None:
+        if shard:
+            fix = "leave --report out, put the tables together when all are done, and run python -m tools report"
+            raise BundleError(Finding("--report", f"--shard {shard}, a part of the cases", "all of them", fix))
         require_matplotlib("--report")
         self.output_dir = Path(output_dir)
         self.classes = list(classes)
