@@ -68,7 +68,7 @@ def cv(
             very fold that it is scored on, which makes the scores optimistic.
         jobs: folds that run at a time.
         gpus: numbers of the GPUs that the jobs share out, e.g. "[0,1]" with --jobs 2; empty: as the system has it.
-        configs: overlays of train.yaml by name, e.g. "[train_from_labels]".
+        configs: overlays of train.yaml by name, e.g. "[finetune]".
         options: settings of the bundle, for training, evaluation or both, whichever know them, e.g. --epochs 50.
     """
     folder_of(bundle)  # refuses an unknown name
@@ -81,6 +81,9 @@ def cv(
         raise ValueError(f"--configs: {bundle} has no {', '.join(missing)}; there are: {there}.")
     if not (folder / "cross_validation.yaml").is_file():
         raise ValueError(f"{bundle} has no cross-validation: it is trained from label maps alone.")
+    painted = [name for name in overlays if "find_label_maps" in (folder / name).read_text()]
+    if painted:
+        raise ValueError(f"--configs: {', '.join(painted)} trains on label maps alone, which cannot be evaluated.")
     if num_folds < 2 or jobs < 1:
         raise ValueError(f"num_folds is {num_folds} and jobs {jobs}; expected 2 or more, and 1 or more.")
     if which not in _NETWORKS:
@@ -102,7 +105,7 @@ def cv(
             return f"fold {fold}: finished before"
         gpu = free.get()
         try:
-            environment = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})}
+            environment = {**os.environ, **({} if gpu is None else {"CUDA_VISIBLE_DEVICES": _visible(gpu)})}
             place.mkdir(parents=True, exist_ok=True)
             log = place / "log.txt" if jobs > 1 else None
             resume = ["resume.yaml"] if (place / "last.pt").is_file() else []
@@ -136,6 +139,16 @@ def cv(
         _pool(root, num_folds, f"{file}, of {chosen}{steered}")
 
 
+def _visible(gpu: int) -> str:
+    """The number of a GPU for a process of its own: that of those which this one may use, where not all are."""
+    own = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if not own:
+        return str(gpu)
+    if not 0 <= gpu < len(own):
+        raise ValueError(f"--gpus has {gpu}; CUDA_VISIBLE_DEVICES leaves {len(own)}, numbered from 0.")
+    return own[gpu]
+
+
 def _several(value: Any) -> tuple[Any, ...]:
     """One value as a tuple; on the command line `--gpus 1` is a number."""
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)
@@ -145,13 +158,15 @@ def _settings_of(folder: Path, overlays: Sequence[str], options: dict[str, Any])
     """The options that training knows, and those that evaluation knows and does not take from training's record."""
     inference = _ids(folder / "inference.yaml")
     known = {name for file in ("train.yaml", *overlays) for name in _ids(folder / file)}
-    recorded = set(_ids(folder / "train.yaml")["settings"]) & known
+    recorded = set(_ids(folder / "train.yaml")["settings"])
     scoring = (set(inference) | set(_ids(folder / "evaluate.yaml"))) - recorded - _NOT_OF_A_FOLD
     given = {name: name.split("::")[0] for name in options}
     fixed = sorted(_GIVEN & set(given.values()))
     if fixed:
         raise ValueError(f"--{', --'.join(fixed)}: cross-validation sets this itself, below --out.")
     unknown = [name for name, top in given.items() if top not in known | scoring]
+    if set(unknown) & recorded:
+        raise ValueError(f"--{', --'.join(unknown)}: an overlay of train.yaml sets it; name that in --configs.")
     if unknown:
         close = difflib.get_close_matches(unknown[0], known | scoring, n=1)
         raise ValueError(f"no setting --{', --'.join(unknown)}" + (f"; did you mean --{close[0]}?" if close else "."))
@@ -234,8 +249,9 @@ def _pool(root: Path, num_folds: int, network: str) -> None:
         summary = json.loads((root / f"fold_{fold}" / "summary.json").read_text())
         per_fold[f"fold_{fold}"] = summary["metrics"]["mean_dice"]["mean"]
         known = ("n_cases", "metrics", "worst_cases", "best_cases")
-        for key in summary.keys() - set(known):
-            notes[key] = _both(notes[key], summary[key]) if key in notes else summary[key]
+        for key, note in summary.items():
+            if key not in known:
+                notes[key] = _both(notes[key], note) if key in notes else note
     notes |= {"network": network, "num_folds": num_folds, "mean_dice_of_folds": per_fold}
     scored = [{name: value for name, value in row.items() if name != "fold"} for row in rows]
     pooled = summarise(scored, notes)

@@ -699,6 +699,35 @@ def test_scans_that_are_left_out_are_told(tmp_path: Path, caplog: pytest.LogCapt
     assert not caplog.text
 
 
+@pytest.mark.parametrize(
+    ("names_of_t1s", "others"),
+    [
+        (["P01_T1w"], ["P01_T2w", "P01_FLAIR"]),
+        (["P01_MPRAGE"], ["P01_FLAIR", "P01_MPRAGE_Gd", "P01_T1_post"]),
+        (["X_T1_brain"], ["X_FLAIR_brain", "X_t2_space_sag"]),
+        (["sub-01_T1w"], ["sub-01_ce-gad_T1w"]),
+        (["3_t1_mprage_sag_p2_iso"], ["5_t2_tse_tra", "sub-01_ce-gad_T1w"]),
+        ([], ["P01_FLAIR"]),
+    ],
+)
+def test_other_contrasts_are_no_t1s(
+    names_of_t1s: list[str], others: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in [*names_of_t1s, *others]:
+        write(tmp_path / f"{name}.nii.gz", t1())
+    if names_of_t1s:
+        found = [Path(case["image"][0]).name for case in find_cases(tmp_path, labelled=False)]
+        assert found == [f"{name}.nii.gz" for name in names_of_t1s]
+    else:
+        with pytest.raises(BundleError, match="no case"):
+            find_cases(tmp_path, labelled=False)
+        assert (
+            f"1 file(s) are no T1s by their names, or of after contrast agent, and left out: {others[0]}" in caplog.text
+        )
+    (case,) = find_cases(tmp_path / f"{others[0]}.nii.gz", labelled=False)  # given alone
+    assert Path(case["image"][0]).name == f"{others[0]}.nii.gz"
+
+
 def test_a_scan_and_its_time_point_are_of_one_patient(tmp_path: Path) -> None:
     for name in ("a", "b", "a.long.base", "b.long.base", "base"):
         write(tmp_path / name / "mri" / "norm.mgz", t1())

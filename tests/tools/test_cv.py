@@ -16,7 +16,7 @@ import torch
 import tools.cv
 from tests.bundles import BUNDLES, options
 from tests.conftest import COMMANDS, ROOT, Run, bundle_run, config, printed
-from tools.cv import _finished, _pool, _same_call, _same_cases, _steered, cv
+from tools.cv import _finished, _pool, _same_call, _same_cases, _steered, _visible, cv
 
 ROW = BUNDLES["brats_resunet"]
 SMALL = {**ROW.small, **ROW.training, "epochs": 2, "patches_per_case": 1, "num_workers": 0}
@@ -160,6 +160,8 @@ def test_failure_of_several_at_a_time_tells_the_cause(cohort: Path, tmp_path: Pa
         ({"epohcs": 2}, r"did you mean --epochs\?"),
         ({"configs": "smaller"}, r"brats_resunet has no smaller.yaml; there are:"),
         ({"num_folds": 1}, "expected 2 or more"),
+        ({"configs": "pretrain_label_maps"}, "trains on label maps alone, which cannot be evaluated"),
+        ({"bundle": "brain_tissue_vnet", "n4": True}, "--n4: an overlay of train.yaml sets it"),
         ({"bundle": "brain_mask_unet"}, "brain_mask_unet has no cross-validation"),
         ({"which": "first"}, "which is 'first'; expected last or best"),
         ({"checkpoint": "x.pt"}, "cross-validation sets this itself"),
@@ -207,6 +209,19 @@ def test_settings_of_scores_that_an_earlier_version_did_not_record_are_recorded(
     _same_call(tmp_path, {"bundle": "a", "which": "last", "scoring": {"flips": True}})
     with pytest.raises(ValueError, match=r"with scoring \{'flips': True\}; now scoring \{\}"):
         _same_call(tmp_path, {"bundle": "a", "which": "last", "scoring": {}})
+
+
+@pytest.mark.parametrize(("outer", "expected"), [(None, "1"), ("", "1"), ("2,3", "3"), ("GPU-a,GPU-b", "GPU-b")])
+def test_gpus_are_those_that_this_process_may_use(
+    outer: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if outer is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", outer)
+    assert _visible(1) == expected
+    if outer:
+        with pytest.raises(ValueError, match="--gpus has 2; CUDA_VISIBLE_DEVICES leaves 2"):
+            _visible(2)
 
 
 def test_what_else_the_fold_has_steered() -> None:

@@ -74,7 +74,7 @@ def test_a_folder_that_was_copied_or_moved_goes_on_in_itself(
     arguments = ["/x/monai/bundle/__main__.py", "run", "--args_file", "other/resume.json"]
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(BundleError, match=rf"copied or moved[\s\S]*add --ckpt_dir {tmp_path / 'other'}") as caught:
-        recorded_split(str(started))  # before any data are looked for
+        recorded_split(str(started), "last.pt")  # before any data are looked for
     assert (f"in {started}, take" in str(caught.value)) == (not moved)
     monkeypatch.setattr(sys, "argv", [*arguments, "--ckpt_dir", "link"])
     require_own_folder("link")
@@ -112,6 +112,50 @@ def test_other_settings_are_refused(more: list[str], told: str, monkeypatch: pyt
     with pytest.raises(BundleError, match=told) as error:
         require_same_command("run")
     assert "--args_file run/resume.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "more", "told"),
+    [
+        ([TRAIN, RESUME], [], "loss::loss::batch True"),
+        ([TRAIN, RESUME], ["--loss::loss::batch", "False"], "now loss::loss::batch False"),
+        ([TRAIN, RESUME], ["--loss#loss#batch", "True"], ""),
+        ([TRAIN, RESUME], ["--loss::loss::batch", "True", "--loss::loss::smooth_nr", "2"], "smooth_nr not given"),
+        ([TRAIN, CONFIGS / "compact.yaml", RESUME], ["--loss::loss::batch", "True"], r"now [\s\S]*compact"),
+        ([TRAIN, CONFIGS / "multi_gpu.yaml", RESUME], ["--loss::loss::batch", "True"], ""),
+    ],
+)
+def test_what_lies_deeper_and_overlays_count_too(
+    files: list[Path], more: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    typed(monkeypatch, TRAIN, "--loss::loss::batch", "True")
+    write_resume("run")
+    typed(monkeypatch, str([str(file) for file in files]), *more)
+    if not told:
+        require_same_command("run")
+        return
+    with pytest.raises(BundleError, match=told):
+        require_same_command("run")
+
+
+def test_a_run_from_a_copy_of_the_config_resumes_with_the_bundles_own(
+    started: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine.yml"
+    shutil.copy(TRAIN, mine)
+    typed(monkeypatch, f"['{mine}','{CONFIGS / 'finetune.yaml'}']")
+    write_resume("run")
+    assert json.loads((started / "resume.json").read_text())["config_file"][-1] == RESUME
+    monkeypatch.chdir(CONFIGS.parent)
+    typed(monkeypatch, str(mine))
+    write_resume(str(started))
+    assert json.loads((started / "resume.json").read_text())["config_file"][-1] == RESUME
+
+
+def test_the_split_is_found_beside_a_checkpoint_that_lies_elsewhere(started: Path, tmp_path: Path) -> None:
+    (started / "datalist.json").write_text("{}")
+    assert recorded_split(str(tmp_path / "new"), str(started / "last.pt")) == str(started / "datalist.json")
+    assert recorded_split(str(tmp_path / "new"), str(tmp_path / "last.pt")) is None
 
 
 def test_other_programs_keep_nothing(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,12 @@ These layouts are known; files end on .nii, .nii.gz or .mgz, and images of a lay
     MICCAI 2012    <case>_SS or <case> with <case>_glm (neuromorphometrics)
     FreeSurfer     <case>/mri/norm.mgz, brain.mgz or T1.mgz with aseg.mgz, aparc+aseg.mgz, wmparc.mgz or
                    aseg.presurf.mgz (freesurfer)
-    plain          <case>_T1, <case>_t1 or <case>-t1n with <case>_seg or <case>_label (found out when it is decoded)
+    plain          <case>_T1, <case>_T1w, <case>_t1, <case>_t1w or <case>-t1n with <case>_seg or <case>_label (found out
+                   when it is decoded)
     SynthSeg       <case> with <case>_synthseg (freesurfer), also for a T1 of another layout that has no other label
     any            without label, and only in folders without any of the T1s above: every 3-D file whose name is not
-                   that of a label or mask
+                   that of a label or mask, of another contrast (T2, FLAIR, ...), or of a scan after contrast agent;
+                   those are taken where they are given alone, or by a datalist
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from bundlekit.label_maps.file_names import VOLUME, in_freesurfer, stem_of, volu
 
 from .bids import bids_cases, is_bids
 from .case import doubled_files, make_case, without_image
-from .layouts import EXPECTED, LAYOUTS, LIKE_A_LABEL, OTHER_CONTRAST, ScanFile, file_of, is_label
+from .layouts import EXPECTED, LAYOUTS, LIKE_A_LABEL, ScanFile, file_of, is_label, other_contrast
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ def _from_files(
     bids = [path for path in paths if is_bids(path)]
     files = [file for path in paths if not is_bids(path) and (file := file_of(path))]
     known = {*bids, *(file.path for file in files)}
+    after_agent = [path for path in bids if other_contrast(stem_of(path))]
+    bids = [path for path in bids if path not in after_agent]
     other = [p for p in paths if p not in known and not in_freesurfer(p) and not LIKE_A_LABEL.search(stem_of(p))]
 
     paired, unlabelled, findings = bids_cases(bids, root, labelled, numbering)
@@ -52,9 +54,18 @@ def _from_files(
     more_paired, more_findings = _add_synthseg(synthseg, paired, unlabelled, other, labelled)
     taken = {case["image"][0] for case in more_paired}
     rest = [path for path in other if str(path) not in taken]
+    unknown = [path for path in rest if not other_contrast(stem_of(path))]
     if not images_of_a_layout:
-        unlabelled += [make_case(stem_of(path), path) for path in rest if may_be_3d(path)]
-    elif tell and (unknown := [path for path in rest if not OTHER_CONTRAST.search(stem_of(path))]):
+        unlabelled += [make_case(stem_of(path), path) for path in unknown if may_be_3d(path)]
+        left_out = [*after_agent, *(path for path in rest if path not in unknown)]
+        if tell and left_out:
+            first = ", ".join(str(path.relative_to(root)) for path in left_out[:3])
+            text = (
+                "%d file(s) are no T1s by their names, or of after contrast agent, and left out: %s%s. If one is a T1 "
+                "without agent, give it alone, or --datalist"
+            )
+            _log.warning(text, len(left_out), first, ", ..." if len(left_out) > 3 else "")
+    elif tell and unknown:
         first = ", ".join(str(path.relative_to(root)) for path in unknown[:3])
         text = (
             "%d file(s) are named otherwise than the %d T1(s) here and left out: %s%s. If they are T1s, too, give a "

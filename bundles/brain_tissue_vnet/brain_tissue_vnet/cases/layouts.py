@@ -8,17 +8,17 @@ from pathlib import Path
 
 from bundlekit.label_maps.file_names import FREESURFER_LABELS, SYNTHSEG, in_freesurfer, stem_of
 
-# names that say that a scan is no T1 without contrast agent
-OTHER_CONTRAST = re.compile(
-    r"(?:^|[_-])(?:flair|t2\w*|pd\w*|t1ce?|t1gd|t1post|ce|bold|sbref|epi|dwi|adc|fa|asl|swi|perf\w*|ct)$", re.IGNORECASE
-)
+# words of a name
+_T1 = re.compile(r"t1w?|t1n|mp2?rage|spgr|fspgr|bravo")
+_AFTER_AGENT = re.compile(r"t1c|t1w?ce|t1w?gd|t1w?post|t1w?km|ce|gd|gad|gadolinium|contrast|postcontrast|post|km")
+_OTHER = re.compile(r"flair|t2.*|pd|pdw|bold|sbref|epi|dwi|dti|adc|fa|asl|swi|perf.*|ct|cta|tof|mra")
 LIKE_A_LABEL = re.compile(
     r"(^|[_.-])(dseg|probseg|segm?|glm|synthseg|labels?|probabilities|(brain_?)?mask|aseg.*|aparc.*|wmparc.*|segTRI.*|"
     r"LabelsFor.*)$",
     re.IGNORECASE,
 )
 _IBSR = re.compile(r"^(IBSR_\d+)(?:_(.+))?$")
-_PLAIN = re.compile(r"^(.+?)(?:_(T1|t1|seg|label)|-t1n)$")
+_PLAIN = re.compile(r"^(.+?)(?:_(T1w?|t1w?|seg|label)|-t1n)$")
 _MICCAI = re.compile(r"^(.+)_(SS|glm)$")
 
 # what follows the case in a name -> preference, and the numbering of a label
@@ -44,7 +44,7 @@ EXPECTED = {
 LAYOUTS = (
     "BIDS (sub-*_T1w, sub-*_dseg), IBSR18 (IBSR_*_ana, IBSR_*_segTRI_ana), MRBrainS (T1, LabelsForTraining; "
     "pre/reg_T1, segm), MICCAI 2012 (<case>_SS, <case>_glm), FreeSurfer (<case>/mri/norm.mgz, aseg.mgz), SynthSeg "
-    "(<case>, <case>_synthseg) or <case>_T1, <case>_seg; .nii, .nii.gz or .mgz"
+    "(<case>, <case>_synthseg) or <case>_T1 or _T1w, <case>_seg; .nii, .nii.gz or .mgz"
 )
 
 
@@ -104,6 +104,14 @@ def file_of(path: Path) -> ScanFile | None:
     if match := _PLAIN.match(stem):
         return ScanFile(path, "plain", match[1], match[1], match[2] in ("seg", "label"), int(match[2] == "label"))
     return None
+
+
+def other_contrast(stem: str) -> bool:
+    """Whether a name says that it is no T1 (`P01_FLAIR_brain`), or one after contrast agent (`sub-1_ce-gad_T1w`)."""
+    words = re.split(r"[^a-z0-9]+", stem.lower())
+    if any(_AFTER_AGENT.fullmatch(word) for word in words):
+        return True
+    return any(_OTHER.fullmatch(word) for word in words) and not any(_T1.fullmatch(word) for word in words)
 
 
 def is_label(path: Path) -> bool:

@@ -12,6 +12,7 @@ from bundlekit.errors import BundleError, Finding, other_settings
 from bundlekit.files import write_content
 
 RESUME = "resume.json"
+RESUME_CONFIG = "resume"
 # what resume.yaml sets itself, or what is of one start alone
 _NOT_KEPT = {"overwrite", "datalist", "resume_from", "warm_start", "rank", "world_size"}
 # where things are, what computes, how long it may take: may change between two starts of one run, and between the
@@ -38,14 +39,16 @@ def write_resume(ckpt_dir: str) -> None:
     command = read_command_line()
     if command is None:
         return
-    if any(Path(file).stem == "resume" for file in command.files):
+    if any(Path(file).stem == RESUME_CONFIG for file in command.files):
         if Path(ckpt_dir, RESUME).is_file():
             before, now = _read(Path(ckpt_dir, RESUME)), command.settings()
             now = {name: now[name] for name in _GOES_ON_WITH if name in now}
             _write(ckpt_dir, {**before, **now, "ckpt_dir": os.path.abspath(ckpt_dir)})
         return
     files = [str(Path(file).absolute()) for file in command.files]
-    files.append(str(Path(files[0]).with_name(f"resume{Path(files[0]).suffix}")))
+    places = [Path(file).parent for file in files] + [Path("configs").absolute()]  # the first may be a user's own copy
+    there = [place / f"{RESUME_CONFIG}.yaml" for place in places if (place / f"{RESUME_CONFIG}.yaml").is_file()]
+    files.append(str(there[0] if there else places[0] / f"{RESUME_CONFIG}.yaml"))
     settings = {name: value for name, value in command.settings().items() if name not in _NOT_KEPT}
     _write(
         ckpt_dir,
@@ -90,15 +93,19 @@ def require_own_folder(ckpt_dir: str) -> None:
         raise BundleError(Finding(file, found, "that of the run beside it; it was copied or moved", fix))
 
 
-def recorded_split(ckpt_dir: str) -> str | None:
+def recorded_split(ckpt_dir: str, resume_from: str) -> str | None:
     """The datalist that a training wrote beside its checkpoints; None if there is none yet. For `resume.yaml`.
+
+    Args:
+        ckpt_dir: folder where the run goes on.
+        resume_from: its checkpoint, which may lie elsewhere: in the folder where it began.
 
     Raises:
         BundleError: as `require_own_folder`, before any data are looked for.
     """
     require_own_folder(ckpt_dir)
-    path = Path(ckpt_dir, "datalist.json")
-    return str(path) if path.is_file() else None
+    paths = [Path(ckpt_dir, "datalist.json"), Path(resume_from).with_name("datalist.json")]
+    return next((str(path) for path in paths if path.is_file()), None)
 
 
 def require_same_command(ckpt_dir: str) -> None:
@@ -113,13 +120,25 @@ def require_same_command(ckpt_dir: str) -> None:
     path, command = Path(ckpt_dir, RESUME), read_command_line()
     if command is None or not path.is_file():
         return
-    before = _read(path)
-    now = json.loads(json.dumps(command.settings(), default=str))
+    before = _deciding(_read(path))
+    now = _deciding({"config_file": command.files, **json.loads(json.dumps(command.settings(), default=str))})
+    for name in [name for name in {**before, **now} if "::" in name]:  # known only where it was given
+        before.setdefault(name, "not given")
+        now.setdefault(name, "not given")
     names = [name for name in now if name in before and name not in _MAY_CHANGE | _NOT_KEPT]
     differing = [name for name in names if json.dumps(now[name]) != json.dumps(before[name])]  # order counts too
     if differing:
         fix = f"resume with: {how_to_resume(ckpt_dir)}"
         raise BundleError(other_settings(path, "a run", differing, before, now, fix))
+
+
+def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with one way to write those that lie deeper, and with the names of the overlays alone."""
+    files = settings.get("config_file")
+    names = [Path(str(file)).stem for file in ([files] if isinstance(files, str) else files or [])][1:]
+    overlays = [name for name in names if name not in (RESUME_CONFIG, "multi_gpu")]
+    deciding = {name.replace("#", "::"): value for name, value in settings.items() if name != "config_file"}
+    return {**deciding, "overlays of train.yaml": overlays}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class StopInTime:
         self.last = now
         needed = max(self.epochs[1:] or self.epochs)
         if self.validator is not None:
-            needed += max(self.validations, default=needed)
+            needed += max(self.validations[1:] or self.validations, default=needed)
         left = self.seconds - (now - self.started) - needed
         if idist.all_reduce(left, op="MIN") < 0 and engine.state.epoch < (engine.state.max_epochs or 0):
             if idist.get_rank() == 0:

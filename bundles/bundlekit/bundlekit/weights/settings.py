@@ -171,5 +171,5 @@ def require_as_recorded(checkpoint: str | os.PathLike, settings: Mapping[str, An
     recorded = trained_settings(checkpoint)
     differing = [name for name in names if recorded.get(name, settings[name]) != settings[name]]
     if differing:
-        fix = "add the overlay in configs/ with which it was trained to --config_file"
+        fix = "name in --config_file the overlays with which it was trained, and no others"
         raise BundleError(other_settings(checkpoint, "a network trained", differing, recorded, settings, fix))

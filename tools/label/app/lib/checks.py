@@ -25,6 +25,8 @@ _OF_THE_SERVER = {
     "world_size", "settings", "imports", "initialize", "training", "run",
 }  # fmt: skip
 
+_COMPUTED = ("amp", "num_workers")  # plain settings whose default is found out
+
 
 def plain_name(value: Any, what: str) -> str:
     """A name that a file or a folder can have, and that leads nowhere else.
@@ -102,7 +104,7 @@ def training_settings(request: Mapping[str, Any], config: Mapping[str, Any]) -> 
     refuse_expressions(request, "the request")
     found = {key: value for key, value in request.items() if key in config and key not in ("model", "device")}
     for key, value in found.items():
-        if key in _OF_THE_SERVER or not (_is_plain(config[key]) or key == "amp"):
+        if key in _OF_THE_SERVER or not (_is_plain(config[key]) or key in _COMPUTED):
             raise BundleError(
                 f"the request: {key!r} cannot be set from here; see the settings at the top of train.yaml."
             )
