@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import difflib
 import functools
 import inspect
@@ -157,6 +159,10 @@ def _texts(given: str) -> str | list[str]:
     """One text, or those in brackets, with or without quotes."""
     if given[:1] + given[-1:] not in ("[]", "()"):
         return given
+    with contextlib.suppress(ValueError, SyntaxError):  # a comma in quotes is part of a text
+        texts = ast.literal_eval(given)
+        if all(isinstance(text, str) for text in texts):
+            return list(texts)
     return [part.strip().strip("'\"") for part in given[1:-1].split(",") if part.strip()]
 
 

@@ -21,6 +21,7 @@ from bundlekit.preparation.preparing import prepare_case
 from bundlekit.preparation.record import read_record
 from bundlekit.preparation.restoring import path_on, refuse_corrected, restore_case
 from bundlekit.preparation.scans import find_scans, has_scans, holds_dicom
+from bundlekit.run import require_device
 from tools.bundles import ROOT, parse, plain_errors
 
 _BUNDLES = ("brats_resunet", "brain_metastasis_attention_unet")
@@ -95,11 +96,14 @@ def prepare(
             "no scan is given; give --t1, --t1ce, --t2 and --flair, or a folder with BraTS-like names or DICOM."
         )
     masks = Path(mask_bundle).expanduser() if mask_bundle else ROOT / _MASKS
+    require_device(device or _device())
     strip = StripSkulld(masks, device=device or _device())
     record = prepare_case(files, str(out), strip.mask, case, reference, seed=int(seed), **flags)
     for modality, entry in record["modalities"].items():
         move = entry["registration"]
         told = [f"rotated by {move['rotation_degrees']:.1f} degrees", f"brain overlap {entry['brain_overlap']:.2f}"]
+        if entry["brain_scanned"] < 0.995:
+            told.append(f"{1 - entry['brain_scanned']:.1%} of the brain outside of its field of view")
         print(f"{modality:<6}" + "; ".join(told + [f"DOUBTFUL: {doubt}" for doubt in move["doubts"]]))
     print(Path(str(out)) / "prepared.json")
 
@@ -116,6 +120,7 @@ def _server(url: str | None, user: str | None) -> Any:
 def _fetch(server: Any, study: str | None, folder: str) -> None:
     """Bring a study into the folder."""
     _required(study, "--study", f"the UID of the study on {server.url}")
+    Path(folder).expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)  # patients' names are nobody else's
     fetched, there = server.fetch(str(study), folder)
     print(f"{folder}: {fetched} files fetched, {there} were there (they hold the patient's name)", flush=True)
 
@@ -143,12 +148,18 @@ def _of_folder(
     folder: str, given: dict[str, str], case: str | None, study: str | None, fill_missing: bool, out: str | None = None
 ) -> tuple[str, dict[str, Any]]:
     """Name of the case and scans by modality, of a folder with BraTS-like names or of a DICOM study."""
+    if not Path(folder).expanduser().exists():
+        raise ValueError(f"{folder}: no such folder; expected one with the scans of one head, or a DICOM study.")
     nifti, dicom = has_scans(folder), holds_dicom(folder)
     if nifti and dicom:
         raise ValueError(f"{folder} holds both NIfTI scans and DICOM files; expected a folder of one of both.")
     if not dicom:
         if given:
-            raise ValueError(f"a folder ({folder}) and --{', --'.join(given).lower()} are given; expected one of both.")
+            told = "scans with BraTS-like names" if nifti else "no DICOM file"
+            raise ValueError(
+                f"--{', --'.join(given).lower()} and the folder {folder} are given, which holds {told}; expected files "
+                "alone, or the folder of a DICOM study."
+            )
         if study is not None:
             raise ValueError(f"--study is given, and {folder} holds no DICOM; expected the folder of a DICOM study.")
         found, files = find_scans(folder, out)
@@ -374,6 +385,8 @@ def _seg_stacks(asked: str | None, record: Mapping[str, Any], sources: str | Non
         modalities = [modality for modality in entries if modality.lower() == word]
         if not modalities:
             raise ValueError(f"--seg_on is {asked!r}; expected reference, all, none or one of {', '.join(entries)}.")
+    if word == "reference" and dicom and not modalities:
+        print(f"no DICOM-SEG: the {record['reference']} was no DICOM; --seg_on {dicom[0]} writes it on that series")
     if not modalities:
         return {}
     source_of = _dicom("dicom_seg").source_of

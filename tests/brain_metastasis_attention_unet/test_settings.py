@@ -12,7 +12,7 @@ from bundlekit.errors import BundleError
 
 @pytest.mark.parametrize("weights", [[1, 2], [1, 1, 1, 1, 1], [1, -1, 1, 1], 1, "1111", ["1"] * 4])
 def test_class_weights_are_one_for_each_class(weights: Any) -> None:
-    with pytest.raises(BundleError, match="class_weights is .*; expected 4 numbers, 0 or more"):
+    with pytest.raises(BundleError, match=r"class_weights is .*; expected 4 numbers, 0 or more"):
         check_settings("native", class_weights=weights)
     check_settings("native", class_weights=[0.1, 1, 1, 2.5])
 

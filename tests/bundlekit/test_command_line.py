@@ -61,6 +61,15 @@ def test_what_neither_has_is_refused(more: list[str], message: str) -> None:
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "more", [["--dataset_dir", "scan#1"], ["--output_dir=/res/Pat #7"], ["--dataset_dir", "/data/#1", "--epochs", "3"]]
+)
+def test_a_path_with_what_fire_takes_for_a_comment_is_refused(more: list[str]) -> None:
+    with pytest.raises(BundleError, match=r"#.*: expected a path without #, which MONAI reads as ::"):
+        check(*more)
+    check("--train#trainer#max_epochs", "3", "--learning_rate", "$@epochs#0")
+
+
 def test_all_are_named_at_once() -> None:
     with pytest.raises(BundleError) as error:
         check("--epoch", "3", "--chanels", "[4,8]")

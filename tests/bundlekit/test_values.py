@@ -36,6 +36,12 @@ def test_a_home_folder_is_written_out() -> None:
     assert not wrong_value("dataset_dir", "~/scans")
 
 
+def test_a_path_that_monai_reads_otherwise_is_refused() -> None:
+    for name in ("dataset_dir", "output_dir", "checkpoint"):
+        assert "without #" in wrong_value(name, "/data/Pat #7")
+        assert not wrong_value(name, "$@bundle_root + '/#'")
+
+
 def test_a_file_in_the_way_of_a_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in ("file", "file/run"):

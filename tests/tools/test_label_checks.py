@@ -102,11 +102,12 @@ def test_a_request_sets_settings_alone(name: str) -> None:
         "amp": False,
         "patches_per_case": 2,
         "seed": 1,
+        "num_workers": 0,
         "device": "cpu",
         "model": name,
     }
     found = training_settings(given, config)
-    assert found == {key: given[key] for key in ("learning_rate", "amp", "patches_per_case", "seed")}
+    assert found == {key: given[key] for key in ("learning_rate", "amp", "patches_per_case", "seed", "num_workers")}
     refused: list[dict[str, Any]] = [
         {"learning_rate": "$__import__('os').system('x')"},
         {"learning_rate": {"_target_": "os.system"}},
@@ -145,6 +146,15 @@ def test_labels_on_the_grid_of_the_scan_pass(tmp_path: Path, scan: str) -> None:
     check_label(write(tmp_path / "b.nii", zeros[..., None].astype(np.float32)), [scan], "A")
     check_label(write(tmp_path / "slope.nii.gz", zeros + 1.0001), [scan], "A")  # as a slope in the header leaves it
     check_label(write(tmp_path / "c.nii.gz", zeros[:3]), [scan, str(tmp_path / "case.h5")], "A")
+
+
+def test_labels_are_compared_with_freesurfers_scans_too(tmp_path: Path) -> None:
+    scan = tmp_path / "scan.mgz"
+    nib.save(nib.MGHImage(np.ones((4, 5, 6), np.float32), AFFINE), scan)
+    label = write(tmp_path / "a.nii.gz", np.zeros((4, 5, 6), np.uint8))
+    check_label(label, [str(scan)], "A")
+    with pytest.raises(BundleError, match=r"the grid of scan\.mgz"):
+        check_label(write(tmp_path / "b.nii.gz", np.zeros((4, 5, 7), np.uint8)), [str(scan)], "A")
 
 
 @pytest.mark.parametrize(

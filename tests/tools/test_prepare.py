@@ -160,8 +160,24 @@ def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
         prepare(t1="a")
     with pytest.raises(ValueError, match="no scan is given"):
         prepare(out=out)
-    with pytest.raises(ValueError, match="expected one of both"):
+    with pytest.raises(ValueError, match="which holds no DICOM file; expected files alone"):
         prepare(str(tmp_path), out=out, t1="a")
+    with pytest.raises(ValueError, match="studdy: no such folder"):
+        prepare(str(tmp_path / "studdy"), out=out, t1="601")
+    (tmp_path / "study.zip").touch()
+    with pytest.raises(ValueError, match=r"study\.zip[\s\S]*a file[\s\S]*unpack it"):
+        prepare(str(tmp_path / "study.zip"), out=out)
+    (tmp_path / "study.zip").unlink()
+    with pytest.raises(
+        ValueError, match=r"no scan with such a name[\s\S]*--t1 FILE --t1ce FILE --t2 FILE --flair FILE"
+    ):
+        prepare(str(tmp_path), out=out)
+    with pytest.raises(ValueError, match="--device is 'cuda:99'; expected one of cpu"):
+        prepare(t1="a", t1ce="b", t2="c", flair="d", out=out, device="cuda:99")
+    with pytest.raises(ValueError, match=r"--checks::brain_volume is 'x'|no setting --chekcs::brain_volume"):
+        segment("brats_resunet", t1="a", out=out, **{"chekcs::brain_volume": "x"})
+    with pytest.raises(ValueError, match="no scan is given"):
+        segment("brats_resunet", out=out, **{"checks::brain_volume": "$None"})  # a setting of the bundle
     with pytest.raises(ValueError, match="--n4 is 'yes'; expected True or False"):
         prepare(t1="a", out=out, n4="yes")  # type: ignore[arg-type]
 

@@ -15,7 +15,7 @@ import yaml
 from fire.parser import DefaultParseValue
 
 from bundlekit.errors import BundleError
-from bundlekit.values import File, is_expression, rule_of, wrong_value
+from bundlekit.values import NO_HASH, File, is_expression, rule_of, wrong_value
 
 # what `python -m monai.bundle run` itself takes
 _RUNNER = {
@@ -117,17 +117,18 @@ def refuse_unknown_settings(arguments: Sequence[str] | None = None) -> None:
     command = read_command_line(arguments)
     if command is None:
         return
+    _refuse_hash(sys.argv if arguments is None else arguments)
     files, config = command.files, command.config
     unknown, wrong = [], []
-    if not _has(config, command.run_id.split("::")):
+    if not has_setting(config, command.run_id.split("::")):
         runs = [name for name in ("training", "evaluating", "inferring") if name in config]
         unknown.append(f"{command.run_id!r} is nothing that can be run; expected {' or '.join(runs)}")
     for name, value in command.given.items():
         path = name.replace("#", "::")
         if path in _RUNNER:
             continue
-        if _has(config, path.split("::")):
-            expected = _expected(path, value, _default(config, path.split("::")))
+        if has_setting(config, path.split("::")):
+            expected = _expected(path, value, default_of(config, path.split("::")))
             if expected:
                 wrong.append(f"--{name} is {value!r}; expected {expected}")
             continue
@@ -145,6 +146,14 @@ def refuse_unknown_settings(arguments: Sequence[str] | None = None) -> None:
     if unknown or wrong:
         where = f"The settings are listed at the top of {files[0]}."
         raise BundleError("\n".join([*unknown, *wrong, *([where] if unknown else [])]))
+
+
+def _refuse_hash(arguments: Sequence[str]) -> None:
+    """Refuse a # in what was typed as a value: Fire takes what follows for a comment, before anything can see it."""
+    for argument in arguments[1:]:
+        value = argument.partition("=")[2] if _FLAG.match(argument) else argument
+        if "#" in value and not is_expression(value):
+            raise BundleError(f"{argument}: expected {NO_HASH}.")
 
 
 def _expected(name: str, value: Any, default: Any) -> str:
@@ -217,7 +226,7 @@ def _add(known: dict[str, Any], key: str, value: Any) -> None:
     place[last] = value
 
 
-def _has(known: Any, path: Sequence[str]) -> bool:
+def has_setting(known: Any, path: Sequence[str]) -> bool:
     """Whether the config has an entry of that path; a component takes any further argument."""
     for position, part in enumerate(path):
         if isinstance(known, Mapping):
@@ -231,7 +240,7 @@ def _has(known: Any, path: Sequence[str]) -> bool:
     return True
 
 
-def _default(known: Any, path: Sequence[str]) -> Any:
+def default_of(known: Any, path: Sequence[str]) -> Any:
     """The config's own value at that path; None if it is not a plain one."""
     for part in path:
         if isinstance(known, Mapping):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _SHARD = re.compile(r"(\d{1,9})/(\d{1,9})", re.ASCII)
+NO_HASH = "a path without #, which MONAI reads as ::; rename the file or the folder"
 _WORDS = {"true", "false", "yes", "no", "on", "off"}
 
 
@@ -112,9 +113,16 @@ class File:
         text = "a folder (its path without ~;" if self.folder else "a file or folder ("
         return text + (" " if self.folder else "") + "one that is named by a number as ./2024)"
 
+    @staticmethod
+    def unspeakable(value: Any) -> bool:
+        """Whether MONAI reads another path than `value`: it takes # for :: wherever a config has it."""
+        return isinstance(value, (str, Path)) and "#" in str(value)
+
     def allows(self, value: Any) -> bool:
         """Whether `value` is one."""
         if self.folder and str(value).startswith("~"):  # a folder of that name would be made
+            return False
+        if self.unspeakable(value):
             return False
         return isinstance(value, (str, Path)) and bool(str(value).strip()) and self.in_the_way(value) is None
 
@@ -226,6 +234,8 @@ def wrong_value(name: str, value: Any, default: Any = None) -> str:
         return ""
     if isinstance(rule, Flag) and str(value).lower() in _WORDS:
         return f"{rule}, with a capital letter"
+    if isinstance(rule, File) and rule.unspeakable(value):
+        return NO_HASH
     if isinstance(rule, File) and isinstance(value, (str, Path)) and (file := rule.in_the_way(value)):
         return f"a folder, but {file} is a file: name another folder, or move the file away"
     return str(rule)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -80,3 +82,7 @@ def test_jobs_get_walltime_and_directives_in_their_form_and_no_dashboard(
     cluster._jobs(Workers(kind, walltime=walltime, directives=directives), tmp_path)
     assert (asked.get("walltime"), asked["job_extra_directives"]) == given
     assert "--no-dashboard" in asked["worker_extra_args"]
+    assert shlex.split(asked["python"]) == [sys.executable]
+    with pytest.raises(BundleError, match="my study has a blank"):
+        cluster._jobs(Workers(kind, walltime=walltime, directives=directives), tmp_path / "my study")
+    assert not (tmp_path / "my study").exists()

@@ -221,6 +221,48 @@ def test_a_second_run_leaves_nothing_of_the_first(
         prepare_case(files, tmp_path / "out", no_mask, fill_missing=True)
 
 
+def test_another_patient_does_not_replace_a_prepared_one(
+    files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    prepare_case(files, tmp_path / "out", no_mask)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+    with pytest.raises(BundleError, match=r"the prepared case Head_01[\s\S]*a folder of its own for each patient"):
+        prepare_case(files, tmp_path / "out", no_mask, case="Head_02")
+    others = {modality: str(tmp_path / "b" / Path(file).name) for modality, file in files.items()}
+    (tmp_path / "b").mkdir()
+    for modality, file in files.items():
+        shutil.copy(file, others[modality])
+    with pytest.raises(BundleError, match="an earlier run of Head_01 from the same scans"):
+        prepare_case(others, tmp_path / "out", no_mask)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
+    prepare_case(files | {"T2": others["T2"]}, tmp_path / "out", no_mask)  # one series was a wrong one
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_read(
+    files: dict[str, str], no_mask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(dir: Path) -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr(preparing, "TemporaryFile", refused)
+    monkeypatch.setattr(preparing, "read_scan", lambda *_: pytest.fail("a scan was read"))
+    with pytest.raises(BundleError, match=r"nothing can be written \(Permission denied\)"):
+        prepare_case(files, tmp_path / "new" / "out", no_mask)
+
+
+def test_a_modality_that_misses_a_part_of_the_brain_is_doubtful(
+    files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    image = nib.load(files["T2"])
+    nib.save(image.slicer[:, :, :44], files["T2"])  # its field of view ends below the vertex
+    with pytest.raises(BundleError, match=r"\(T2\)[\s\S]*\d+% of the brain lie outside of its field of view"):
+        prepare_case(files, tmp_path / "out", no_mask)
+    record = prepare_case(files, tmp_path / "out", no_mask, accept_doubtful=True)
+    shares = {modality: entry["brain_scanned"] for modality, entry in record["modalities"].items()}
+    assert shares["T2"] < 0.95
+    assert min(shares["T1"], shares["T1ce"], shares["FLAIR"]) > 0.95
+
+
 def test_where_the_disk_is_full_the_case_from_before_stays(
     files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,19 +64,21 @@ def _first_visit(folder: Path, visited: set[tuple[int, int]]) -> bool:
     return not known
 
 
-def nothing_found(root: str | os.PathLike, expected: str, found: str = "no case") -> Finding:
+def nothing_found(
+    root: str | os.PathLike, expected: str, found: str = "no case", fix: str = "check the folder given as --dataset_dir"
+) -> Finding:
     """That there is no case, and what lies there instead where it can be told: DICOM, or pairs of .hdr and .img.
 
     Args:
         root: the folder or file that was given.
         expected: the files that would be cases.
         found: what is said if nothing is recognised.
+        fix: what to do then.
     """
     below = list(walk(root)) if os.path.isdir(root) else []
     files = [folder / name for folder, names in below for name in names] or [Path(root)]
     dicom = sum(is_dicom(file) for file in files[:_LOOKED_AT])
     pairs = sum(bool(_PAIR.search(file.name)) for file in files)
-    fix = "check the folder given as --dataset_dir"
     if dicom:
         found += f", but {dicom} DICOM file(s)" + (f" among the first {_LOOKED_AT}" if len(files) > _LOOKED_AT else "")
         fix = "convert them to NIfTI first, e.g. with dcm2niix"

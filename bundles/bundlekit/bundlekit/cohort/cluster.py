@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import shlex
 import sys
 import threading
 import time
@@ -191,6 +192,10 @@ def _local(workers: Workers) -> Any:
 
 def _jobs(workers: Workers, folder: Path) -> Any:
     threads = workers.threads_of_each
+    if re.search(r"\s", str(folder)):  # Dask's command of a job has the keys' paths without quotes
+        raise BundleError(
+            f"--cluster {workers.kind}: {folder} has a blank, which its jobs cannot have; set another out."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     memory = ",".join(f"DASK_{name.upper().replace('.', '__')}=False" for name in _MEMORY)
     own = Path(__file__).resolve().parents[2]  # the folder that this package lies in, where it is not installed
@@ -210,7 +215,7 @@ def _jobs(workers: Workers, folder: Path) -> Any:
         cores=threads,
         processes=1,
         memory=workers.memory,
-        python=sys.executable,
+        python=shlex.quote(sys.executable),
         interface=workers.interface,
         security=_security(),
         protocol="tls://",
@@ -220,7 +225,7 @@ def _jobs(workers: Workers, folder: Path) -> Any:
         job_script_prologue=[
             f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} OPENBLAS_NUM_THREADS={threads}",
             f"export {memory.replace(',', ' ')}",
-            f"export PYTHONPATH={own}${{PYTHONPATH:+:$PYTHONPATH}}",
+            f"export PYTHONPATH={shlex.quote(str(own))}${{PYTHONPATH:+:$PYTHONPATH}}",
             *workers.prologue,
         ],
         worker_extra_args=["--nthreads", "1", "--no-dashboard", *_lifetime(workers.walltime)],

@@ -14,6 +14,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch
 from monai.transforms import Compose, Transform
 
+from bundlekit.configs import refuse_hash
 from bundlekit.errors import BundleError, Finding, bundle_error_in
 from bundlekit.images.nifti import voxel_ml
 from bundlekit.images.stripping import LARGEST_BRAIN_ML, whole_head
@@ -133,6 +134,7 @@ def mask_configs(bundle: Path, settings: Mapping[str, Any]) -> tuple[ConfigParse
     parser = ConfigParser()
     parser.read_config(str(file))
     for name, value in {"bundle_root": str(bundle), **settings}.items():
+        refuse_hash(name, value)
         parser[name] = value
     checkpoint = parser.get_parsed_content("checkpoint")
     if not Path(checkpoint).is_file():

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
 Mask = Callable[[MetaTensor], torch.Tensor]
 
+_LEAST_SCANNED = 0.95  # share of the brain in a scan's field of view
 _BRAIN_ML = (600.0, LARGEST_BRAIN_ML)  # of an adult or a child of some years
 _log = logging.getLogger(__name__)
 
@@ -90,7 +92,8 @@ def prepare_case(
     name = _name(case, given)
     folder = Path(out).expanduser()
     _refuse_own_folder(given, stacks, folder)
-    earlier = _earlier_files(folder)
+    earlier = _earlier_files(folder, name, given, stacks)
+    _require_writable(folder)
     step = _Steps(4 * len(given) + 1)
     scans = {}
     with step("read"):
@@ -154,7 +157,8 @@ class _Aligned:
     """Scans of a case in one place.
 
     `grid`, `brain` (bool): of the prepared images; by modality `brains` on the scans' own grids, `moves` onto the
-    reference, and `overlaps`, the Dice of a scan's brain with that of all.
+    reference, `overlaps`, the Dice of a scan's brain with that of all, and `scanned`, the share of the brain that lies
+    in a scan's field of view.
     """
 
     grid: Grid
@@ -162,13 +166,15 @@ class _Aligned:
     brains: dict[str, np.ndarray]
     moves: dict[str, Registration]
     overlaps: dict[str, float]
+    scanned: dict[str, float]
 
 
 def _as_they_are(scans: Mapping[str, Scan], reference: str) -> _Aligned:
     brains = {modality: scan.voxels != 0 for modality, scan in scans.items()}
     brain = np.any(list(brains.values()), axis=0)
     moves = {modality: Registration(np.eye(4)) for modality in scans}
-    return _Aligned(scans[reference].grid, brain, brains, moves, dict.fromkeys(scans, 1.0))
+    scanned = {modality: float(own[brain].mean()) for modality, own in brains.items()}  # what was not is air
+    return _Aligned(scans[reference].grid, brain, brains, moves, dict.fromkeys(scans, 1.0), scanned)
 
 
 def _registered(
@@ -188,8 +194,8 @@ def _registered(
             if modality != reference:
                 moves[modality] = register(volumes[reference], volumes[modality], seed)
     grid = cubes(scans[reference].grid, spacing_mm)
-    brain, overlaps = _vote(grid, scans, brains, moves)
-    return _Aligned(grid, brain, brains, moves, overlaps)
+    brain, overlaps, scanned = _vote(grid, scans, brains, moves)
+    return _Aligned(grid, brain, brains, moves, overlaps, scanned)
 
 
 def _images(
@@ -218,6 +224,7 @@ def _entry(case: str, scan: Scan, aligned: _Aligned) -> dict[str, Any]:
         "stripped_before": not scan.skull,
         "brain_ml": round(float(aligned.brains[scan.modality].sum()) * scan.grid.voxel_ml, 1),
         "brain_overlap": round(aligned.overlaps[scan.modality], 4),
+        "brain_scanned": round(aligned.scanned[scan.modality], 4),
         "to_prepared_ras": np.linalg.inv(move.matrix).tolist(),
         "registration": _told(move),
     }
@@ -315,13 +322,27 @@ def _refuse_one_scan_twice(scans: Mapping[str, Scan]) -> None:
         raise BundleError(findings)
 
 
-def _earlier_files(folder: Path) -> list[Path]:
+def _earlier_files(folder: Path, case: str, given: Mapping[str, str], stacks: Mapping[str, Stack]) -> list[Path]:
     """What an earlier run left in the folder, its record first.
 
+    Args:
+        folder: for the results.
+        case: that is prepared now.
+        given: its files by modality.
+        stacks: those of them that are DICOM.
+
     Raises:
-        BundleError: for scans of a case that no record tells of.
+        BundleError: for scans of a case that no record tells of, or those of another case.
     """
-    entries = list(read_record(folder)["modalities"].values()) if (folder / RECORD).is_file() else []
+    record = read_record(folder) if (folder / RECORD).is_file() else {"modalities": {}}
+    entries = list(record["modalities"].values())
+    now = {str(Path(file).expanduser().resolve()) for modality, file in given.items() if modality not in stacks}
+    now |= {str(Path(stack.root).expanduser().resolve()) for stack in stacks.values()}
+    before = {str(Path(e["dicom"]["folder"]).expanduser().resolve()) if "dicom" in e else e["source"] for e in entries}
+    if entries and (record["case"] != case or not now & before):
+        found = f"the prepared case {record['case']}, of {', '.join(sorted(before)[:2])}"
+        fix = "set --out to a folder of its own for each patient, or remove this one"
+        raise BundleError(Finding(str(folder), found, f"none, or an earlier run of {case} from the same scans", fix))
     names = [entry["prepared"] for entry in entries if "prepared" in entry]
     others = [file for file in folder.glob("*") if role_of(file.name) and file.name not in names]
     if others:
@@ -329,6 +350,21 @@ def _earlier_files(folder: Path) -> list[Path]:
         raise BundleError(Finding(str(others[0]), found, "an empty folder", "set --out to a folder of its own"))
     sources = [folder / entry["source"] for entry in entries if "dicom" in entry]
     return [folder / RECORD, *(folder / name for name in names), *sources]
+
+
+def _require_writable(folder: Path) -> None:
+    """Tell at once that results cannot be written, not after minutes of computing.
+
+    Raises:
+        BundleError: if nothing can be written there.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        fix = "set --out to a folder that you may write to"
+        raise BundleError(Finding(str(there), f"nothing can be written ({error.strerror})", "a folder", fix)) from error
 
 
 def _brain(scan: Scan, mask: Mask) -> np.ndarray:
@@ -346,8 +382,8 @@ def _brain(scan: Scan, mask: Mask) -> np.ndarray:
 
 def _vote(
     grid: Grid, scans: Mapping[str, Scan], brains: Mapping[str, np.ndarray], moves: Mapping[str, Registration]
-) -> tuple[np.ndarray, dict[str, float]]:
-    """The brain on the prepared grid, bool, and the Dice of each mask with it.
+) -> tuple[np.ndarray, dict[str, float], dict[str, float]]:
+    """The brain on the prepared grid, bool, the Dice of each mask with it, and the share of it that each scan reaches.
 
     At each voxel the mean of the masks of the scans that reach there; 0.5 is brain. Masks that are unlike this (Dice
     below 0.8) have no vote in the end, as long as two others are left.
@@ -377,7 +413,8 @@ def _vote(
     like = [modality for modality, dice in overlaps(brain).items() if dice >= LEAST_OVERLAP]
     if 2 <= len(like) < len(scans):
         brain = decided(like)
-    return brain, overlaps(brain)
+    reached = {modality: float((seen[modality][brain] > 0.5).mean()) if brain.any() else 0.0 for modality in scans}
+    return brain, overlaps(brain), reached
 
 
 def _refuse_doubts(scans: Mapping[str, Scan], aligned: _Aligned, accept: bool) -> None:
@@ -391,6 +428,8 @@ def _refuse_doubts(scans: Mapping[str, Scan], aligned: _Aligned, accept: bool) -
         doubts, overlap = aligned.moves[modality].doubts, aligned.overlaps[modality]
         if overlap < LEAST_OVERLAP:
             doubts.append(f"its brain mask and that of all have a Dice of {overlap:.2f}")
+        if (scanned := aligned.scanned[modality]) < _LEAST_SCANNED:
+            doubts.append(f"{1 - scanned:.0%} of the brain lie outside of its field of view, where zeros stand for it")
         if doubts:
             expected = "a registration and a mask that can be believed"
             findings.append(Finding(f"{scan.file} ({modality})", "; ".join(doubts), expected, fix))

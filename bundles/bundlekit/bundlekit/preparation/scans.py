@@ -36,6 +36,9 @@ _UNMARKED = (
 )
 
 
+_FILES = "name the scans: --t1 FILE --t1ce FILE --t2 FILE --flair FILE"
+
+
 @dataclass
 class Scan:
     """One modality of a head.
@@ -106,7 +109,10 @@ def find_scans(folder: str | os.PathLike, out: str | os.PathLike | None = None) 
     """
     root = Path(folder).expanduser()
     if not root.is_dir():
-        raise BundleError(Finding(str(root), "no such folder", "a folder with the scans of one head", "check its name"))
+        found, fix = ("a file", _FILES) if root.is_file() else ("no such folder", "check its name")
+        if root.suffix.lower() in (".zip", ".tar", ".tgz", ".7z"):
+            fix = "unpack it, and give the folder"
+        raise BundleError(Finding(str(root), found, "a folder with the scans of one head", fix))
     cases: dict[str, dict[str, str]] = {}
     findings = []
     results = Path(out).expanduser().resolve() if out is not None else None
@@ -125,7 +131,8 @@ def find_scans(folder: str | os.PathLike, out: str | os.PathLike | None = None) 
     if findings:
         raise BundleError(findings)
     if not cases:
-        raise BundleError(nothing_found(root, EXPECTED, "no scan"))
+        expected = " or ".join(EXPECTED.split(", ")[:2])  # a file for each modality
+        raise BundleError(nothing_found(root, f"{expected}, or a DICOM study", "no scan with such a name", _FILES))
     if len(cases) > 1:
         found = f"{len(cases)} cases: {', '.join(sorted(cases)[:6])}"
         raise BundleError(Finding(str(root), found, "the scans of one head", "give the folder of one case"))

@@ -13,7 +13,7 @@ import numpy as np
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.expressions import refuse_expressions
-from bundlekit.images.nifti import same_places, without_rounding
+from bundlekit.images.nifti import open_nifti, same_places, without_rounding
 from bundlekit.values import wrong_value
 
 NIFTI = (".nii", ".nii.gz")
@@ -127,8 +127,8 @@ def check_label(file: str, scans: Sequence[str], name: str) -> None:
 
     Args:
         file: NIfTI of the label, whole numbers from 0 on.
-        scans: one image of the case for each bundle that knows it; the label must have the grid of one. One that is
-            no NIfTI (HDF5) is not compared.
+        scans: one image of the case for each bundle that knows it; the label must have the grid of one. One that has
+            no header of its place (HDF5) is not compared.
         name: of the case, for the message.
 
     Raises:
@@ -141,7 +141,7 @@ def check_label(file: str, scans: Sequence[str], name: str) -> None:
     image = _nifti(file)
     if image is None:
         raise refuse("no NIfTI file that can be read", "a label map as .nii or .nii.gz", "save it as NIfTI")
-    grids = [header for scan in scans if (header := _nifti(scan)) is not None]
+    grids = [header for scan in scans if (header := _header(scan)) is not None]
     if len(grids) == len(scans) > 0 and not any(_same_grid(image, grid) for grid in grids):
         wanted = f"the grid of {os.path.basename(scans[0])}: {_grid(grids[0])}"
         raise refuse(_grid(image), wanted, "save the label on the grid of the scan")
@@ -177,6 +177,14 @@ def _nifti(file: str) -> Any:
     except Exception:  # nibabel raises a dozen types
         return None
     return image if isinstance(image, nib.Nifti1Image) else None
+
+
+def _header(file: str) -> Any:
+    """Header of a NIfTI file or of FreeSurfer's; None for any other."""
+    try:
+        return open_nifti(file) if file.endswith((*NIFTI, ".mgz", ".mgh")) else None
+    except Exception:  # nibabel raises a dozen types
+        return None
 
 
 def _same_grid(label: Any, scan: Any) -> bool:
