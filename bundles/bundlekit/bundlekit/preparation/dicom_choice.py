@@ -183,6 +183,8 @@ def _candidate(stack: Stack) -> Candidate:
     medium, told = contrast_medium(stack.parameters)
     if stack.unfit:
         return Candidate(stack, "", stack.unfit, medium=medium)
+    if stack.unlikely:
+        return Candidate(stack, "", "", f"not taken unasked: {stack.unlikely}", medium, _maybe(verdict, stack))
     if not verdict.contrast:
         return Candidate(stack, "", verdict.why, medium=medium)
     if verdict.doubt:

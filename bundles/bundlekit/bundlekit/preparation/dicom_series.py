@@ -63,6 +63,7 @@ class Stack:
         orientation: six cosines, LPS+: along a row, along a column.
         parameters: of the sequence.
         unfit: why it is no scan of a head that could be taken; "" if it could be.
+        unlikely: what its header says against that, often wrongly: it is taken if it is asked for; "" for nothing.
         begun: day and time, for comparing; "" for what is not told. Leaves this object in no form.
         frame_of_reference: its UID; "" if there is none.
     """
@@ -78,6 +79,7 @@ class Stack:
     orientation: tuple[float, ...]
     parameters: Parameters
     unfit: str = ""
+    unlikely: str = ""
     begun: tuple[str, str] = ("", "")
     frame_of_reference: str = ""
 
@@ -338,6 +340,7 @@ def _stack(root: str, number: str, group: _Group, directions: int) -> Stack:
         orientation=tuple(group.orientation.tolist()),
         parameters=_parameters(frame),
         unfit=_unfit(frame, directions),
+        unlikely=_unlikely(frame),
         begun=_begun(frame),
         frame_of_reference="".join(frame.words("FrameOfReferenceUID")[:1]),
     )
@@ -389,14 +392,18 @@ def _unfit(frame: _Frame, directions: int) -> str:
     image_type = frame.words("FrameType") or frame.words("ImageType")
     if "MOSAIC" in image_type:
         return "a mosaic of slices in one image"
-    if "YES" in frame.words("BurnedInAnnotation"):
-        return "annotations burnt into the image"
     if directions > 1 and any(token.startswith("LOCALI") for token in image_type):
         return "a localiser"
     if frame.numbers("ImagePositionPatient", 3) is None or frame.numbers("ImageOrientationPatient", 6) is None:
         return "images whose place is not told"
     if frame.numbers("PixelSpacing", 2) is None:
         return "images whose voxel size is not told"
+    return ""
+
+
+def _unlikely(frame: _Frame) -> str:
+    if "YES" in frame.words("BurnedInAnnotation"):
+        return "annotations burnt into the image"
     if "Y" in frame.words("AngioFlag"):
         return "angiography"
     if "SPINE" in "".join(frame.words("BodyPartExamined")).upper():

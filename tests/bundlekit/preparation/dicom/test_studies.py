@@ -415,6 +415,12 @@ def test_what_is_none_of_the_four_is_left_out_and_told(kind: str, study: Path) -
     assert told in line(choice, number)
 
 
+@pytest.mark.parametrize("kind", ["burnt in", "over time", "spine", "angiography"])
+def test_what_only_a_header_says_is_overruled_by_who_asks(kind: str, study: Path) -> None:
+    NONE_OF_THEM[kind][0](study)
+    assert numbers(chosen(study, {"T2": "9"})) == NUMBERS | {"T2": "9"}
+
+
 # ---- which one is taken ----------------------------------------------------------------------------------------------
 
 
