@@ -192,6 +192,18 @@ def test_scans_that_were_moved_are_found_by_their_contents(prepared: Path, mask:
         restore_case(prepared, mask, tmp_path / "out")
 
 
+def test_a_freesurfer_scan_that_was_moved_is_found_too(prepared: Path, mask: Path, tmp_path: Path) -> None:
+    (tmp_path / "archive" / "sub").mkdir(parents=True)
+    scan = tmp_path / "archive" / "sub" / "renamed.mgz"
+    nib.save(nib.MGHImage(np.asarray(nib.load(tmp_path / "raw" / "x_t1.nii.gz").dataobj, np.float32), AFFINE), scan)
+    record = json.loads((prepared / "prepared.json").read_text())
+    record["modalities"] = {"T1": record["modalities"]["T1"]}
+    record["modalities"]["T1"] |= {"source": "/gone/T1.mgz", "sha256": sha256_of(scan)}
+    (prepared / "prepared.json").write_text(json.dumps(record))
+    restore_case(prepared, mask, tmp_path / "out", sources=tmp_path / "archive")
+    assert nib.load(tmp_path / "out" / "x_seg_on_t1.nii.gz").shape == (12, 12, 12)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
