@@ -393,6 +393,10 @@ def test_strangers_are_turned_away(server: Server) -> None:
             answer = server.call(method, path, headers={"Origin": origin})
             assert answer.status_code == 403, (origin, method, path)
             assert "access-control-allow-origin" not in answer.headers
+    pages = [("cross-site", "image", 403), ("same-site", "script", 403), ("cross-site", "document", 200)]
+    for site, dest, status in [*pages, ("same-origin", "empty", 200), ("none", "document", 200)]:
+        answer = server.call("GET", "/info/", headers={"Sec-Fetch-Site": site, "Sec-Fetch-Dest": dest})
+        assert answer.status_code == status, (site, dest)
     for host in ("evil.example", f"evil.example:{server.port}"):
         assert server.call("GET", "/info/", headers={"Host": host}).status_code == 400
     for host in ("127.0.0.1", "localhost"):
@@ -442,6 +446,7 @@ def test_nothing_leaves_its_folder(server: Server, folder: Path, tmp_path: Path)
     for body in (
         {"seed": "$__import__('os').system('touch pwned')"}, {"loss": {"_target_": "os.system"}}, {"x": "@y"},
         {"output_dir": str(tmp_path)}, {"imports": ["os"]}, {"max_epochs": 0}, {"batch_size": 0}, {"amp": "false"},
+        {"patch_size": [32, 32, 32]}, {"channels": [4, 8]},
     ):  # fmt: skip
         for run_sync in (True, False):  # a process in the background could refuse nothing
             refused("POST", "/train/brats_resunet", params={"run_sync": run_sync}, json=body)
@@ -463,6 +468,20 @@ def test_an_image_that_is_sent_is_kept_beside_the_labels(server: Server, folder:
     )
     assert sent.json() == {"image": "sent"}
     assert server.infer("brain_tissue_vnet", "sent") == server.infer("brain_tissue_vnet", HEAD)
+    again = server.call(
+        "PUT", "/datastore/image", params={"image": "sent"}, files={"file": ("x.nii.gz", scan.read_bytes())}
+    )
+    assert again.json() == {"image": "sent"}, "a viewer sends it once for each label"
+    image = nib.load(scan)
+    drawn = np.zeros(image.shape[:3], np.uint8)
+    drawn[2, 2, 2] = 1
+    nib.save(nib.Nifti1Image(drawn, image.affine), folder / "drawn.nii.gz")
+    label = {"label": ("x.nii.gz", (folder / "drawn.nii.gz").read_bytes())}
+    for name, status in (("WM", 200), ("nobody", 400)):
+        params = {"params": json.dumps({"label_info": [{"name": name, "idx": 1}]})}
+        saved = server.call("PUT", "/datastore/label", params={"image": "sent"}, files=label, data=params)
+        assert saved.status_code == status, saved.text
+    assert "brain_tissue_vnet: CSF, GM, WM" in saved.json()["detail"]
     assert server.call("DELETE", "/datastore/image", params={"id": "sent"}).status_code == 200
     assert "no case 'sent'" in server.refusal("brain_tissue_vnet", "sent", 404)
 

@@ -118,6 +118,35 @@ def test_fine_tuned_weights_are_kept_until_others_are_named(
     assert b"fine-tuned" in [(kept / "model.pt").read_bytes() for kept in (models / "earlier").iterdir()]
 
 
+def test_weights_that_lie_in_the_folder_of_the_served_ones_are_not_lost(tmp_path: Path, weights: Path) -> None:
+    app, models = tmp_path / "app", tmp_path / "app" / "model" / NAME / "models"
+    make_app(app, [NAME], {NAME: str(weights)})
+    (models / "model.pt").write_bytes(b"fine-tuned")
+    for given in (models, models / "model.pt"):
+        make_app(app, [NAME], {NAME: str(given)})
+        assert (models / "model.pt").read_bytes() == b"fine-tuned"
+        assert (models / "settings.json").read_text() == "{}"
+    (models / "training").mkdir()
+    (models / "training" / "last.pt").write_bytes(b"the last")
+    (models / "training" / "settings.json").write_text('{"channels": [2, 4]}')
+    make_app(app, [NAME], {NAME: str(models / "training" / "last.pt")})
+    assert (models / "model.pt").read_bytes() == b"the last"
+    assert (models / "settings.json").read_text() == '{"channels": [2, 4]}'
+
+
+def test_what_was_served_first_can_be_taken_back(tmp_path: Path, weights: Path) -> None:
+    """Its hash is that of the file that was copied."""
+    app, models = tmp_path / "app", tmp_path / "app" / "model" / NAME / "models"
+    make_app(app, [NAME], {NAME: str(weights)})
+    kept = app_folder.keep_aside(models, ("model.pt", "settings.json"))  # as a fine-tuning does
+    (models / "model.pt").write_bytes(b"fine-tuned")
+    make_app(app, [NAME], {NAME: str(kept)})
+    assert (models / "model.pt").read_bytes() == b"weights"
+    (models / "model.pt").write_bytes(b"fine-tuned again")
+    make_app(app, [NAME], {NAME: str(kept)})
+    assert (models / "model.pt").read_bytes() == b"fine-tuned again", "the same command again"
+
+
 def test_newer_weights_of_the_bundle_replace_those_that_nothing_has_changed(
     tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,6 +103,8 @@ def _copy_bundle(name: str, target: Path) -> None:
 def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: bool) -> None:
     """Serve the weights of `source`, unless the folder has some that are to be kept."""
     model = models / "model.pt"
+    if model.is_file() and source.samefile(model):  # what is served already
+        return
     digest = _digest(source)
     if model.is_file():
         record = models / _COPIED
@@ -113,7 +115,9 @@ def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: boo
             if not (models / TRAINED_ON).is_file():  # copied by an earlier version
                 _write_trained(source, models)
             return
-        another = named and copied is not None and copied != digest
+        # put aside here: what was copied first is among them, with the same hash
+        back = EARLIER in source.resolve().parts and recorded.get("from") != str(source.resolve())
+        another = named and copied is not None and (copied != digest or back)
         newer = served == copied and not named and not recorded.get("named", True)  # of the bundle, and untouched
         if not same and not fresh and not another and not newer:
             why = "from --weights" if served == copied else "fine-tuned there?"
@@ -122,19 +126,22 @@ def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: boo
         if not same:
             kept = keep_aside(models, ("model.pt", SETTINGS, TRAINED_ON))
             print(f"{name}: now {source}. The weights served before are kept: --weights {name}={kept} takes them again")
+    settings = source.with_name(SETTINGS)
+    files = [file for file in (settings, *_seconds(source), source) if file.is_file()]
+    contents = {file.name: file.read_bytes() for file in files}  # which may lie in what is cleared now
+    cases = trained_cases(source.parent)
     model.unlink(missing_ok=True)  # first: whatever interrupts this, the next start copies again
     for old in models.iterdir() if models.is_dir() else ():  # what belongs to the weights that go
         if old.name != EARLIER:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
-    settings = source.with_name("settings.json")
-    if settings.is_file():
-        write_content(models / "settings.json", settings.read_bytes())
-    else:
+    if SETTINGS not in contents:
         print(f"{name}: no settings.json beside {source}; taken for a network of the default widths")
-    for second in _seconds(source):
-        write_content(models / second.name, second.read_bytes())
-    _write_trained(source, models)
-    write_content(model, source.read_bytes())
+    weights = contents.pop(source.name)
+    for file_name, content in contents.items():
+        write_content(models / file_name, content)
+    if cases:
+        write_trained_cases(cases, models)
+    write_content(model, weights)  # last, see above
     record_of = json.dumps({"from": str(source.resolve()), "named": named, "sha256": digest}, indent=2)
     write_content(models / _COPIED, record_of)
 

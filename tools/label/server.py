@@ -58,13 +58,15 @@ def label(
     _require_port(port)
     _require_free(port)  # a server that runs has its copies in `app`
     folder = Path(app).expanduser().resolve()
-    with _alone(folder):
-        _label(studies, bundles, weights, port, folder, labels, fresh, gpu)
+    with _alone(folder) as lock:
+        _label(studies, bundles, weights, port, folder, labels, fresh, gpu, lock)
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> Iterator[int | None]:
     """Keep an app folder to one server: another one would replace the copies that it serves, and what it trains.
+
+    Yields the descriptor that holds the lock, for the server to have: it may live on where this process is killed.
 
     Raises:
         ValueError: if a server has it.
@@ -78,7 +80,7 @@ def _alone(folder: Path) -> Iterator[None]:
             f"{folder} is that of a server that runs; stop it, or give another folder with --app."
         ) from None
     try:
-        yield
+        yield lock._context.lock_file_fd  # filelock has no other name for it
     finally:
         lock.release()
 
@@ -92,6 +94,7 @@ def _label(
     labels: str | None,
     fresh: bool,
     gpu: bool | None,
+    lock: int | None,
 ) -> None:
     where = studies if studies.startswith(("http://", "https://")) else str(_writable(studies, labels))
     served = make_app(folder, _list(bundles) or None, _pairs(_list(weights)), fresh)
@@ -105,15 +108,25 @@ def _label(
         command += ["--conf", key, value]
     command += ["--host", _HOST, "--port", str(port), "--uvicorn_app", "lib.web:app"]
     with TemporaryDirectory(prefix="label-") as sent:  # what clients send, in a folder that only this user can enter
-        _serve(command, folder, _variables(python, folder, origins, sent), port, where)
+        _serve(command, folder, _variables(python, folder, origins, sent), port, where, lock)
 
 
-def _serve(command: list[str], folder: Path, variables: dict[str, str], port: int, where: str) -> None:
-    """Run the server until Ctrl-C or until it ends by itself, which is an OSError."""
+def _serve(
+    command: list[str], folder: Path, variables: dict[str, str], port: int, where: str, lock: int | None = None
+) -> None:
+    """Run the server, with the lock of its folder, until Ctrl-C or until it ends by itself, which is an OSError."""
     log = folder / "server.log"
     with log.open("w") as out:
         # a process group of its own: Ctrl-C reaches this process alone, which stops the server and its trainings
-        server = subprocess.Popen(command, cwd=folder, env=variables, stdout=out, stderr=out, start_new_session=True)
+        server = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=variables,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            pass_fds=() if lock is None else (lock,),
+        )
     heeded = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]  # nohup ignores
     previous = {number: signal.signal(number, _interrupt) for number in heeded}
     try:

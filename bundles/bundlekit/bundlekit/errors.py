@@ -24,7 +24,7 @@ class Finding:
         found: what is there.
         expected: what has to be there.
         fix: what to do about it.
-        case: name of the case that it keeps from being computed, where it is the name that is wrong.
+        case: name of the case that it keeps from being computed; "" where the file tells, or there is none.
     """
 
     file: str

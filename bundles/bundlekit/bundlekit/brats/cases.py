@@ -177,6 +177,7 @@ def _named_cases(
                     "also " + ", ".join(f"{scheme.file_of(name, role)} ({role})" for role in missing),
                     f"{rename}add the missing file, or take the case out of the folder"
                     + (f"; {GO_ON}" if 0 < len(absent) <= MOST_MISSING else ""),
+                    name,
                 )
             )
         if doubled:
@@ -187,6 +188,7 @@ def _named_cases(
                     + ", ".join(str(f) for role in doubled for f in roles[role]),
                     "one file for each modality",
                     "keep one of them; results of an earlier run belong outside the data set folder",
+                    name,
                 )
             )
         if not missing and not doubled:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import is_dicom
 
+_left_out: ContextVar[frozenset[tuple[int, int]]] = ContextVar("_left_out", default=frozenset())
 _LOOKED_AT = 2000  # files of an unknown ending, when nothing else was found
 _PAIR = re.compile(r"\.(hdr|img)(\.gz)?$", re.IGNORECASE)
 
@@ -20,7 +23,7 @@ def walk(
     """Folders below `root`, itself included, each with the names of its files; in sorted order.
 
     Links are followed. A folder that several links lead to, or that lies above itself by a link, is visited once, by
-    the first of its names. Hidden files and folders are left out.
+    the first of its names. Hidden files and folders are left out, and those of `leaving_out`.
 
     Args:
         root: a folder.
@@ -32,6 +35,7 @@ def walk(
     """
     closed: list[OSError] = []
     visited: set[tuple[int, int]] = set()
+    visited |= _left_out.get()
     _first_visit(Path(root), visited)
     for name, folders, files in os.walk(str(root), onerror=closed.append, followlinks=True):
         folder = Path(name)
@@ -51,6 +55,24 @@ def walk(
                 for error in closed
             ]
         )
+
+
+@contextmanager
+def leaving_out(folder: str | os.PathLike) -> Iterator[None]:
+    """While this lasts, no search of this thread goes into `folder`, unless it begins there.
+
+    Args:
+        folder: that may be there or not.
+    """
+    try:
+        status = os.stat(folder)
+        token = _left_out.set(_left_out.get() | {(status.st_dev, status.st_ino)})
+    except FileNotFoundError:
+        token = _left_out.set(_left_out.get())
+    try:
+        yield
+    finally:
+        _left_out.reset(token)
 
 
 def _first_visit(folder: Path, visited: set[tuple[int, int]]) -> bool:

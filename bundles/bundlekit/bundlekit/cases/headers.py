@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def check_headers(cases: Sequence[Case], patch_size: Sequence[int] | None = None
         patch_size: voxels; a finding for each case that is smaller along an axis. None: not checked.
     """
     with ThreadPoolExecutor(8) as pool:  # on network drives the latency of opening a file dominates
-        findings = list(pool.map(lambda case: _check_case(case, patch_size) or _check_label(case), cases))
+        findings = list(pool.map(lambda case: _named(_check_case(case, patch_size) or _check_label(case), case), cases))
         listed = [case["label"] for case in cases if case.get("subset") and case["label"]]
         results = [file for file, found in zip(listed, pool.map(left_as_segmented, listed), strict=True) if found]
     if results:
@@ -48,6 +49,11 @@ def without_results(cases: Sequence[Case]) -> list[Case]:
     with ThreadPoolExecutor(8) as pool:
         results = pool.map(lambda case: bool(case["label"] and left_as_segmented(case["label"])), cases)
         return [{**case, "label": ""} if found else case for case, found in zip(cases, results, strict=True)]
+
+
+def _named(findings: list[Finding], case: Case) -> list[Finding]:
+    """The findings of a case with its name: of several files, they keep one case from being computed."""
+    return [replace(finding, case=finding.case or str(case.get("case") or "")) for finding in findings]
 
 
 def _check_label(case: Case) -> list[Finding]:

@@ -33,6 +33,7 @@ PRECISIONS = ("auto", "f32", "bf16")
 _EXAMPLE = 64  # voxels along each axis of the volume that a network is traced with: two at a stride of 32
 # windows that compute side by side, each on a part of the threads: where threads work on one window, each operation
 # waits for the slowest of them (two cores, V-Net, windows of 96^3 in bf16: 0.78 s a window, 0.43 s side by side)
+_KEPT = 10  # networks, as many as an ensemble may have
 _STREAMS = 2
 _FILES = ("network.xml", "network.bin")
 _IMPORTING = threading.Lock()  # of OpenVINO, by a thread that compiles and by one that reads
@@ -205,6 +206,12 @@ class Runtime:
             return known[1]
         if key not in self._converted:
             self._converted[key] = self._convert(network, key, shape)
+        self._converted[key] = self._converted.pop(key)  # the last one to be let go
+        while len(self._converted) > _KEPT:  # networks that were trained on in the meantime, in a server
+            gone = next(iter(self._converted))
+            del self._converted[gone]
+            for compiled in [one for one in self._compiled if one[0] == gone]:
+                del self._compiled[compiled]
         model = self._converted[key].clone()
         model.reshape([1, *shape])
         options = {

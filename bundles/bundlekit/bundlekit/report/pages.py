@@ -7,6 +7,7 @@ latter for the 3-D view. Jinja2 fills the templates and escapes what it puts in.
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from bundlekit.report.table import MASK_CORRECTED, TABLE, VolumeTable, flagged
 from bundlekit.report.view import VIEWER, write_viewer, write_volumes
 
 FOLDER = "report"
+_log = logging.getLogger(__name__)
 _TEMPLATES = Path(__file__).parent / "templates"
 _PLAIN = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
@@ -74,7 +76,8 @@ def write_report(
 ) -> Path:
     """Write `report/` into a folder of results: index.html, a page and pictures for each case.
 
-    A case whose mask is not as inference wrote it has one more flag, `mask_corrected`: its volumes are of before.
+    A case whose mask is not as inference wrote it has one more flag, `mask_corrected`: its volumes are of before. One
+    whose mask cannot be read, or is on another grid than its scan, has the flag `mask_not_drawn` and no picture.
 
     Args:
         folder: with `volumes.csv` and the masks.
@@ -87,7 +90,8 @@ def write_report(
         index.html.
 
     Raises:
-        BundleError: if there is no table, matplotlib is not installed, or a file cannot be read or written.
+        BundleError: if there is no table, matplotlib is not installed, no mask can be drawn, or a file cannot
+            be written.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -113,8 +117,15 @@ def write_report(
         for key, file in (("style", "style.css"), ("sort", "sort.js"), ("view", "view.js"))
     }
     write_viewer(out)
+    undrawn: list[BundleError] = []
     for place, case in enumerate(progress(cases) if progress else cases):
-        _draw(case, folder, out, scan_of(case.name), names(case.name))
+        try:
+            _draw(case, folder, out, scan_of(case.name), names(case.name))
+        except BundleError as error:  # of a mask: the others have their pages
+            undrawn.append(error)
+            _log.warning("%s: no picture: %s", case.name, error)
+            told = {"mask_not_drawn": f"No picture: {' '.join(str(error).split())}"}
+            case.rows = [flagged(row, told) for row in case.rows]
         view = _made_for(case, folder, [out / f"{_file_name(case.name)}_view.js"])
         page = site.get_template("case.html").render(
             title=case.name,
@@ -128,6 +139,8 @@ def write_report(
             script=inline["view"] if view else "",
         )
         write_content(out / case.page, page.encode(), "output_dir")
+    if len(undrawn) == len(cases):
+        raise undrawn[0]
     shown = list(dict.fromkeys(row["name"] for case in cases for row in case.rows))
     if len(cases) > 1:
         values = {name: [case.ml.get(name, np.nan) for case in cases] for name in shown}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
+import json
 import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
+from bundlekit.cases.folders import leaving_out
 from bundlekit.errors import BundleError
 from bundlekit.expressions import refuse_expressions
 from bundlekit.files import write_whole
@@ -65,8 +69,11 @@ class CaseDatastore(LocalDatastore):
         self.findings: list[Any] = []
         self._ids: dict[str, str] = {}  # path below the folder -> name of the case
         self.uploads = os.path.join(os.path.realpath(labels), ".uploads")  # hidden: no search for cases goes there
+        self._searched = False
         here = os.path.realpath(studies) == os.path.realpath(labels)
         super().__init__(labels, images_dir="." if here else os.path.realpath(studies), **kwargs)
+        if self._auto_reload:
+            self._handler.on_moved = self._on_moved
 
     def case(self, bundle: str, image_id: str) -> dict[str, Any] | None:
         """The case as the bundle's search found it; None if it found none of that name."""
@@ -168,6 +175,9 @@ class CaseDatastore(LocalDatastore):
         """
         name, image_info = plain_name(image_id, "image"), _plain_info(image_info)
         if name in self._datastore.objects:
+            there = self.get_image_uri(name)
+            if self._is_upload(there) and filecmp.cmp(there, image_filename, shallow=False):  # a viewer sends it again
+                return name
             raise BundleError(f"there is a case {name!r} already, and scans are not replaced; send it by another name.")
         check_image(image_filename, name)
         extension = next(e for e in reversed(NIFTI) if image_filename.endswith(e))
@@ -187,7 +197,7 @@ class CaseDatastore(LocalDatastore):
             BundleError: for a scan of the studies.
         """
         file = self.get_image_uri(image_id)
-        if inside(file, [self.uploads]) is None:
+        if not self._is_upload(file):
             raise BundleError(
                 f"{image_id!r} is a scan of the studies, which the server leaves alone: remove it yourself."
             )
@@ -222,21 +232,19 @@ class CaseDatastore(LocalDatastore):
         A label says so by `model` among the parameters it was saved with, or by the names of its segments; without
         either it counts where only one of the served bundles can take the case.
         """
-        found = []
-        for image_id in sorted(self.get_labeled_images()):
-            if self.case(bundle, image_id) is None:
-                continue
-            info = self.get_label_info(image_id, "final")
-            used = {str(segment.get("name", "")).lower() for segment in info.get("label_info") or []}
-            if info.get("model"):
-                own = info["model"] == bundle
-            elif used:
-                own = used <= {name.lower() for name in self.class_names[bundle]}
-            else:
-                own = sum(image_id in self.cases[name] for name in self.trained_here) == 1
-            if own:
-                found.append(image_id)
-        return found
+        return [image_id for image_id in sorted(self.get_labeled_images()) if self.is_for(bundle, image_id)]
+
+    def is_for(self, bundle: str, image_id: str) -> bool:
+        """Whether the saved label of a case is one for this bundle, see `labelled_for`."""
+        if self.case(bundle, image_id) is None:
+            return False
+        info = self.get_label_info(image_id, "final")
+        used = {str(segment.get("name", "")).lower() for segment in info.get("label_info") or []}
+        if info.get("model"):
+            return bool(info["model"] == bundle)
+        if used:
+            return used <= {name.lower() for name in self.class_names[bundle]}
+        return sum(image_id in self.cases[name] for name in self.trained_here) == 1
 
     def _numbers(self, image_id: str, segments: list[dict[str, Any]]) -> dict[int, int]:
         """Number in the file -> number in the data set, by the bundle that knows all the names.
@@ -253,12 +261,21 @@ class CaseDatastore(LocalDatastore):
             known = {name.lower(): index for name, index in names.items()}
             if set(used.values()) <= set(known):
                 return {number: int(case["label_values"][known[name]]) for number, name in used.items()}
-            takes.append(f"{bundle}: {', '.join(name for name, index in names.items() if index)}")
+            takes.append(_told(bundle, names))
+        if not takes:  # an image that a client has sent: no search knows it
+            for bundle, names in self.class_names.items():
+                known = {name.lower(): index for name, index in names.items()}
+                if set(used.values()) <= set(known):
+                    return {number: known[name] for number, name in used.items()}
+                takes.append(_told(bundle, names))
         drawn = ", ".join(sorted(set(used.values())))
         raise BundleError(
             f"{image_id}: nothing is saved, since no bundle has all of the segments {drawn}. Name "
             f"them, and empty or delete the others, as one of these has them: {'; '.join(takes)}."
         )
+
+    def _is_upload(self, file: str) -> bool:
+        return inside(file, [self.uploads]) is not None
 
     # --- what the base class asks for -------------------------------------------------------------------------------
 
@@ -274,12 +291,37 @@ class CaseDatastore(LocalDatastore):
     def _filename(self, id: str, ext: str) -> str:
         return id + ext if ext.startswith(".") else ext
 
+    def _update_datastore_file(self, lock: bool = True) -> None:
+        """As MONAI Label does, but whole or not at all: where a process is killed, the list of before is there."""
+        with FileLock(self._lock_file) if lock else nullcontext():
+            text = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
+            write_whole(self._datastore_config_path, lambda out: out.write(text.encode()))
+            self._config_ts = os.stat(self._datastore_config_path).st_mtime
+
+    def _on_moved(self, event: Any) -> None:
+        """Read the list again where another process has put one in its place."""
+        if event.dest_path == self._datastore_config_path:
+            self._init_from_datastore_file()
+
+    def _remove_non_existing(self) -> int:
+        """As MONAI Label does, and what no search finds any more, unless it has a label or was sent by a client."""
+        removed = super()._remove_non_existing()
+        known = set(self._ids.values())
+        for image_id, entry in list(self._datastore.objects.items()) if self._searched else ():
+            file = self._filename(image_id, entry.image.ext)
+            if image_id not in known and not entry.labels and not self._is_upload(file):
+                del self._datastore.objects[image_id]
+                removed += 1
+        return removed
+
     def _search(self, folder: str) -> None:
-        own = os.path.realpath(self._datastore.label_path(None)) + os.sep
+        labels = os.path.realpath(self._datastore.label_path(None))  # whose files can have the names of scans
+        own = labels + os.sep
         self.findings = []
         for name, scan_cases in self.searches.items():
             try:
-                cases, findings = scan_cases(folder, labelled=False, **self.settings[name])
+                with leaving_out(labels):
+                    cases, findings = scan_cases(folder, labelled=False, **self.settings[name])
             except BundleError as error:  # no case at all; those of another bundle may be there
                 cases, findings = [], error.findings
             self.cases[name] = {}
@@ -292,6 +334,7 @@ class CaseDatastore(LocalDatastore):
                 logger.warning("%s: %s", name, finding)
         shown = self._joined()
         self._ids = {os.path.relpath(file, folder): case for case, file in shown.items()}
+        self._searched = True
 
     def _tell_apart(self) -> None:
         """A case of a bundle that takes any scan is named by its file where another's of that name has other files."""
@@ -333,6 +376,10 @@ class CaseDatastore(LocalDatastore):
                     if shown.get(kept) == file and kept not in cases:
                         cases[kept] = {**case, "case": kept}
         return shown
+
+
+def _told(bundle: str, names: Mapping[str, int]) -> str:
+    return f"{bundle}: {', '.join(name for name, index in names.items() if index)}"
 
 
 def _plain_info(info: Any) -> dict[str, Any]:

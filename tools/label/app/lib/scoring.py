@@ -15,6 +15,7 @@ from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.tasks.scoring.epistemic_v2 import EpistemicScoring
 from monailabel.utils.others.generic import name_to_device
 
+from bundlekit.errors import bundle_error_in
 from bundlekit.images.nifti import without_rounding
 from lib.datastore import CaseDatastore
 from lib.infer import CaseInfer
@@ -46,9 +47,18 @@ class Uncertainty(EpistemicScoring):
         """Score one case and keep the result with it."""
         if datastore.case(self.name, image_id) is None:
             return
+        if datastore.get_image_info(image_id).get(self.key_output_ts) == model_ts:  # by the weights of now
+            return
         device = name_to_device("cuda")
         data = {"image": datastore.input_file(self.name, image_id), "device": device, "logging": "error"}
-        data = self.infer_task.run_pre_transforms(data, self.infer_task.pre_transforms(data))
+        try:
+            data = self.infer_task.run_pre_transforms(data, self.infer_task.pre_transforms(data))
+        except Exception as error:  # MONAI puts a RuntimeError around it
+            message = bundle_error_in(error)
+            if message is None:
+                raise
+            logger.warning("%s has no score: %s", image_id, message)
+            return
         data["model_filename"] = "model.pt"
         logits = self.infer_task.run_inferer(data, device=device)[self.infer_task.output_label_key]
         logits = torch.as_tensor(logits).float()
@@ -86,8 +96,8 @@ class LabelDice(ScoringMethod):
         for image_id in datastore.list_images():
             files = [datastore.get_label_uri(image_id, tag) for tag in (y, y_pred)]
             model = datastore.get_label_info(image_id, y_pred).get("model")
-            if not all(files) or model not in self.class_names:
-                continue
+            if not all(files) or model not in self.class_names or not datastore.is_for(model, image_id):
+                continue  # a tumour's label is not compared with a mask of the brain
             truth, pred = (_voxels(file) for file in files)
             case = datastore.case(model, image_id)
             values = [int(v) for v in case["label_values"]] if case else None

@@ -25,6 +25,7 @@ from lib.checks import training_settings
 from lib.datastore import CaseDatastore
 
 logger = logging.getLogger(__name__)
+_FREE = ("modality_dropout",)  # of recorded settings: those that inference does not go by
 # one process on one GPU: it is a handful of cases. No address or file of an experiment's record from a request
 _FIXED = {
     "multi_gpu": False,
@@ -91,7 +92,15 @@ class CaseTrain(BundleTrainTask):
         if isinstance(part, bool) or not isinstance(part, (int, float)) or part >= 1:
             raise BundleError(f"val_split is {part!r}; expected a number below 1, e.g. 0.2.")
         assert isinstance(self.bundle_config.config, dict)
-        training_settings(asked, self.bundle_config.config)
+        chosen = training_settings(asked, self.bundle_config.config)
+        recorded = self._recorded(self.bundle_config.config)
+        other = [key for key in chosen if key in recorded and key not in _FREE and chosen[key] != recorded[key]]
+        if other:  # the server infers as these weights need it
+            now = ", ".join(f"{key} {recorded[key]}" for key in other)
+            raise BundleError(
+                f"the request: {', '.join(other)}: the weights that are served have {now}, which a fine-tuning keeps. "
+                "Train others on the command line, and serve them by --weights."
+            )
         return asked
 
     def run_single_gpu(self, request: dict[str, Any], overrides: dict[str, Any]) -> None:

@@ -45,6 +45,7 @@ SERVED = {
     "/logs/": "GET", "/logs/gpu": "GET", "/ohif/{path:path}": "GET",
 }  # fmt: skip
 # where the studies are on a DICOMweb server: it gets images by itself, and viewers ask it through here
+_FETCH = (b"sec-fetch-site", b"sec-fetch-dest")  # from whose page, and as what, a browser asks
 _DICOMWEB = {"/proxy/dicom/{path:path}": "GET POST", "/datastore/": "GET", "/datastore/image": "GET HEAD"}
 
 
@@ -81,6 +82,10 @@ class Gate:
             if origin not in self.origins:
                 message = f"requests of pages of {origin} are not answered; allow them by MONAI_LABEL_CORS_ORIGINS"
                 return 403, message
+        fetched = {name: value.decode("latin-1").lower() for name, value in scope["headers"] if name in _FETCH}
+        foreign = fetched.get(_FETCH[0]) in ("cross-site", "same-site")
+        if foreign and not origins and fetched.get(_FETCH[1]) != "document":  # a picture or a script of a page, no link
+            return 403, "requests of pages of other addresses are not answered"
         path, method = scope["path"], scope["method"]
         if not any(method in methods and route.match(path.rstrip("/")) for route, methods in self.routes):
             return 404, f"{method} {path} is not served here"
