@@ -117,10 +117,10 @@ def write_report(
         for key, file in (("style", "style.css"), ("sort", "sort.js"), ("view", "view.js"))
     }
     write_viewer(out)
-    undrawn: list[BundleError] = []
+    drawn, undrawn = 0, []
     for place, case in enumerate(progress(cases) if progress else cases):
         try:
-            _draw(case, folder, out, scan_of(case.name), names(case.name))
+            drawn += _draw(case, folder, out, scan_of(case.name), names(case.name))
         except BundleError as error:  # of a mask: the others have their pages
             undrawn.append(error)
             _log.warning("%s: no picture: %s", case.name, error)
@@ -139,7 +139,7 @@ def write_report(
             script=inline["view"] if view else "",
         )
         write_content(out / case.page, page.encode(), "output_dir")
-    if len(undrawn) == len(cases):
+    if undrawn and not drawn:  # the scans of another data set
         raise undrawn[0]
     shown = list(dict.fromkeys(row["name"] for case in cases for row in case.rows))
     if len(cases) > 1:
@@ -171,11 +171,11 @@ def _cases(table: VolumeTable, folder: Path) -> list[CaseOnPage]:
     return cases
 
 
-def _draw(case: CaseOnPage, folder: Path, out: Path, scan: Scan | None, names: Mapping[int, str] | None) -> None:
-    """Pictures and volumes of a case whose scan is there."""
+def _draw(case: CaseOnPage, folder: Path, out: Path, scan: Scan | None, names: Mapping[int, str] | None) -> bool:
+    """Pictures and volumes of a case whose scan is there; whether it is."""
     mask = folder / case.mask
     if scan is None or not mask.is_file():
-        return
+        return False
     labels = read_array(str(mask))
     labels = whole_numbers(labels[..., 0] if labels.ndim == 4 else labels, str(mask))
     labels, affine = on_axes_of(labels, read_affine(str(mask)), scan.affine)  # a viewer may save them in another order
@@ -196,6 +196,7 @@ def _draw(case: CaseOnPage, folder: Path, out: Path, scan: Scan | None, names: M
     else:
         slices.unlink(missing_ok=True)  # of an earlier mask
     write_volumes(out, stem, scan, labels, called)
+    return True
 
 
 def _pictures(case: CaseOnPage, folder: Path, out: Path) -> list[dict[str, str]]:
