@@ -108,6 +108,9 @@ def to_nifti(to: str | None = None, **options: Any) -> list[str]:
     masked, findings = scan(source, labelled=True, **_known(scan, settings))
     with_mask = {case["image"][0]: case for case in masked}
     cases = [with_mask.get(case["image"][0], case) for case in cases]
+    untold = {str(case["label"]) for case in cases if case.get("mask_axis") is not None and not case["mask_channels"]}
+    if asking := [finding for finding in findings if finding.file in untold]:  # what their channels are
+        raise BundleError(asking)
     without = [str(case["case"]) for case in cases if not case["label"]]
     if without:
         why = "; ".join(f"{finding.file}: {finding.found}" for finding in findings[:3])

@@ -77,6 +77,18 @@ def test_a_lost_intercept_is_named() -> None:
     assert "subtract 1024" in finding.fix
 
 
+def test_padding_is_no_fat() -> None:
+    """What a scanner puts around its circle, far below air, is no sign of Hounsfield units."""
+    lost = hu() + 1024
+    lost[:, : lost.shape[1] // 4] = -2000
+    (finding,) = check_hu("f", lost)
+    assert "subtract 1024" in finding.fix
+    sound = hu()
+    sound[:, : sound.shape[1] // 4] = -3024
+    assert check_hu("f", sound) == []
+    assert check_hu("f", np.full((8, 8, 8), -3024.0))
+
+
 def test_an_intercept_that_was_subtracted_twice_is_named() -> None:
     (finding,) = check_hu("f", hu() - 1024)
     assert "add 1024" in finding.fix

@@ -129,6 +129,26 @@ def test_a_case_without_mask_is_fine_where_none_is_needed(tmp_path: Path) -> Non
     assert LoadHDF5d(with_label=False)(case)["label_file"] == ""
 
 
+@pytest.mark.parametrize(
+    ("others", "attributes"),
+    [
+        ({"target": np.zeros((3, 5))}, {}),
+        ({"mask": np.zeros((2, 2, 2), np.uint8)}, {}),
+        ({"mask": classes(), "labels": classes()}, {}),
+        ({"mask": classes()[None].repeat(3, 0)}, {"mask_channels": ["NCR", "ED"]}),
+    ],
+)
+def test_a_mask_that_cannot_be_used_stops_no_inference(
+    others: dict[str, Any], attributes: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_file(tmp_path / "case.h5", {"image": image(), **others}, modalities=ORDER, **attributes)
+    (case,) = find_cases(tmp_path / "case.h5", labelled=False)
+    assert case["label"] == ""
+    assert "what could be a mask is left out" in caplog.text
+    with pytest.raises(BundleError):
+        find_cases(tmp_path / "case.h5")
+
+
 def test_datalist_of_an_earlier_start_gives_the_same_cases(tmp_path: Path) -> None:
     for name in "abc":
         write_file(tmp_path / f"{name}.h5", {"image": image(), "mask": one_hot(classes(), ((1, 3), (1, 2, 3), (3,)))})

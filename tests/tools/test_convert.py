@@ -128,6 +128,17 @@ def test_files_of_others_become_nifti(tmp_path: Path) -> None:
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 5
 
 
+def test_masks_of_unknown_channels_are_asked_for(tmp_path: Path) -> None:
+    empty = np.zeros((3, *SHAPE_H5), np.uint8)
+    order = ["T1", "T1ce", "T2", "FLAIR"]
+    write_file(tmp_path / "x" / "a.h5", {"image": image(), "mask": empty}, modalities=order)
+    with pytest.raises(ValueError, match="--mask_channels"):
+        to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "x")})
+    assert not (tmp_path / "out").exists()
+    to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "x"), "mask_channels": "regions"})
+    assert (tmp_path / "out" / "a" / "a_seg.nii.gz").is_file()
+
+
 def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
     folder = write_case(tmp_path / "nifti" / "Case_1")
     content = inflated(folder / "Case_1_t2.nii.gz")

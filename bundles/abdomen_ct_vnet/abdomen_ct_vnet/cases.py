@@ -26,7 +26,7 @@ from typing import Any
 
 from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import read_datalist
-from bundlekit.cases.folders import nothing_found
+from bundlekit.cases.folders import absolute, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
@@ -77,11 +77,11 @@ def scan_cases(
         numbering_of(numbering, "--numbering")
     if not dataset_dir and not datalist:
         return [], []
-    where = str(datalist or Path(str(dataset_dir)).expanduser())
+    where = str(datalist or absolute(dataset_dir))
     if datalist:
-        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled, classes)
+        cases, findings = _from_datalist(absolute(datalist), dataset_dir, labelled, classes)
     else:
-        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled, classes)
+        cases, findings = _from_folder(absolute(dataset_dir), labelled, classes)
     if not cases and not findings:
         raise BundleError(nothing_found(where, LAYOUTS))
     for case in cases:
@@ -222,7 +222,7 @@ def _spread(parts: Mapping[str, Path | None]) -> dict[str, Any]:
 def _from_datalist(
     path: Path, dataset_dir: str | os.PathLike | None, labelled: bool, classes: Classes
 ) -> tuple[list[Case], list[Finding]]:
-    base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
+    base = absolute(dataset_dir) if dataset_dir else path.parent
     cases, findings = [], []
     for where, subset, entry in read_datalist(path, labelled, dataset_dir):
         try:

@@ -20,6 +20,7 @@ from .cases import find_cases
 from .numberings import numbering_of, to_classes
 from .organs import Classes
 
+_PADDING_HU = -1100.0  # below air
 _FAT_HU = -30.0  # every CT of a body has fat, lung or air below this
 _LEAST_FAT = 0.005  # of the voxels
 _LEAST_TISSUE = 0.01  # of the voxels, above fat
@@ -125,6 +126,8 @@ def check_hu(file: str, image: np.ndarray) -> list[Finding]:
     MRI, windowed or normalised images, an intercept that was lost or subtracted twice, air alone.
     """
     sample = image.ravel()[:: max(image.size // _SAMPLE, 1)]
+    if (scanned := sample[sample > _PADDING_HU]).size:  # what fills the corners around the scan is no fat
+        sample = scanned
     low, high = (float(v) for v in np.percentile(sample, [0.5, 99.5]))
     fat = float((sample < _FAT_HU).mean())
     tissue = float((sample > _FAT_HU).mean())

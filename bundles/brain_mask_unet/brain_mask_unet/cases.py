@@ -32,7 +32,7 @@ from typing import Any
 
 from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import read_datalist
-from bundlekit.cases.folders import nothing_found
+from bundlekit.cases.folders import absolute, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import join_longitudinal, patient_of
 from bundlekit.errors import BundleError, Finding
@@ -74,11 +74,11 @@ def scan_cases(
     """
     if not dataset_dir and not datalist:
         return [], []
-    where = str(datalist or Path(str(dataset_dir)).expanduser())
+    where = str(datalist or absolute(dataset_dir))
     if datalist:
-        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled)
+        cases, findings = _from_datalist(absolute(datalist), dataset_dir, labelled)
     else:
-        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled)
+        cases, findings = _from_folder(absolute(dataset_dir), labelled)
     if not cases and not findings:
         raise BundleError(nothing_found(where, EXPECTED))
     cases.sort(key=lambda case: case["case"])
@@ -176,7 +176,7 @@ def _with_masks(
 
 
 def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Case], list[Finding]]:
-    base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
+    base = absolute(dataset_dir) if dataset_dir else path.parent
     cases, findings = [], []
     for where, subset, entry in read_datalist(path, labelled, dataset_dir):
         image = entry.get("image") or []

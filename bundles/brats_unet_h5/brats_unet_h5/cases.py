@@ -28,7 +28,7 @@ from bundlekit.brats.cases import GO_ON
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.cases.case import MOST_MISSING, Case, check_names, refusing
 from bundlekit.cases.datalist import numbers_in, read_datalist
-from bundlekit.cases.folders import nothing_found, walk
+from bundlekit.cases.folders import absolute, nothing_found, walk
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.hdf5 import affine_in, open_h5
@@ -130,9 +130,9 @@ def scan_cases(
     trained = _names(trained_order, fill_missing=True)  # which may be of files with fewer
     said = Reading(image_key, mask_key, order, mask_channels, et_label, trained, fill_missing)
     if datalist:
-        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled, fill_missing)
+        cases, findings = _from_datalist(absolute(datalist), dataset_dir, labelled, fill_missing)
     else:
-        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser())
+        cases, findings = _from_folder(absolute(dataset_dir))
     cases.sort(key=lambda case: case["case"])
     findings += check_names(cases, str(datalist or dataset_dir))
     complete = []
@@ -214,7 +214,7 @@ def _names(order: Sequence[str] | str | None, fill_missing: bool) -> list[str] |
 def _from_datalist(
     path: Path, dataset_dir: Any, labelled: bool, fill_missing: bool
 ) -> tuple[list[Case], list[Finding]]:
-    base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
+    base = absolute(dataset_dir) if dataset_dir else path.parent
     cases: list[Case] = []
     findings = []
     for where, subset, entry in read_datalist(path, labelled, dataset_dir):

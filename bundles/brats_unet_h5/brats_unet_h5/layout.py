@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import h5py
 
@@ -13,6 +14,8 @@ from bundlekit.cases.case import MOST_MISSING
 from bundlekit.images.hdf5 import attribute, datasets_of, described, names_in
 
 from .mask_channels import mask_names
+
+_log = logging.getLogger(__name__)
 
 _MODALITY_NAMES = {
     "t1": "T1", "t1w": "T1", "t1n": "T1",
@@ -123,10 +126,22 @@ def layout_of(
     if values is not None and values.shape == (4,):
         layout.label_values = [int(v) for v in values]
     others = {key: item for key, item in datasets.items() if key != name}
-    fitting = {key: item for key, item in others.items() if _mask_axis(item.shape, grid) is not False}
-    if not masked and mask_key is None and not any(_base(key) in _MASK_NAMES for key in others):
+    if masked or mask_key is not None:
+        return _with_mask(file, layout, others, mask_key)
+    if not any(_base(key) in _MASK_NAMES for key in others):
         return layout
-    mask = _pick("mask", others, fitting, mask_key, _MASK_NAMES, described(datasets))
+    try:
+        return _with_mask(file, replace(layout), others, None)
+    except ValueError as error:  # nobody asked for it
+        _log.warning("%s: what could be a mask is left out (%s)", file.filename, error)
+        return layout
+
+
+def _with_mask(file: h5py.File, layout: Layout, others: Mapping[str, h5py.Dataset], mask_key: str | None) -> Layout:
+    """The layout with what the file shows of its mask, which is one of `others`; as `layout_of`."""
+    datasets, grid = {**others, layout.image_key: file[layout.image_key]}, layout.shape
+    fitting = {key: item for key, item in others.items() if _mask_axis(item.shape, grid) is not False}
+    mask = _pick("mask", dict(others), fitting, mask_key, _MASK_NAMES, described(datasets))
     axis = _mask_axis(datasets[mask].shape, grid)
     if axis is False:
         by = "x".join(str(int(n)) for n in datasets[mask].shape)

@@ -753,6 +753,17 @@ def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: t
         find_cases(*arguments)
 
 
+def test_a_4d_file_of_the_current_folder_is_a_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "imagesTr"
+    folder.mkdir()
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 4), np.float32), np.eye(4)), folder / "BRATS_001.nii.gz")
+    expected = find_cases(folder, labelled=False)
+    monkeypatch.chdir(folder)
+    for given in ("BRATS_001.nii.gz", ".", "../imagesTr"):
+        assert find_cases(given, labelled=False) == expected
+    assert expected[0]["channels"] != [0, 1, 2, 3], "Decathlon's order, by the folder's name"
+
+
 @pytest.mark.parametrize("nothing", [None, ""])
 def test_without_a_data_set_there_is_no_case(nothing: str | None, tmp_path: Path) -> None:
     """So that the bundle's pipelines can be built and inspected; what runs asks for a data set."""

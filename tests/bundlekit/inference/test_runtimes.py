@@ -221,6 +221,30 @@ def test_where_openvino_is_missing(
         logits(runtime("openvino"), network, inputs)
 
 
+def test_networks_that_take_turns_let_their_memory_go(
+    runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, network = runtime(), network_of("brats_unet_h5")
+    inputs, states = volume(network), []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        states.append({name: value.clone() for name, value in network.state_dict().items()})
+    for state in (*states, *states):
+        network.load_state_dict(state)
+        with torch.no_grad():
+            expected = network(inputs)
+        assert torch.allclose(logits(one, network, inputs), expected, atol=1e-3)
+    assert len(one._converted) == len(one._compiled) == 3
+    monkeypatch.setattr(runtimes, "_KEPT", 2)
+    network.load_state_dict(states[0])
+    logits(one, network, inputs)
+    network.load_state_dict({name: value * 1.01 for name, value in states[0].items()})
+    logits(one, network, inputs)
+    assert len(one._converted) == len(one._compiled) == 2
+
+
 def test_bf16_is_chosen_where_it_is_native_alone(
     runtime: Callable[..., Runtime], monkeypatch: pytest.MonkeyPatch
 ) -> None:

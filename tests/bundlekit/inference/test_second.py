@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,24 @@ def test_both_networks_are_compiled_ahead_as_they_will_be_used(
         (True, [1, inputs, *window], several),
         (False, [1, inputs, 16, 16, 16], True),
     ]
+
+
+def test_a_second_network_of_another_preparation_is_refused_by_any_name(tmp_path: Path) -> None:
+    second = unet(4, 3)
+    for name in ("model.pt", "best.pt", "lowres.pt"):
+        torch.save(second.state_dict(), tmp_path / name)
+    own = {"fit": "resize", "uniform_shape": [16, 16, 16], "normalise": "minmax", "percentiles": [0, 100]}
+    (tmp_path / "settings.json").write_text(json.dumps(own))
+
+    def asked(name: str) -> torch.nn.Module:
+        files = {"lowres": str(tmp_path / name), "lowres_network": second, "lowres_shape": (16, 16, 16)}
+        return LowresEnsembleInferer((16, 16, 16), runtime="torch", **files).second(torch.device("cpu"))  # type: ignore[arg-type]
+
+    for name in ("model.pt", "best.pt", "lowres.pt"):
+        with pytest.raises(BundleError, match="percentiles"):
+            asked(name)
+    (tmp_path / "settings.json").write_text(json.dumps({**own, "after_training": {"lowres": "lowres.pt"}}))
+    asked("lowres.pt")  # the settings are those of the network that it lies beside
 
 
 def test_the_file_is_looked_for_beside_the_checkpoint(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from pydoc import locate
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -455,3 +456,21 @@ def test_another_version_of_the_bundle_prepares_anew(monkeypatch: pytest.MonkeyP
     assert bundle_version("monai.transforms") == ""
     monkeypatch.setattr(cache_module, "bundle_version", lambda module: f"{module} 9")
     assert cache_module._transform_hash([step]) != before
+
+
+def test_other_code_prepares_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a checkout that was updated, whose version is the same."""
+    step = locate("bundlekit.NormaliseForegroundd")()
+    before = cache_module._transform_hash([step])
+    assert cache_module._transform_hash([step]) == before
+    package = tmp_path / "bundlekit"
+    (package / "images").mkdir(parents=True)
+    (package / "images" / "a.py").write_text("1")
+    monkeypatch.setattr(cache_module, "import_module", lambda name: SimpleNamespace(__file__=package / "__init__.py"))
+    found = []
+    for text in ("1", "2"):
+        (package / "images" / "a.py").write_text(text)
+        cache_module._code_of.cache_clear()
+        found.append(cache_module._transform_hash([step]))
+    cache_module._code_of.cache_clear()
+    assert len({before, *found}) == 3

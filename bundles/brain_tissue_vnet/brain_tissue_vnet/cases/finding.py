@@ -26,10 +26,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from bundlekit.cases.case import Case, check_names, refusing
-from bundlekit.cases.folders import nothing_found
+from bundlekit.cases.folders import absolute, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import join_longitudinal
 from bundlekit.errors import BundleError, Finding
@@ -71,11 +70,11 @@ def scan_cases(
         return [], []
     if numbering is not None:
         check_numbering(numbering, "--numbering")
-    where = str(datalist or Path(str(dataset_dir)).expanduser())
+    where = str(datalist or absolute(dataset_dir))
     if datalist:
-        cases, findings = from_datalist(Path(datalist).expanduser(), dataset_dir, labelled)
+        cases, findings = from_datalist(absolute(datalist), dataset_dir, labelled)
     else:
-        cases, findings = from_folder(Path(str(dataset_dir)).expanduser(), labelled, numbering)
+        cases, findings = from_folder(absolute(dataset_dir), labelled, numbering)
     if not cases and not findings:
         raise BundleError(nothing_found(where, LAYOUTS))
     for case in cases:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bundlekit.cases.case import Case
 from bundlekit.cases.datalist import numbers_in, read_datalist
+from bundlekit.cases.folders import absolute
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 from bundlekit.label_maps.file_names import stem_of
@@ -24,7 +25,7 @@ def from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Ca
     Raises:
         BundleError: if the datalist cannot be read.
     """
-    base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
+    base = absolute(dataset_dir) if dataset_dir else path.parent
     cases, findings = [], []
     for where, subset, entry in read_datalist(path, labelled, dataset_dir):
         try:

@@ -37,7 +37,7 @@ from bundlekit.brats.naming import (
 )
 from bundlekit.cases.case import MOST_MISSING, Case, check_names, refusing
 from bundlekit.cases.datalist import numbers_in, read_datalist
-from bundlekit.cases.folders import nothing_found, walk
+from bundlekit.cases.folders import absolute, nothing_found, walk
 from bundlekit.cases.headers import check_headers, without_results
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
@@ -92,11 +92,11 @@ def scan_cases(
                 f"channel_order is {order}; expected the channels of T1, T1ce, T2 and FLAIR, e.g. [1,2,3,0]."
             )
     if datalist:
-        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir, labelled, fill_missing)
+        cases, findings = _from_datalist(absolute(datalist), dataset_dir, labelled, fill_missing)
     else:
-        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser(), labelled, fill_missing)
+        cases, findings = _from_folder(absolute(dataset_dir), labelled, fill_missing)
     if not cases and not findings:
-        raise BundleError(nothing_found(str(datalist or Path(str(dataset_dir)).expanduser()), EXPECTED))
+        raise BundleError(nothing_found(str(datalist or absolute(dataset_dir)), EXPECTED))
     for case in cases:
         if channel_order is not None and len(case["image"]) == 1:
             case["channels"] = [int(c) for c in channel_order]
@@ -225,7 +225,7 @@ def _volume_cases(files: Iterable[Path], labelled: bool) -> tuple[list[Case], li
 def _from_datalist(
     path: Path, dataset_dir: Any, labelled: bool, fill_missing: bool
 ) -> tuple[list[Case], list[Finding]]:
-    base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
+    base = absolute(dataset_dir) if dataset_dir else path.parent
     cases, findings = [], []
     for where, subset, entry in read_datalist(path, labelled, dataset_dir):
         images = entry.get("image")

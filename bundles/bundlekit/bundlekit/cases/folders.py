@@ -17,6 +17,16 @@ _LOOKED_AT = 2000  # files of an unknown ending, when nothing else was found
 _PAIR = re.compile(r"\.(hdr|img)(\.gz)?$", re.IGNORECASE)
 
 
+def absolute(path: object) -> Path:
+    """The path from the root on, so that the folders that it lies in have names: `.` and `..` are none. Links stay.
+
+    Args:
+        path: as it was given, with `~` or without.
+    """
+    whole = Path(str(path)).expanduser().absolute()
+    return whole.resolve() if ".." in whole.parts else whole
+
+
 def walk(
     root: str | os.PathLike, prune: Callable[[Path, Sequence[str]], bool] | None = None
 ) -> Iterator[tuple[Path, list[str]]]:

@@ -33,6 +33,7 @@ PRECISIONS = ("auto", "f32", "bf16")
 _EXAMPLE = 64  # voxels along each axis of the volume that a network is traced with: two at a stride of 32
 # windows that compute side by side, each on a part of the threads: where threads work on one window, each operation
 # waits for the slowest of them (two cores, V-Net, windows of 96^3 in bf16: 0.78 s a window, 0.43 s side by side)
+_SOME_SIZES = "; PyTorch in f32 where OpenVINO does not take the size"
 _KEPT = 10  # networks, as many as an ensemble may have
 _STREAMS = 2
 _FILES = ("network.xml", "network.bin")
@@ -82,6 +83,7 @@ class Runtime:
         self._compiled: dict[tuple[str, int], tuple[tuple[int, ...], Any]] = {}
         # versions of the weights, and key
         self._keys: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], str]] = WeakKeyDictionary()
+        self._computing = ""  # key of the network that computed last
         self._ahead: threading.Thread | None = None
 
     def prepare(self, network: nn.Module, inputs: torch.Tensor, several: bool) -> None:
@@ -190,15 +192,24 @@ class Runtime:
             if shape not in self._told:
                 _log.warning("OpenVINO cannot compute this network on %s voxels: PyTorch does", shape)
                 self._told.add(shape)
-                self.description += f"; PyTorch in f32 where the size is {shape}"
+                self.description = self.description.removesuffix(_SOME_SIZES) + _SOME_SIZES
             return _one_by_one(network, inputs)
         windows = [window[None].numpy() for window in inputs.detach().float().contiguous()]
         outputs: dict[int, torch.Tensor] = {}
         with _COMPUTING:
+            self._let_go(tried[0])
             for number, window in enumerate(windows):
                 queue.start_async([window], (outputs, number), share_inputs=True)
             queue.wait_all()
         return torch.cat([outputs[number] for number in range(len(windows))])
+
+    def _let_go(self, key: str) -> None:
+        """Free what the networks before have computed with: those of an ensemble take turns."""
+        if key != self._computing:
+            for (other, _), (_, queue) in self._compiled.items():
+                if other != key:
+                    queue[0].get_compiled_model().release_memory()
+            self._computing = key
 
     def _queue(self, network: nn.Module, precision: str, key: str, shape: tuple[int, ...], streams: int) -> Any:
         known = self._compiled.get((key, streams))

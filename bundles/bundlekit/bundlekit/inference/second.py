@@ -94,8 +94,9 @@ class TwoNetworkInferer(ForegroundInferer):
 
     def _require_same_preparation(self, lowres: str) -> None:
         recorded, now = read_settings(lowres), self.trained_for()
-        recorded |= recorded.get(AFTER_TRAINING, {})
-        if Path(lowres).name not in ("model.pt", "last.pt"):  # beside a first network, whose settings the others are
+        chosen = recorded.get(AFTER_TRAINING, {})
+        recorded |= chosen
+        if chosen.get("lowres") == Path(lowres).name:  # beside a first network, whose settings the others are
             recorded = {name: value for name, value in recorded.items() if name.startswith("lowres")}
         differing = [name for name, value in now.items() if name in recorded and recorded[name] != value]
         if differing:

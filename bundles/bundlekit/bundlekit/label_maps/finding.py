@@ -23,7 +23,7 @@ from typing import Any
 
 from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import read_datalist
-from bundlekit.cases.folders import nothing_found
+from bundlekit.cases.folders import absolute, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
@@ -58,11 +58,11 @@ def scan_label_maps(
         raise BundleError(f"numbering is {numbering!r}; label maps without images are read as {_NUMBERING!r} alone.")
     if not dataset_dir and not datalist:
         return [], []
-    where = str(datalist or Path(str(dataset_dir)).expanduser())
+    where = str(datalist or absolute(dataset_dir))
     if datalist:
-        cases, findings = _from_datalist(Path(datalist).expanduser(), dataset_dir)
+        cases, findings = _from_datalist(absolute(datalist), dataset_dir)
     else:
-        cases, findings = _from_folder(Path(str(dataset_dir)).expanduser()), []
+        cases, findings = _from_folder(absolute(dataset_dir)), []
     if not cases and not findings:
         expected = "label maps, .nii, .nii.gz or .mgz"
         raise BundleError(nothing_found(where, expected))
@@ -97,7 +97,7 @@ def _preferred(paths: Iterable[Path]) -> list[Path]:
 
 
 def _from_datalist(path: Path, dataset_dir: Any) -> tuple[list[Case], list[Finding]]:
-    base = Path(str(dataset_dir)).expanduser() if dataset_dir else path.parent
+    base = absolute(dataset_dir) if dataset_dir else path.parent
     cases, findings = [], []
     for where, subset, entry in read_datalist(path, True, dataset_dir):
         try:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import re
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
+from importlib import import_module
 from pathlib import Path
 from pickle import UnpicklingError
 from types import CodeType, FunctionType
 from typing import Any
 
+import monai
 import numpy as np
+import scipy
 import torch
 from monai.data import MetaTensor, PersistentDataset
 from monai.data.utils import json_hashing
@@ -26,6 +30,8 @@ from bundlekit.version import __version__, bundle_version
 _log = logging.getLogger(__name__)
 _KEPT = re.compile(r"[0-9a-f]{128}\.pt|\.[0-9a-f]{128}\.pt\..*\.part")  # names that this module gives, and no others
 _FILES = ("image", "label", "label_parts")  # of a case
+_OWN = __name__.partition(".")[0]
+_PARTS = ("brats", "images", "label_maps", "cases")  # of bundlekit: what reads and prepares a case
 _UNREADABLE = (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile)
 
 
@@ -34,8 +40,9 @@ class CaseCache(PersistentDataset):
 
     MONAI's own writes to the system's temporary folder and moves the file across, which is a copy where that is
     another disk, and fails on every later read of a file cut off by that. Keys are the case, the size and time of its
-    files, and the transforms. Where the disk is full the case is used without being kept. Speed is that of MONAI's
-    (`python -m tools bench loader`); mapping saves the memory of a whole volume per worker.
+    files, the transforms, and the source of what they are made of. Where the disk is full the case is used without
+    being kept. Speed is that of MONAI's (`python -m tools bench loader`); mapping saves the memory of a whole volume
+    per worker.
 
     Checksums of a file are compared when a run uses it for the first time, in whichever of its loader processes, since
     mapping alone would not notice a damaged one: 0.07 s for the 36 MB of a case of BraTS, and reading it once.
@@ -133,7 +140,20 @@ def _absolute(files: Any) -> Any:
 
 def _transform_hash(transforms: Sequence[object]) -> bytes:
     versions = sorted({bundle_version(type(t).__module__) for t in transforms})
-    return json_hashing([__version__, versions, [_describe(t) for t in transforms]])
+    code = [_code_of(package) for package in (_OWN, *(version.partition(" ")[0] for version in versions if version))]
+    libraries = [monai.__version__, torch.__version__, scipy.__version__]
+    return json_hashing([__version__, versions, code, libraries, [_describe(t) for t in transforms]])
+
+
+@cache
+def _code_of(package: str) -> str:
+    """Hash of a package's source: what it does to a case may change without its version; of bundlekit, of `_PARTS`."""
+    root = Path(str(import_module(package).__file__)).parent
+    folders = [root / part for part in _PARTS] if package == _OWN else [root]
+    digest = hashlib.sha256()
+    for file in sorted(file for folder in folders for file in folder.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def _describe(value: object) -> object:
