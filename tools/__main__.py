@@ -161,7 +161,7 @@ def _texts(given: str) -> str | list[str]:
         return given
     with contextlib.suppress(ValueError, SyntaxError):  # a comma in quotes is part of a text
         texts = ast.literal_eval(given)
-        if all(isinstance(text, str) for text in texts):
+        if isinstance(texts, (list, tuple)) and all(isinstance(text, str) for text in texts):
             return list(texts)
     return [part.strip().strip("'\"") for part in given[1:-1].split(",") if part.strip()]
 

@@ -139,6 +139,14 @@ def test_masks_of_unknown_channels_are_asked_for(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a" / "a_seg.nii.gz").is_file()
 
 
+def test_a_mask_that_cannot_be_read_is_not_left_out(tmp_path: Path) -> None:
+    order = ["T1", "T1ce", "T2", "FLAIR"]
+    write_file(tmp_path / "x" / "a.h5", {"image": image(), "mask": np.zeros((3, 3, 3), np.uint8)}, modalities=order)
+    with pytest.raises(ValueError, match="a mask on the image's grid"):
+        to_nifti(str(tmp_path / "out"), **{"from": str(tmp_path / "x")})
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_converted_is_refused(tmp_path: Path) -> None:
     folder = write_case(tmp_path / "nifti" / "Case_1")
     content = inflated(folder / "Case_1_t2.nii.gz")

@@ -132,6 +132,9 @@ def test_weights_that_lie_in_the_folder_of_the_served_ones_are_not_lost(tmp_path
     make_app(app, [NAME], {NAME: str(models / "training" / "last.pt")})
     assert (models / "model.pt").read_bytes() == b"the last"
     assert (models / "settings.json").read_text() == '{"channels": [2, 4]}'
+    (kept,) = (models / "earlier").glob("training_*")
+    make_app(app, [NAME], {NAME: str(kept)})  # as it says: the folder of the training is cleared by the next one
+    assert (models / "model.pt").read_bytes() == b"the last"
 
 
 def test_what_was_served_first_can_be_taken_back(tmp_path: Path, weights: Path) -> None:

@@ -161,6 +161,11 @@ def _with_mask(file: h5py.File, layout: Layout, others: Mapping[str, h5py.Datase
     return layout
 
 
+def names_a_mask(file: h5py.File) -> bool:
+    """Whether an open file has a dataset that is named as masks are."""
+    return any(_base(name) in _MASK_NAMES for name in datasets_of(file) if not name.startswith("nifti/"))
+
+
 def holds_only_masks(file: h5py.File) -> bool:
     """Whether an open file has masks and nothing that could be an image, as a segmentation has that inference wrote."""
     datasets = datasets_of(file)

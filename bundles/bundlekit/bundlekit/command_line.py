@@ -152,7 +152,7 @@ def _refuse_hash(arguments: Sequence[str]) -> None:
     """Refuse a # in what was typed as a value: Fire takes what follows for a comment, before anything can see it."""
     for argument in arguments[1:]:
         value = argument.partition("=")[2] if _FLAG.match(argument) else argument
-        if "#" in value and not is_expression(value):
+        if "#" in value and not is_expression(value) and "#" not in str(DefaultParseValue(value)):
             raise BundleError(f"{argument}: expected {NO_HASH}.")
 
 

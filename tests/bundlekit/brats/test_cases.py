@@ -762,6 +762,10 @@ def test_a_4d_file_of_the_current_folder_is_a_case(tmp_path: Path, monkeypatch: 
     for given in ("BRATS_001.nii.gz", ".", "../imagesTr"):
         assert find_cases(given, labelled=False) == expected
     assert expected[0]["channels"] != [0, 1, 2, 3], "Decathlon's order, by the folder's name"
+    (tmp_path / "annex").mkdir()
+    (folder / "BRATS_001.nii.gz").rename(tmp_path / "annex" / "MD5E-s123.nii.gz")
+    (folder / "BRATS_001.nii.gz").symlink_to(tmp_path / "annex" / "MD5E-s123.nii.gz")
+    assert find_cases("../imagesTr/BRATS_001.nii.gz", labelled=False) == expected, "a link's own name counts"
 
 
 @pytest.mark.parametrize("nothing", [None, ""])

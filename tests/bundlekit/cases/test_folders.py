@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bundlekit.cases.folders import nothing_found, walk
+from bundlekit.cases.folders import leaving_out, nothing_found, walk
 from bundlekit.errors import BundleError
 
 
@@ -62,3 +62,18 @@ def test_what_lies_there_in_place_of_cases(tmp_path: Path) -> None:
     assert "2 DICOM" in found.found
     assert "dcm2niix" in found.fix
     assert "1 DICOM" in nothing_found(tmp_path / "series" / "I10", expected).found
+
+
+def test_a_folder_that_is_left_out(tmp_path: Path) -> None:
+    for name in ("a/x", "labels/final/x", "b/x"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    everything = [folder.name for folder, files in walk(tmp_path) if files]
+    assert everything == ["a", "b", "final"]
+    for left_out in (tmp_path / "labels", tmp_path / "link"):
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(tmp_path / "labels")
+        with leaving_out(left_out):
+            assert [folder.name for folder, files in walk(tmp_path) if files] == ["a", "b"]
+    with leaving_out(tmp_path / "gone"):
+        assert [folder.name for folder, files in walk(tmp_path) if files] == everything

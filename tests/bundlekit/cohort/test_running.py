@@ -153,6 +153,7 @@ def test_what_changed_is_computed_again_and_what_fails_is_told(planned: Planned,
     outcome = run_cohort(found, findings, plan, ONE)
     assert outcome.computed == [first, second]
     assert list(failures(out)) == [third], "one row for a case, whatever its findings name"
+    assert f"{third}: found case {third} has" in failures(out)[third], "which names the place"
     assert outdated(out) == [third]
     assert names(out, "*_probabilities.nii.gz") == [f"{name}_probabilities.nii.gz" for name in (first, second)]
     record = json.loads((out / "records" / f"{first}.json").read_text())

@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from bundlekit.brats import LoadCased, find_cases
 from bundlekit.errors import BundleError
@@ -226,16 +227,20 @@ def test_another_patient_does_not_replace_a_prepared_one(
 ) -> None:
     prepare_case(files, tmp_path / "out", no_mask)
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-    with pytest.raises(BundleError, match=r"the prepared case Head_01[\s\S]*a folder of its own for each patient"):
-        prepare_case(files, tmp_path / "out", no_mask, case="Head_02")
-    others = {modality: str(tmp_path / "b" / Path(file).name) for modality, file in files.items()}
+    others = {modality: str(tmp_path / "b" / f"Head_02_{Path(file).name[8:]}") for modality, file in files.items()}
     (tmp_path / "b").mkdir()
     for modality, file in files.items():
-        shutil.copy(file, others[modality])
-    with pytest.raises(BundleError, match="an earlier run of Head_01 from the same scans"):
-        prepare_case(others, tmp_path / "out", no_mask)
+        image = nib.load(file)
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * 1.5, image.affine), others[modality])
+    for name in ("Head_02", "case"):
+        with pytest.raises(BundleError, match=r"prepared case Head_01, of other[\s\S]*a folder of its own"):
+            prepare_case(others, tmp_path / "out", no_mask, case=name)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
-    prepare_case(files | {"T2": others["T2"]}, tmp_path / "out", no_mask)  # one series was a wrong one
+    prepare_case(files | {"T2": others["T2"]}, tmp_path / "out", no_mask, case="P1")  # one series was a wrong one
+    shutil.move(tmp_path / "scanner", tmp_path / "archive")
+    moved = {modality: str(tmp_path / "archive" / Path(file).name) for modality, file in files.items()}
+    prepare_case(moved, tmp_path / "out", no_mask)
+    prepare_case(others, tmp_path / "out", no_mask, case="Head_01")  # who names a patient means that one
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_read(
@@ -255,12 +260,26 @@ def test_a_modality_that_misses_a_part_of_the_brain_is_doubtful(
 ) -> None:
     image = nib.load(files["T2"])
     nib.save(image.slicer[:, :, :44], files["T2"])  # its field of view ends below the vertex
-    with pytest.raises(BundleError, match=r"\(T2\)[\s\S]*\d+% of the brain lie outside of its field of view"):
+    with pytest.raises(BundleError, match=r"\(T2\)[\s\S]*\d+% of the brain are zeros in it, or outside of its field"):
         prepare_case(files, tmp_path / "out", no_mask)
     record = prepare_case(files, tmp_path / "out", no_mask, accept_doubtful=True)
     shares = {modality: entry["brain_scanned"] for modality, entry in record["modalities"].items()}
     assert shares["T2"] < 0.95
     assert min(shares["T1"], shares["T1ce"], shares["FLAIR"]) > 0.95
+
+
+def test_a_prepared_modality_that_was_stripped_more_loosely_makes_no_doubt(
+    files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    prepare_case(files, tmp_path / "first", no_mask)
+    case, found = find_scans(tmp_path / "first")
+    image = nib.load(found["FLAIR"])
+    voxels = np.asarray(image.dataobj)
+    loose = np.where(voxels == 0, ndimage.binary_dilation(voxels != 0, iterations=2), voxels).astype(np.float32)
+    nib.save(nib.Nifti1Image(loose, image.affine), found["FLAIR"])
+    record = prepare_case(found, tmp_path / "second", no_mask, case)
+    assert record["already_prepared"]
+    assert min(entry["brain_scanned"] for entry in record["modalities"].values()) > 0.99
 
 
 def test_where_the_disk_is_full_the_case_from_before_stays(

@@ -123,11 +123,14 @@ def test_other_settings_are_refused(more: list[str], told: str, monkeypatch: pyt
         ([TRAIN, RESUME], ["--loss::loss::batch", "True", "--loss::loss::smooth_nr", "2"], "smooth_nr not given"),
         ([TRAIN, CONFIGS / "compact.yaml", RESUME], ["--loss::loss::batch", "True"], r"now [\s\S]*compact"),
         ([TRAIN, CONFIGS / "multi_gpu.yaml", RESUME], ["--loss::loss::batch", "True"], ""),
+        ([TRAIN, RESUME], ["--loss::loss::batch", "True", "--train::dataloader::num_workers", "0"], ""),
+        ([TRAIN, "machine.yaml", RESUME], ["--loss::loss::batch", "True"], ""),
     ],
 )
 def test_what_lies_deeper_and_overlays_count_too(
     files: list[Path], more: list[str], told: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    Path("machine.yaml").write_text("num_workers: 1\ncache_dir: /cache\n")
     typed(monkeypatch, TRAIN, "--loss::loss::batch", "True")
     write_resume("run")
     typed(monkeypatch, str([str(file) for file in files]), *more)
@@ -156,6 +159,7 @@ def test_the_split_is_found_beside_a_checkpoint_that_lies_elsewhere(started: Pat
     (started / "datalist.json").write_text("{}")
     assert recorded_split(str(tmp_path / "new"), str(started / "last.pt")) == str(started / "datalist.json")
     assert recorded_split(str(tmp_path / "new"), str(tmp_path / "last.pt")) is None
+    assert recorded_split(str(started)) == str(started / "datalist.json"), "resume.yaml of earlier versions"
 
 
 def test_other_programs_keep_nothing(started: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from bundlekit.label_maps.file_names import VOLUME, in_freesurfer, stem_of, volu
 
 from .bids import bids_cases, is_bids
 from .case import doubled_files, make_case, without_image
-from .layouts import EXPECTED, LAYOUTS, LIKE_A_LABEL, ScanFile, file_of, is_label, other_contrast
+from .layouts import EXPECTED, LAYOUTS, LIKE_A_LABEL, ScanFile, after_agent, file_of, is_label, other_contrast
 
 _log = logging.getLogger(__name__)
 
@@ -32,13 +32,21 @@ def from_folder(root: Path, labelled: bool, numbering: str | None) -> tuple[list
 
 
 def _from_files(
-    paths: Sequence[Path], root: Path, labelled: bool, numbering: str | None, tell: bool = False
+    paths: Sequence[Path],
+    root: Path,
+    labelled: bool,
+    numbering: str | None,
+    tell: bool = False,
+    asked: Path | None = None,
 ) -> tuple[list[Case], list[Finding]]:
+    """Cases of these files; `asked` is taken whatever its name says of its contrast."""
     bids = [path for path in paths if is_bids(path)]
     files = [file for path in paths if not is_bids(path) and (file := file_of(path))]
     known = {*bids, *(file.path for file in files)}
-    after_agent = [path for path in bids if other_contrast(stem_of(path))]
-    bids = [path for path in bids if path not in after_agent]
+    plain = [file.path for file in files if file.layout == "plain" and not file.is_label]
+    left_out = [path for path in [*bids, *plain] if path != asked and after_agent(stem_of(path))]
+    gone = set(left_out)
+    bids, files = [path for path in bids if path not in gone], [file for file in files if file.path not in gone]
     other = [p for p in paths if p not in known and not in_freesurfer(p) and not LIKE_A_LABEL.search(stem_of(p))]
 
     paired, unlabelled, findings = bids_cases(bids, root, labelled, numbering)
@@ -54,18 +62,19 @@ def _from_files(
     more_paired, more_findings = _add_synthseg(synthseg, paired, unlabelled, other, labelled)
     taken = {case["image"][0] for case in more_paired}
     rest = [path for path in other if str(path) not in taken]
-    unknown = [path for path in rest if not other_contrast(stem_of(path))]
+    others = {path for path in rest if path != asked and other_contrast(stem_of(path))}
+    unknown = [path for path in rest if path not in others]
     if not images_of_a_layout:
         unlabelled += [make_case(stem_of(path), path) for path in unknown if may_be_3d(path)]
-        left_out = [*after_agent, *(path for path in rest if path not in unknown)]
-        if tell and left_out:
-            first = ", ".join(str(path.relative_to(root)) for path in left_out[:3])
-            text = (
-                "%d file(s) are no T1s by their names, or of after contrast agent, and left out: %s%s. If one is a T1 "
-                "without agent, give it alone, or --datalist"
-            )
-            _log.warning(text, len(left_out), first, ", ..." if len(left_out) > 3 else "")
-    elif tell and unknown:
+        left_out += sorted(others)
+    if left_out and asked is None:
+        first = ", ".join(str(path.relative_to(root)) for path in left_out[:3])
+        text = (
+            "%d file(s) are no T1s by their names, or of after contrast agent, and left out: %s%s. If one is a T1 "
+            "without agent, give it alone, or --datalist"
+        )
+        _log.warning(text, len(left_out), first, ", ..." if len(left_out) > 3 else "")
+    if images_of_a_layout and tell and unknown:
         first = ", ".join(str(path.relative_to(root)) for path in unknown[:3])
         text = (
             "%d file(s) are named otherwise than the %d T1(s) here and left out: %s%s. If they are T1s, too, give a "
@@ -100,7 +109,7 @@ def _from_file(path: Path, labelled: bool, numbering: str | None) -> tuple[list[
     files = [f for folder in folders if folder.is_dir() for f in sorted(folder.iterdir()) if VOLUME.search(f.name)]
     labels_wanted = not is_label(path)
     files = [f for f in files if f == path or is_label(f) == labels_wanted]
-    cases, findings = _from_files(files, base, labelled, numbering)
+    cases, findings = _from_files(files, base, labelled, numbering, asked=path)
     files_of = [(case, [*case["image"], case["label"], *case.get("label_parts", [])]) for case in cases]
     own = [case for case, used in files_of if str(path) in used]
     if own:

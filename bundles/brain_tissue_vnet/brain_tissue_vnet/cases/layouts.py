@@ -10,8 +10,12 @@ from bundlekit.label_maps.file_names import FREESURFER_LABELS, SYNTHSEG, in_free
 
 # words of a name
 _T1 = re.compile(r"t1w?|t1n|mp2?rage|spgr|fspgr|bravo")
-_AFTER_AGENT = re.compile(r"t1c|t1w?ce|t1w?gd|t1w?post|t1w?km|ce|gd|gad|gadolinium|contrast|postcontrast|post|km")
-_OTHER = re.compile(r"flair|t2.*|pd|pdw|bold|sbref|epi|dwi|dti|adc|fa|asl|swi|perf.*|ct|cta|tof|mra")
+_AFTER_AGENT = re.compile(r"t1c|t1w?ce|t1w?gd|t1w?post|t1w?km|gadolinium|postcontrast|postgd")
+_OTHER = re.compile(r"flair|t2(w|star|flair)?|pdw|bold|sbref|dwi|dti|adc|swi|perf(usion)?|mra")
+# the same behind the first word alone, which may be a group's or a patient's: PD_001 is of somebody with Parkinson's
+_AGENT_BEHIND = re.compile(r"ce|gd|gad|km|contrast")
+_OTHER_BEHIND = re.compile(r"pd|epi|fa|asl|ct|cta|tof")
+_CE = re.compile(r"(^|_)ce-[A-Za-z0-9]")  # BIDS's entity; its ses-post is no contrast
 LIKE_A_LABEL = re.compile(
     r"(^|[_.-])(dseg|probseg|segm?|glm|synthseg|labels?|probabilities|(brain_?)?mask|aseg.*|aparc.*|wmparc.*|segTRI.*|"
     r"LabelsFor.*)$",
@@ -106,12 +110,19 @@ def file_of(path: Path) -> ScanFile | None:
     return None
 
 
-def other_contrast(stem: str) -> bool:
-    """Whether a name says that it is no T1 (`P01_FLAIR_brain`), or one after contrast agent (`sub-1_ce-gad_T1w`)."""
+def after_agent(stem: str) -> bool:
+    """Whether a name says that the scan is one after contrast agent: `sub-1_ce-gad_T1w`, `P01_Gd_T1`."""
+    if stem.startswith("sub-"):
+        return bool(_CE.search(stem))
     words = re.split(r"[^a-z0-9]+", stem.lower())
-    if any(_AFTER_AGENT.fullmatch(word) for word in words):
-        return True
-    return any(_OTHER.fullmatch(word) for word in words) and not any(_T1.fullmatch(word) for word in words)
+    return any(map(_AFTER_AGENT.fullmatch, words)) or any(map(_AGENT_BEHIND.fullmatch, words[1:]))
+
+
+def other_contrast(stem: str) -> bool:
+    """Whether a name says that it is no T1 (`P01_FLAIR_brain`), or one after contrast agent."""
+    words = re.split(r"[^a-z0-9]+", stem.lower())
+    other = any(map(_OTHER.fullmatch, words)) or any(map(_OTHER_BEHIND.fullmatch, words[1:]))
+    return after_agent(stem) or (other and not any(map(_T1.fullmatch, words)))
 
 
 def is_label(path: Path) -> bool:

@@ -12,19 +12,23 @@ from pathlib import Path
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import is_dicom
 
+CANNOT_BE_LISTED = "a folder that cannot be read"
 _left_out: ContextVar[frozenset[tuple[int, int]]] = ContextVar("_left_out", default=frozenset())
 _LOOKED_AT = 2000  # files of an unknown ending, when nothing else was found
 _PAIR = re.compile(r"\.(hdr|img)(\.gz)?$", re.IGNORECASE)
 
 
 def absolute(path: object) -> Path:
-    """The path from the root on, so that the folders that it lies in have names: `.` and `..` are none. Links stay.
+    """The path from the root on, so that the folders that it lies in have names: `.` and `..` are none.
 
     Args:
-        path: as it was given, with `~` or without.
+        path: as it was given, with `~` or without. Links stay, where they can: a link may name the case.
     """
-    whole = Path(str(path)).expanduser().absolute()
-    return whole.resolve() if ".." in whole.parts else whole
+    given = Path(str(path)).expanduser()
+    plain = Path(os.path.abspath(given))
+    if not given.exists() or (plain.exists() and plain.samefile(given)):
+        return plain
+    return given.resolve() if given.name in ("", "..") else given.parent.resolve() / given.name
 
 
 def walk(
@@ -58,7 +62,7 @@ def walk(
             [
                 Finding(
                     str(error.filename),
-                    f"a folder that cannot be read ({error.strerror})",
+                    f"{CANNOT_BE_LISTED} ({error.strerror})",
                     "a folder that may be listed, so that no case is left out",
                     "give yourself the permission to read it, or take it out of the data set",
                 )

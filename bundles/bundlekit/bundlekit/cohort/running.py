@@ -176,7 +176,8 @@ def _findings(findings: Iterable[Finding]) -> dict[str, str]:
     """Reasons by file, or by case where its name is wrong: what the search found."""
     reasons: dict[str, list[str]] = {}
     for finding in findings:
-        text = f"found {finding.found}; expected {finding.expected}; {finding.fix}"
+        where = f"{finding.file}: " if finding.case else ""
+        text = f"{where}found {finding.found}; expected {finding.expected}; {finding.fix}"
         reasons.setdefault(finding.case or finding.file, []).append(text)
     return {file: " | ".join(texts) for file, texts in reasons.items()}
 

@@ -14,6 +14,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from bundlekit.cases.case import Case
+from bundlekit.cases.folders import absolute
 from bundlekit.cohort.bids import DESCRIPTION, channels_of, find_entries, is_bids, read_filters
 from bundlekit.cohort.pipeline import Plan, made_from
 from bundlekit.configs import read_configs, refuse_settings
@@ -51,7 +52,7 @@ def plan_cohort(
         BundleError: for a setting that there is not or that cannot be, missing weights, no case at all, or results
             that would lie among the scans.
     """
-    root, output_dir = _without_dots(Path(dataset).expanduser()), Path(out).expanduser().absolute()
+    root, output_dir = absolute(dataset), Path(out).expanduser().absolute()
     if not root.exists():
         raise BundleError(f"{root}: no such file or folder; expected the data set.")
     bids = is_bids(root)
@@ -128,12 +129,6 @@ def _scan(parser: ConfigParser, root: Path) -> tuple[list[Case], list[Finding]]:
     cases, findings = parser.get_parsed_content("cases")
     refused = {finding.case for finding in findings if finding.case}  # none of the cases of such a name
     return [case for case in cases if case["case"] not in refused], findings
-
-
-def _without_dots(path: Path) -> Path:
-    """An absolute path without "..", so that records have one name of a file; links stay, where they can."""
-    plain = Path(os.path.abspath(path))
-    return plain if not path.exists() or (plain.exists() and plain.samefile(path)) else path.resolve()
 
 
 def _absolute(name: str, value: Any) -> Any:

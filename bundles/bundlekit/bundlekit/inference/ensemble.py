@@ -91,6 +91,8 @@ class EnsembleInferer(Inferer):
         self.network = network
         self.checkpoints = list(checkpoints)
         self.activation = activation
+        if (runtime := getattr(inferer, "runtime", None)) is not None:
+            runtime.networks = len(self.checkpoints)
         self._states: list[dict[str, torch.Tensor]] = []
 
     @property

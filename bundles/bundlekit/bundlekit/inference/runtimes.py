@@ -31,10 +31,10 @@ _log = logging.getLogger(__name__)
 RUNTIMES = ("auto", "torch", "openvino")
 PRECISIONS = ("auto", "f32", "bf16")
 _EXAMPLE = 64  # voxels along each axis of the volume that a network is traced with: two at a stride of 32
+_SOME_SIZES = "; PyTorch in f32 where OpenVINO does not take the size"
+_KEPT = 10  # converted networks of one runtime
 # windows that compute side by side, each on a part of the threads: where threads work on one window, each operation
 # waits for the slowest of them (two cores, V-Net, windows of 96^3 in bf16: 0.78 s a window, 0.43 s side by side)
-_SOME_SIZES = "; PyTorch in f32 where OpenVINO does not take the size"
-_KEPT = 10  # networks, as many as an ensemble may have
 _STREAMS = 2
 _FILES = ("network.xml", "network.bin")
 _IMPORTING = threading.Lock()  # of OpenVINO, by a thread that compiles and by one that reads
@@ -83,7 +83,9 @@ class Runtime:
         self._compiled: dict[tuple[str, int], tuple[tuple[int, ...], Any]] = {}
         # versions of the weights, and key
         self._keys: WeakKeyDictionary[nn.Module, tuple[tuple[int, ...], str]] = WeakKeyDictionary()
+        self.networks = 1  # that take turns, of an ensemble
         self._computing = ""  # key of the network that computed last
+        self._lock = threading.Lock()  # of what is converted and compiled: requests of a server share them
         self._ahead: threading.Thread | None = None
 
     def prepare(self, network: nn.Module, inputs: torch.Tensor, several: bool) -> None:
@@ -206,19 +208,23 @@ class Runtime:
     def _let_go(self, key: str) -> None:
         """Free what the networks before have computed with: those of an ensemble take turns."""
         if key != self._computing:
-            for (other, _), (_, queue) in self._compiled.items():
+            for (other, _), (_, queue) in list(self._compiled.items()):
                 if other != key:
                     queue[0].get_compiled_model().release_memory()
             self._computing = key
 
     def _queue(self, network: nn.Module, precision: str, key: str, shape: tuple[int, ...], streams: int) -> Any:
-        known = self._compiled.get((key, streams))
-        if known is not None and known[0] == shape:
-            return known[1]
+        with self._lock:
+            return self._queued(network, precision, key, shape, streams)
+
+    def _queued(self, network: nn.Module, precision: str, key: str, shape: tuple[int, ...], streams: int) -> Any:
         if key not in self._converted:
             self._converted[key] = self._convert(network, key, shape)
         self._converted[key] = self._converted.pop(key)  # the last one to be let go
-        while len(self._converted) > _KEPT:  # networks that were trained on in the meantime, in a server
+        known = self._compiled.get((key, streams))
+        if known is not None and known[0] == shape:
+            return known[1]
+        while len(self._converted) > max(_KEPT, self.networks):  # of before a training, in a server
             gone = next(iter(self._converted))
             del self._converted[gone]
             for compiled in [one for one in self._compiled if one[0] == gone]:

@@ -92,7 +92,7 @@ def prepare_case(
     name = _name(case, given)
     folder = Path(out).expanduser()
     _refuse_own_folder(given, stacks, folder)
-    earlier = _earlier_files(folder, name, given, stacks)
+    earlier = _earlier_files(folder)
     _require_writable(folder)
     step = _Steps(4 * len(given) + 1)
     scans = {}
@@ -100,6 +100,7 @@ def prepare_case(
         for modality, file in given.items():
             scans[modality] = _read(modality, stacks.get(modality, file))
         _refuse_one_scan_twice(scans)
+        _refuse_another_patient(folder, name, scans)
     prepared = are_prepared(list(scans.values()), spacing_mm)
     if prepared:
         aligned = _as_they_are(scans, reference)
@@ -173,7 +174,8 @@ def _as_they_are(scans: Mapping[str, Scan], reference: str) -> _Aligned:
     brains = {modality: scan.voxels != 0 for modality, scan in scans.items()}
     brain = np.any(list(brains.values()), axis=0)
     moves = {modality: Registration(np.eye(4)) for modality in scans}
-    scanned = {modality: float(own[brain].mean()) for modality, own in brains.items()}  # what was not is air
+    most = np.sum(list(brains.values()), axis=0) > len(brains) / 2  # one may have been stripped more loosely
+    scanned = {modality: float(own[most].mean()) if most.any() else 1.0 for modality, own in brains.items()}
     return _Aligned(scans[reference].grid, brain, brains, moves, dict.fromkeys(scans, 1.0), scanned)
 
 
@@ -322,27 +324,31 @@ def _refuse_one_scan_twice(scans: Mapping[str, Scan]) -> None:
         raise BundleError(findings)
 
 
-def _earlier_files(folder: Path, case: str, given: Mapping[str, str], stacks: Mapping[str, Stack]) -> list[Path]:
-    """What an earlier run left in the folder, its record first.
-
-    Args:
-        folder: for the results.
-        case: that is prepared now.
-        given: its files by modality.
-        stacks: those of them that are DICOM.
+def _refuse_another_patient(folder: Path, case: str, scans: Mapping[str, Scan]) -> None:
+    """Refuse to replace what was prepared of other scans, under another name or under none ("case").
 
     Raises:
-        BundleError: for scans of a case that no record tells of, or those of another case.
+        BundleError: naming both cases.
     """
-    record = read_record(folder) if (folder / RECORD).is_file() else {"modalities": {}}
-    entries = list(record["modalities"].values())
-    now = {str(Path(file).expanduser().resolve()) for modality, file in given.items() if modality not in stacks}
-    now |= {str(Path(stack.root).expanduser().resolve()) for stack in stacks.values()}
-    before = {str(Path(e["dicom"]["folder"]).expanduser().resolve()) if "dicom" in e else e["source"] for e in entries}
-    if entries and (record["case"] != case or not now & before):
-        found = f"the prepared case {record['case']}, of {', '.join(sorted(before)[:2])}"
-        fix = "set --out to a folder of its own for each patient, or remove this one"
-        raise BundleError(Finding(str(folder), found, f"none, or an earlier run of {case} from the same scans", fix))
+    if not (folder / RECORD).is_file():
+        return
+    record = read_record(folder)
+    before = [entry.get("dicom", {}).get("digest") or entry.get("sha256") for entry in record["modalities"].values()]
+    now = {scan.stack.digest if scan.stack is not None else scan.sha256 for scan in scans.values()}
+    if now & set(before) or (record["case"] == case != "case"):
+        return
+    found, expected = f"the prepared case {record['case']}, of other scans", f"none, or an earlier run of {case}"
+    fix = "set --out to a folder of its own for each patient, or remove this one"
+    raise BundleError(Finding(str(folder), found, expected, fix))
+
+
+def _earlier_files(folder: Path) -> list[Path]:
+    """What an earlier run left in the folder, its record first.
+
+    Raises:
+        BundleError: for scans of a case that no record tells of.
+    """
+    entries = list(read_record(folder)["modalities"].values()) if (folder / RECORD).is_file() else []
     names = [entry["prepared"] for entry in entries if "prepared" in entry]
     others = [file for file in folder.glob("*") if role_of(file.name) and file.name not in names]
     if others:
@@ -429,7 +435,7 @@ def _refuse_doubts(scans: Mapping[str, Scan], aligned: _Aligned, accept: bool) -
         if overlap < LEAST_OVERLAP:
             doubts.append(f"its brain mask and that of all have a Dice of {overlap:.2f}")
         if (scanned := aligned.scanned[modality]) < _LEAST_SCANNED:
-            doubts.append(f"{1 - scanned:.0%} of the brain lie outside of its field of view, where zeros stand for it")
+            doubts.append(f"{1 - scanned:.0%} of the brain are zeros in it, or outside of its field of view")
         if doubts:
             expected = "a registration and a mask that can be believed"
             findings.append(Finding(f"{scan.file} ({modality})", "; ".join(doubts), expected, fix))

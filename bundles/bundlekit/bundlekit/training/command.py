@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bundlekit.command_line import read_command_line
 from bundlekit.errors import BundleError, Finding, other_settings
 from bundlekit.files import write_content
@@ -93,18 +95,19 @@ def require_own_folder(ckpt_dir: str) -> None:
         raise BundleError(Finding(file, found, "that of the run beside it; it was copied or moved", fix))
 
 
-def recorded_split(ckpt_dir: str, resume_from: str) -> str | None:
+def recorded_split(ckpt_dir: str, resume_from: str | None = None) -> str | None:
     """The datalist that a training wrote beside its checkpoints; None if there is none yet. For `resume.yaml`.
 
     Args:
         ckpt_dir: folder where the run goes on.
-        resume_from: its checkpoint, which may lie elsewhere: in the folder where it began.
+        resume_from: its checkpoint, which may lie elsewhere: in the folder where it began. None: in `ckpt_dir`.
 
     Raises:
         BundleError: as `require_own_folder`, before any data are looked for.
     """
     require_own_folder(ckpt_dir)
-    paths = [Path(ckpt_dir, "datalist.json"), Path(resume_from).with_name("datalist.json")]
+    folders = [Path(ckpt_dir), Path(resume_from or Path(ckpt_dir, "last.pt")).parent]
+    paths = [folder / "datalist.json" for folder in folders]
     return next((str(path) for path in paths if path.is_file()), None)
 
 
@@ -135,10 +138,20 @@ def require_same_command(ckpt_dir: str) -> None:
 def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with one way to write those that lie deeper, and with the names of the overlays alone."""
     files = settings.get("config_file")
-    names = [Path(str(file)).stem for file in ([files] if isinstance(files, str) else files or [])][1:]
-    overlays = [name for name in names if name not in (RESUME_CONFIG, "multi_gpu")]
-    deciding = {name.replace("#", "::"): value for name, value in settings.items() if name != "config_file"}
+    others = [Path(str(file)) for file in ([files] if isinstance(files, str) else files or [])][1:]
+    overlays = [file.stem for file in others if file.stem not in (RESUME_CONFIG, "multi_gpu") and _decides(file)]
+    named = {name.replace("#", "::"): value for name, value in settings.items() if name != "config_file"}
+    deciding = {name: value for name, value in named.items() if name.rpartition("::")[2] not in SURROUNDINGS}
     return {**deciding, "overlays of train.yaml": overlays}
+
+
+def _decides(overlay: Path) -> bool:
+    """Whether an overlay sets more than may change between two starts; True where it cannot be read."""
+    try:
+        names = {str(name).lstrip("+~") for name in yaml.safe_load(overlay.read_text())}
+    except (OSError, yaml.YAMLError, TypeError):
+        return True
+    return not names <= SURROUNDINGS
 
 
 def _read(path: Path) -> dict[str, Any]:

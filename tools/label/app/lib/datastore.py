@@ -18,7 +18,7 @@ from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
-from bundlekit.cases.folders import leaving_out
+from bundlekit.cases.folders import CANNOT_BE_LISTED, leaving_out
 from bundlekit.errors import BundleError
 from bundlekit.expressions import refuse_expressions
 from bundlekit.files import write_whole
@@ -307,7 +307,8 @@ class CaseDatastore(LocalDatastore):
         """As MONAI Label does, and what no search finds any more, unless it has a label or was sent by a client."""
         removed = super()._remove_non_existing()
         known = set(self._ids.values())
-        for image_id, entry in list(self._datastore.objects.items()) if self._searched else ():
+        searched, self._searched = self._searched, False  # what a search before this one found may be gone
+        for image_id, entry in list(self._datastore.objects.items()) if searched else ():
             file = self._filename(image_id, entry.image.ext)
             if image_id not in known and not entry.labels and not self._is_upload(file):
                 del self._datastore.objects[image_id]
@@ -317,13 +318,14 @@ class CaseDatastore(LocalDatastore):
     def _search(self, folder: str) -> None:
         labels = os.path.realpath(self._datastore.label_path(None))  # whose files can have the names of scans
         own = labels + os.sep
-        self.findings = []
+        self.findings, whole = [], True
         for name, scan_cases in self.searches.items():
             try:
                 with leaving_out(labels):
                     cases, findings = scan_cases(folder, labelled=False, **self.settings[name])
             except BundleError as error:  # no case at all; those of another bundle may be there
                 cases, findings = [], error.findings
+                whole = whole and not any(CANNOT_BE_LISTED in finding.found for finding in findings)
             self.cases[name] = {}
             for case in cases:
                 file = _shown(case["image"], self.modalities[name])
@@ -334,7 +336,7 @@ class CaseDatastore(LocalDatastore):
                 logger.warning("%s: %s", name, finding)
         shown = self._joined()
         self._ids = {os.path.relpath(file, folder): case for case, file in shown.items()}
-        self._searched = True
+        self._searched = whole
 
     def _tell_apart(self) -> None:
         """A case of a bundle that takes any scan is named by its file where another's of that name has other files."""

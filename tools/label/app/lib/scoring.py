@@ -96,7 +96,9 @@ class LabelDice(ScoringMethod):
         for image_id in datastore.list_images():
             files = [datastore.get_label_uri(image_id, tag) for tag in (y, y_pred)]
             model = datastore.get_label_info(image_id, y_pred).get("model")
-            if not all(files) or model not in self.class_names or not datastore.is_for(model, image_id):
+            if not all(files) or model not in self.class_names:
+                continue
+            if datastore.case(model, image_id) and not datastore.is_for(model, image_id):
                 continue  # a tumour's label is not compared with a mask of the brain
             truth, pred = (_voxels(file) for file in files)
             case = datastore.case(model, image_id)

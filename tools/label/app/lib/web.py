@@ -44,8 +44,8 @@ SERVED = {
     "/session/": "PUT", "/session/{session_id}": "GET DELETE",
     "/logs/": "GET", "/logs/gpu": "GET", "/ohif/{path:path}": "GET",
 }  # fmt: skip
-# where the studies are on a DICOMweb server: it gets images by itself, and viewers ask it through here
 _FETCH = (b"sec-fetch-site", b"sec-fetch-dest")  # from whose page, and as what, a browser asks
+# where the studies are on a DICOMweb server: it gets images by itself, and viewers ask it through here
 _DICOMWEB = {"/proxy/dicom/{path:path}": "GET POST", "/datastore/": "GET", "/datastore/image": "GET HEAD"}
 
 
