@@ -446,7 +446,7 @@ def test_nothing_leaves_its_folder(server: Server, folder: Path, tmp_path: Path)
     for body in (
         {"seed": "$__import__('os').system('touch pwned')"}, {"loss": {"_target_": "os.system"}}, {"x": "@y"},
         {"output_dir": str(tmp_path)}, {"imports": ["os"]}, {"max_epochs": 0}, {"batch_size": 0}, {"amp": "false"},
-        {"patch_size": [32, 32, 32]}, {"channels": [4, 8]},
+        {"patch_size": [40, 40, 40]}, {"channels": [4, 8]},
     ):  # fmt: skip
         for run_sync in (True, False):  # a process in the background could refuse nothing
             refused("POST", "/train/brats_resunet", params={"run_sync": run_sync}, json=body)
@@ -477,11 +477,11 @@ def test_an_image_that_is_sent_is_kept_beside_the_labels(server: Server, folder:
     drawn[2, 2, 2] = 1
     nib.save(nib.Nifti1Image(drawn, image.affine), folder / "drawn.nii.gz")
     label = {"label": ("x.nii.gz", (folder / "drawn.nii.gz").read_bytes())}
-    for name, status in (("WM", 200), ("nobody", 400)):
+    for name, status in (("white matter", 200), ("nobody", 400)):
         params = {"params": json.dumps({"label_info": [{"name": name, "idx": 1}]})}
         saved = server.call("PUT", "/datastore/label", params={"image": "sent"}, files=label, data=params)
         assert saved.status_code == status, saved.text
-    assert "brain_tissue_vnet: CSF, GM, WM" in saved.json()["detail"]
+    assert "brain_tissue_vnet: csf, grey matter, white matter" in saved.json()["detail"].lower()
     assert server.call("DELETE", "/datastore/image", params={"id": "sent"}).status_code == 200
     assert "no case 'sent'" in server.refusal("brain_tissue_vnet", "sent", 404)
 
@@ -657,6 +657,10 @@ def test_batch_dice_and_uncertainty(server: Server) -> None:
     assert done == {METS, *(f"VirtualGlioma_0000{i}" for i in range(3))}
     assert "brats_resunet" in result[HEAD]["error"], "a case of another bundle does not end the batch"
 
+    dice = server.call("POST", "/scoring/dice", params={"run_sync": True}).json()
+    assert dice == {}, "the labels were saved for another bundle"
+    other = "/batch/infer/brain_metastasis_attention_unet"
+    assert server.call("POST", other, params={"images": "all", "run_sync": True}).status_code == 200
     dice = server.call("POST", "/scoring/dice", params={"run_sync": True}).json()
     assert set(dice) == {GLIOMA, "VirtualGlioma_00001"}
     assert all(0 <= value <= 1 for value in dice[GLIOMA].values())

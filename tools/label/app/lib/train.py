@@ -93,7 +93,9 @@ class CaseTrain(BundleTrainTask):
             raise BundleError(f"val_split is {part!r}; expected a number below 1, e.g. 0.2.")
         assert isinstance(self.bundle_config.config, dict)
         chosen = training_settings(asked, self.bundle_config.config)
-        recorded = self._recorded(self.bundle_config.config)
+        config = self.bundle_config.config
+        own = {str(id_)[1:] for id_ in config.get("settings", {}).values() if str(id_)[:1] == "@"}
+        recorded = {key: config[key] for key in own if key in config} | self._recorded(config)
         other = [key for key in chosen if key in recorded and key not in _FREE and chosen[key] != recorded[key]]
         if other:  # the server infers as these weights need it
             now = ", ".join(f"{key} {recorded[key]}" for key in other)
