@@ -43,6 +43,22 @@ def test_training_ends_in_time(
     assert now <= 60 * minutes or epochs == 1
 
 
+def test_the_first_validation_prepares_cases_and_is_no_measure_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def wait(passed: float) -> None:
+        nonlocal now
+        now += 60 * passed
+
+    monkeypatch.setattr("bundlekit.training.stopping.time", SimpleNamespace(monotonic=lambda: now))
+    engine = Engine(lambda engine, batch: wait(1))
+    validator = Engine(lambda _, batch: wait(10 if engine.state.epoch == 2 else 1))
+    engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), lambda: validator.run([0]))
+    StopInTime(22, validator).attach(engine)
+    engine.run([0], max_epochs=8)
+    assert engine.state.epoch == 8
+
+
 @pytest.mark.parametrize("minutes", [0, -1, "1h", True, float("nan")])
 def test_time_limit_must_be_positive(minutes: Any) -> None:
     with pytest.raises(ValueError, match="time_limit must be a number of minutes, more than 0, got"):
