@@ -54,7 +54,7 @@ def test_the_first_validation_prepares_cases_and_is_no_measure_either(monkeypatc
     engine = Engine(lambda engine, batch: wait(1))
     validator = Engine(lambda _, batch: wait(10 if engine.state.epoch == 2 else 1))
     engine.add_event_handler(Events.EPOCH_COMPLETED(every=2), lambda: validator.run([0]))
-    StopInTime(22, validator).attach(engine)
+    StopInTime(24, validator).attach(engine)
     engine.run([0], max_epochs=8)
     assert engine.state.epoch == 8
 
