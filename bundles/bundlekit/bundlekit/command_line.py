@@ -15,7 +15,7 @@ import yaml
 from fire.parser import DefaultParseValue
 
 from bundlekit.errors import BundleError
-from bundlekit.values import NO_HASH, File, is_expression, rule_of, wrong_value
+from bundlekit.values import NO_HASH, File, default_of, has_setting, is_expression, rule_of, wrong_value
 
 # what `python -m monai.bundle run` itself takes
 _RUNNER = {
@@ -224,29 +224,3 @@ def _add(known: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(place, dict):
             return
     place[last] = value
-
-
-def has_setting(known: Any, path: Sequence[str]) -> bool:
-    """Whether the config has an entry of that path; a component takes any further argument."""
-    for position, part in enumerate(path):
-        if isinstance(known, Mapping):
-            if part not in known:
-                return position > 0 and "_target_" in known
-            known = known[part]
-        elif isinstance(known, list) and part.isdigit() and int(part) < len(known):
-            known = known[int(part)]
-        else:
-            return isinstance(known, str)  # an expression or a reference: what it will be is not known here
-    return True
-
-
-def default_of(known: Any, path: Sequence[str]) -> Any:
-    """The config's own value at that path; None if it is not a plain one."""
-    for part in path:
-        if isinstance(known, Mapping):
-            known = known.get(part)
-        elif isinstance(known, list) and part.isdigit() and int(part) < len(known):
-            known = known[int(part)]
-        else:
-            return None
-    return known

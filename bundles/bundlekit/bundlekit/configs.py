@@ -10,9 +10,8 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from bundlekit.command_line import default_of, has_setting
 from bundlekit.errors import BundleError
-from bundlekit.values import NO_HASH, File, is_expression, wrong_value
+from bundlekit.values import NO_HASH, File, default_of, has_setting, is_expression, wrong_value
 
 
 def read_configs(bundle: str | Path, configs: Sequence[str], settings: Mapping[str, Any]) -> ConfigParser:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -254,6 +254,37 @@ def wrong_values(values: Mapping[str, Any]) -> list[str]:
 def is_expression(value: Any) -> bool:
     """Whether MONAI computes the value from the config: `$...`, `@...` or `%...`."""
     return isinstance(value, str) and value[:1] in ("$", "@", "%")
+
+
+def has_setting(known: Any, path: Sequence[str]) -> bool:
+    """Whether a config has an entry of that path; a component takes any further argument.
+
+    Args:
+        known: content of the config.
+        path: parts of the entry's id.
+    """
+    for position, part in enumerate(path):
+        if isinstance(known, Mapping):
+            if part not in known:
+                return position > 0 and "_target_" in known
+            known = known[part]
+        elif isinstance(known, list) and part.isdigit() and int(part) < len(known):
+            known = known[int(part)]
+        else:
+            return isinstance(known, str)  # an expression or a reference: what it will be is not known here
+    return True
+
+
+def default_of(known: Any, path: Sequence[str]) -> Any:
+    """The config's own value at a path, as in `has_setting`; None if it is not a plain one."""
+    for part in path:
+        if isinstance(known, Mapping):
+            known = known.get(part)
+        elif isinstance(known, list) and part.isdigit() and int(part) < len(known):
+            known = known[int(part)]
+        else:
+            return None
+    return known
 
 
 def _text(number: float) -> str:
