@@ -705,7 +705,10 @@ def test_scans_that_are_left_out_are_told(tmp_path: Path, caplog: pytest.LogCapt
         (["P01_T1w"], ["P01_T2w", "P01_FLAIR"]),
         (["P01_MPRAGE"], ["P01_FLAIR", "P01_MPRAGE_Gd"]),
         (["P01_T1"], ["P01_Gd_T1", "P02_ce_T1w"]),
-        (["PD_001", "CT_01", "T2001", "EPI_1_post"], ["PD_001_T2", "x_pd"]),
+        (["PD_001", "CT_01", "T2001", "EPI_1_post"], ["PD_001_T2", "x_pd", "x_t2f", "x_t2tse"]),
+        (["P01_pre_contrast_T1", "P02_no-contrast_T1"], ["P01_T1_post", "P02_contrast_T1"]),
+        (["a/MPRAGE"], ["b/CT", "c/PD", "d/FA"]),
+        (["sub-01_T1w_brain"], ["sub-01_T1ce", "sub-01_ses-post_T1w_Gd", "sub-01_FLAIR"]),
         (["sub-01_ses-post_T1w", "sub-PD_T1w"], ["sub-01_ses-post_ce-gad_T1w"]),
         (["X_T1_brain"], ["X_FLAIR_brain", "X_t2_space_sag"]),
         (["sub-01_T1w"], ["sub-01_ce-gad_T1w"]),
@@ -720,7 +723,7 @@ def test_other_contrasts_are_no_t1s(
         write(tmp_path / f"{name}.nii.gz", t1())
     if names_of_t1s:
         found = [Path(case["image"][0]).name for case in find_cases(tmp_path, labelled=False)]
-        assert sorted(found) == sorted(f"{name}.nii.gz" for name in names_of_t1s)
+        assert sorted(found) == sorted(f"{Path(name).name}.nii.gz" for name in names_of_t1s)
         if any("ce" in name or "Gd" in name for name in others):
             assert "left out" in caplog.text
     else:
@@ -730,7 +733,21 @@ def test_other_contrasts_are_no_t1s(
             f"1 file(s) are no T1s by their names, or of after contrast agent, and left out: {others[0]}" in caplog.text
         )
     (case,) = find_cases(tmp_path / f"{others[0]}.nii.gz", labelled=False)  # given alone
-    assert Path(case["image"][0]).name == f"{others[0]}.nii.gz"
+    assert case["image"] == [str(tmp_path / f"{others[0]}.nii.gz")]
+
+
+def test_a_label_goes_with_the_t1_that_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_all(
+        tmp_path,
+        ["P01_T1.nii.gz", "P02_Gd_T1.nii.gz", "P03_ce_T1.nii.gz"],
+        ["P01_seg.nii.gz", "P02_Gd_seg.nii.gz", "P03_ce_T1_synthseg.nii.gz"],
+    )
+    assert [case["case"] for case in find_cases(tmp_path)] == ["P01"]
+    assert "left out" in caplog.text
+    write_all(tmp_path / "bids", ["sub-1_ce-gad_T1w.nii.gz"], ["sub-1_ce-gad_dseg.nii.gz"])
+    for name in ("sub-1_ce-gad_T1w.nii.gz", "sub-1_ce-gad_dseg.nii.gz"):  # given alone
+        (case,) = find_cases(tmp_path / "bids" / name)
+        assert case["label"].endswith("_dseg.nii.gz")
 
 
 def test_a_scan_and_its_time_point_are_of_one_patient(tmp_path: Path) -> None:

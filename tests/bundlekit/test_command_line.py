@@ -62,7 +62,13 @@ def test_what_neither_has_is_refused(more: list[str], message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [["--dataset_dir", "scan#1"], ["--output_dir=/res/Pat #7"], ["--dataset_dir", "/data/#1", "--epochs", "3"]]
+    "more",
+    [
+        ["--dataset_dir", "scan#1"],
+        ["--output_dir=/res/Pat #7"],
+        ["--dataset_dir", "/data/#1", "--epochs", "3"],
+        ["--bundle_root", "/data/#1"],
+    ],
 )
 def test_a_path_with_what_fire_takes_for_a_comment_is_refused(more: list[str]) -> None:
     with pytest.raises(BundleError, match=r"#.* expected a path without #, which MONAI reads as ::"):

@@ -56,7 +56,7 @@ def test_texts_stay_as_they_were_typed(name: str) -> None:
         ("[01,12e4]", ["01", "12e4"]),
         ("['a.yaml', \"b.yaml\"]", ["a.yaml", "b.yaml"]),
         ("--exclude=a,b", "--exclude=a,b"),
-        ("('a')", ["a"]),
+        ("('ab')", ["ab"]),
         ("(5)", ["5"]),
         ("['--exclude=a,b', '--gres=gpu:1,shard:2']", ["--exclude=a,b", "--gres=gpu:1,shard:2"]),
         ("[]", []),

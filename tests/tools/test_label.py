@@ -128,11 +128,13 @@ def test_weights_that_lie_in_the_folder_of_the_served_ones_are_not_lost(tmp_path
         assert (models / "settings.json").read_text() == "{}"
     (models / "training").mkdir()
     (models / "training" / "last.pt").write_bytes(b"the last")
+    write_trained_cases({"P1": ""}, models / "training")
     (models / "training" / "settings.json").write_text('{"channels": [2, 4]}')
     make_app(app, [NAME], {NAME: str(models / "training" / "last.pt")})
     assert (models / "model.pt").read_bytes() == b"the last"
     assert (models / "settings.json").read_text() == '{"channels": [2, 4]}'
     (kept,) = (models / "earlier").glob("training_*")
+    assert trained_cases(kept) == {"P1": ""}
     make_app(app, [NAME], {NAME: str(kept)})  # as it says: the folder of the training is cleared by the next one
     assert (models / "model.pt").read_bytes() == b"the last"
 

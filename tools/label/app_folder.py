@@ -130,10 +130,13 @@ def _copy_weights(name: str, source: Path, models: Path, named: bool, fresh: boo
     files = [file for file in (settings, *_seconds(source), source) if file.is_file()]
     contents = {file.name: file.read_bytes() for file in files}  # which may lie in what is cleared now
     cases = trained_cases(source.parent)
-    if models.resolve() in source.resolve().parents and EARLIER not in source.resolve().parts:
+    own = models.resolve()
+    if own in source.resolve().parents and EARLIER not in source.resolve().relative_to(own).parts:
         kept = models / EARLIER / f"{source.parent.name}_{digest[:8]}"
         for file_name, content in contents.items():
             write_content(kept / ("model.pt" if file_name == source.name else file_name), content)
+        if cases:
+            write_trained_cases(cases, kept)
         print(f"{name}: {source} is kept as {kept}: --weights {name}={kept} takes it from now on")
     model.unlink(missing_ok=True)  # first: whatever interrupts this, the next start copies again
     for old in models.iterdir() if models.is_dir() else ():  # what belongs to the weights that go

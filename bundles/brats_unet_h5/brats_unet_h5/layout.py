@@ -162,8 +162,9 @@ def _with_mask(file: h5py.File, layout: Layout, others: Mapping[str, h5py.Datase
 
 
 def names_a_mask(file: h5py.File) -> bool:
-    """Whether an open file has a dataset that is named as masks are."""
-    return any(_base(name) in _MASK_NAMES for name in datasets_of(file) if not name.startswith("nifti/"))
+    """Whether an open file has a dataset that is named as masks are and is of some size: a grade in 1x1 is no mask."""
+    named = {name: item for name, item in datasets_of(file).items() if _base(name) in _MASK_NAMES}
+    return any(min(item.shape) > 1 for name, item in named.items() if not name.startswith("nifti/"))
 
 
 def holds_only_masks(file: h5py.File) -> bool:

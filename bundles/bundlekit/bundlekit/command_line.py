@@ -125,6 +125,9 @@ def refuse_unknown_settings(arguments: Sequence[str] | None = None) -> None:
         unknown.append(f"{command.run_id!r} is nothing that can be run; expected {' or '.join(runs)}")
     for name, value in command.given.items():
         path = name.replace("#", "::")
+        if path not in _RUNNER and (hash_in := _with_hash(value)):
+            wrong.append(f"--{name} is {hash_in!r}; expected {NO_HASH}")
+            continue
         if path in _RUNNER:
             continue
         if has_setting(config, path.split("::")):
@@ -154,6 +157,15 @@ def _refuse_hash(arguments: Sequence[str]) -> None:
         value = argument.partition("=")[2] if _FLAG.match(argument) else argument
         if "#" in value and not is_expression(value) and "#" not in str(DefaultParseValue(value)):
             raise BundleError(f"{argument}: expected {NO_HASH}.")
+
+
+def _with_hash(value: Any) -> str:
+    """The text in a value, or in a list of it, in which MONAI would read a # as ::; keys of a mapping stay."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return next(filter(None, map(_with_hash, value)), "")
+    return value if isinstance(value, str) and "#" in value and not is_expression(value) else ""
 
 
 def _expected(name: str, value: Any, default: Any) -> str:

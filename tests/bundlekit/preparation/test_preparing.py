@@ -232,7 +232,7 @@ def test_another_patient_does_not_replace_a_prepared_one(
     for modality, file in files.items():
         image = nib.load(file)
         nib.save(nib.Nifti1Image(np.asarray(image.dataobj) * 1.5, image.affine), others[modality])
-    for name in ("Head_02", "case"):
+    for name in ("Head_02", "Head_01"):
         with pytest.raises(BundleError, match=r"prepared case Head_01, of other[\s\S]*a folder of its own"):
             prepare_case(others, tmp_path / "out", no_mask, case=name)
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
@@ -240,7 +240,6 @@ def test_another_patient_does_not_replace_a_prepared_one(
     shutil.move(tmp_path / "scanner", tmp_path / "archive")
     moved = {modality: str(tmp_path / "archive" / Path(file).name) for modality, file in files.items()}
     prepare_case(moved, tmp_path / "out", no_mask)
-    prepare_case(others, tmp_path / "out", no_mask, case="Head_01")  # who names a patient means that one
 
 
 def test_a_folder_that_cannot_be_written_is_told_before_anything_is_read(
@@ -280,6 +279,20 @@ def test_a_prepared_modality_that_was_stripped_more_loosely_makes_no_doubt(
     record = prepare_case(found, tmp_path / "second", no_mask, case)
     assert record["already_prepared"]
     assert min(entry["brain_scanned"] for entry in record["modalities"].values()) > 0.99
+
+
+def test_two_prepared_modalities_that_end_early_are_doubtful(
+    files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    prepare_case(files, tmp_path / "first", no_mask)
+    case, found = find_scans(tmp_path / "first")
+    for modality in ("T2", "FLAIR"):
+        image = nib.load(found[modality])
+        voxels = np.array(image.dataobj)
+        voxels[:, :, 38:] = 0
+        nib.save(nib.Nifti1Image(voxels, image.affine), found[modality])
+    with pytest.raises(BundleError, match=r"\(T2\)[\s\S]*of the brain are zeros in it[\s\S]*\(FLAIR\)"):
+        prepare_case(found, tmp_path / "second", no_mask, case)
 
 
 def test_where_the_disk_is_full_the_case_from_before_stays(

@@ -43,10 +43,12 @@ def _from_files(
     bids = [path for path in paths if is_bids(path)]
     files = [file for path in paths if not is_bids(path) and (file := file_of(path))]
     known = {*bids, *(file.path for file in files)}
-    plain = [file.path for file in files if file.layout == "plain" and not file.is_label]
-    left_out = [path for path in [*bids, *plain] if path != asked and after_agent(stem_of(path))]
-    gone = set(left_out)
-    bids, files = [path for path in bids if path not in gone], [file for file in files if file.path not in gone]
+    plain = {file.path: file.key for file in files if file.layout == "plain" and not file.is_label}
+    left_out = [path for path in [*bids, *plain] if asked is None and after_agent(stem_of(path))]
+    gone, keys = set(left_out), {plain[path] for path in left_out if path in plain}
+    keys |= {stem_of(path) for path in left_out}  # and labels of theirs
+    bids = [path for path in bids if path not in gone]
+    files = [file for file in files if file.layout not in ("plain", "synthseg") or file.key not in keys]
     other = [p for p in paths if p not in known and not in_freesurfer(p) and not LIKE_A_LABEL.search(stem_of(p))]
 
     paired, unlabelled, findings = bids_cases(bids, root, labelled, numbering)
@@ -62,7 +64,7 @@ def _from_files(
     more_paired, more_findings = _add_synthseg(synthseg, paired, unlabelled, other, labelled)
     taken = {case["image"][0] for case in more_paired}
     rest = [path for path in other if str(path) not in taken]
-    others = {path for path in rest if path != asked and other_contrast(stem_of(path))}
+    others = {path for path in rest if asked is None and other_contrast(stem_of(path))}
     unknown = [path for path in rest if path not in others]
     if not images_of_a_layout:
         unlabelled += [make_case(stem_of(path), path) for path in unknown if may_be_3d(path)]

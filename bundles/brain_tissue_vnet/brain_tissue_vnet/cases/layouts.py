@@ -11,11 +11,15 @@ from bundlekit.label_maps.file_names import FREESURFER_LABELS, SYNTHSEG, in_free
 # words of a name
 _T1 = re.compile(r"t1w?|t1n|mp2?rage|spgr|fspgr|bravo")
 _AFTER_AGENT = re.compile(r"t1c|t1w?ce|t1w?gd|t1w?post|t1w?km|gadolinium|postcontrast|postgd")
-_OTHER = re.compile(r"flair|t2(w|star|flair)?|pdw|bold|sbref|dwi|dti|adc|swi|perf(usion)?|mra")
+_OTHER = re.compile(r"flair|t2(?!\d)[a-z]*|pdw|bold|sbref|dwi|dti|adc|swi|perf(usion)?|mra")
 # the same behind the first word alone, which may be a group's or a patient's: PD_001 is of somebody with Parkinson's
 _AGENT_BEHIND = re.compile(r"ce|gd|gad|km|contrast")
 _OTHER_BEHIND = re.compile(r"pd|epi|fa|asl|ct|cta|tof")
-_CE = re.compile(r"(^|_)ce-[A-Za-z0-9]")  # BIDS's entity; its ses-post is no contrast
+_NO_AGENT = re.compile(r"\b(?:pre|no|non|without) contrast\b")
+_T1_POST = re.compile(r"\bt1w? post\b")
+_BIDS_T1 = re.compile(r"sub-[A-Za-z0-9]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*_(T1w|dseg|probseg)")
+_CE = re.compile(r"_ce-[A-Za-z0-9]")  # BIDS's entity; its ses-post is no contrast
+_WHOSE = re.compile(r"^sub-[A-Za-z0-9]+(_ses-[A-Za-z0-9]+)?_")
 LIKE_A_LABEL = re.compile(
     r"(^|[_.-])(dseg|probseg|segm?|glm|synthseg|labels?|probabilities|(brain_?)?mask|aseg.*|aparc.*|wmparc.*|segTRI.*|"
     r"LabelsFor.*)$",
@@ -111,18 +115,30 @@ def file_of(path: Path) -> ScanFile | None:
 
 
 def after_agent(stem: str) -> bool:
-    """Whether a name says that the scan is one after contrast agent: `sub-1_ce-gad_T1w`, `P01_Gd_T1`."""
-    if stem.startswith("sub-"):
+    """Whether a name says that the scan is one after contrast agent: `sub-1_ce-gad_T1w`, `P01_Gd_T1`, `P01_T1_post`."""
+    if _BIDS_T1.fullmatch(stem):
         return bool(_CE.search(stem))
-    words = re.split(r"[^a-z0-9]+", stem.lower())
-    return any(map(_AFTER_AGENT.fullmatch, words)) or any(map(_AGENT_BEHIND.fullmatch, words[1:]))
+    text = _NO_AGENT.sub("", " ".join(_words(stem)))
+    words = text.split()
+    behind = words[1:] if len(words) > 1 else words
+    told = any(map(_AFTER_AGENT.fullmatch, words)) or any(map(_AGENT_BEHIND.fullmatch, behind))
+    return told or bool(_T1_POST.search(text))
 
 
 def other_contrast(stem: str) -> bool:
     """Whether a name says that it is no T1 (`P01_FLAIR_brain`), or one after contrast agent."""
-    words = re.split(r"[^a-z0-9]+", stem.lower())
-    other = any(map(_OTHER.fullmatch, words)) or any(map(_OTHER_BEHIND.fullmatch, words[1:]))
+    words = _words(stem)
+    behind = words[1:] if len(words) > 1 else words
+    other = any(map(_OTHER.fullmatch, words)) or any(map(_OTHER_BEHIND.fullmatch, behind))
     return after_agent(stem) or (other and not any(map(_T1.fullmatch, words)))
+
+
+def _words(stem: str) -> list[str]:
+    """Of a name in small letters; "sub-01_ses-post" in front is one word, of whose scan it is."""
+    whose = _WHOSE.match(stem)
+    rest = stem[whose.end() :] if whose else stem
+    words = [word for word in re.split(r"[^a-z0-9]+", rest.lower()) if word]
+    return ["sub", *words] if whose else words
 
 
 def is_label(path: Path) -> bool:

@@ -174,7 +174,7 @@ def _as_they_are(scans: Mapping[str, Scan], reference: str) -> _Aligned:
     brains = {modality: scan.voxels != 0 for modality, scan in scans.items()}
     brain = np.any(list(brains.values()), axis=0)
     moves = {modality: Registration(np.eye(4)) for modality in scans}
-    most = np.sum(list(brains.values()), axis=0) > len(brains) / 2  # one may have been stripped more loosely
+    most = np.sum(list(brains.values()), axis=0) >= len(brains) / 2  # one may have been stripped more loosely
     scanned = {modality: float(own[most].mean()) if most.any() else 1.0 for modality, own in brains.items()}
     return _Aligned(scans[reference].grid, brain, brains, moves, dict.fromkeys(scans, 1.0), scanned)
 
@@ -325,7 +325,7 @@ def _refuse_one_scan_twice(scans: Mapping[str, Scan]) -> None:
 
 
 def _refuse_another_patient(folder: Path, case: str, scans: Mapping[str, Scan]) -> None:
-    """Refuse to replace what was prepared of other scans, under another name or under none ("case").
+    """Refuse to replace what was prepared of other scans, none of which is among these.
 
     Raises:
         BundleError: naming both cases.
@@ -335,9 +335,12 @@ def _refuse_another_patient(folder: Path, case: str, scans: Mapping[str, Scan]) 
     record = read_record(folder)
     before = [entry.get("dicom", {}).get("digest") or entry.get("sha256") for entry in record["modalities"].values()]
     now = {scan.stack.digest if scan.stack is not None else scan.sha256 for scan in scans.values()}
-    if now & set(before) or (record["case"] == case != "case"):
+    if now & set(before):
         return
-    found, expected = f"the prepared case {record['case']}, of other scans", f"none, or an earlier run of {case}"
+    found, expected = (
+        f"the prepared case {record['case']}, of other scans",
+        f"none, or an earlier run of {case} with one of these scans",
+    )
     fix = "set --out to a folder of its own for each patient, or remove this one"
     raise BundleError(Finding(str(folder), found, expected, fix))
 

@@ -15,6 +15,7 @@ from bundlekit.files import write_content
 
 RESUME = "resume.json"
 RESUME_CONFIG = "resume"
+_OVERLAYS = "overlays of train.yaml"
 # what resume.yaml sets itself, or what is of one start alone
 _NOT_KEPT = {"overwrite", "datalist", "resume_from", "warm_start", "rank", "world_size"}
 # where things are, what computes, how long it may take: may change between two starts of one run, and between the
@@ -123,8 +124,12 @@ def require_same_command(ckpt_dir: str) -> None:
     path, command = Path(ckpt_dir, RESUME), read_command_line()
     if command is None or not path.is_file():
         return
-    before = _deciding(_read(path))
-    now = _deciding({"config_file": command.files, **json.loads(json.dumps(command.settings(), default=str))})
+    files = {"config_file": command.files}
+    before, now = _deciding(_read(path)), _deciding(files | json.loads(json.dumps(command.settings(), default=str)))
+    for name in [one for part in (before, now) for one, decides in part[_OVERLAYS].items() if not decides]:
+        before[_OVERLAYS].pop(name, None)  # which one of both may no longer lie where it did
+        now[_OVERLAYS].pop(name, None)
+    before[_OVERLAYS], now[_OVERLAYS] = list(before[_OVERLAYS]), list(now[_OVERLAYS])
     for name in [name for name in {**before, **now} if "::" in name]:  # known only where it was given
         before.setdefault(name, "not given")
         now.setdefault(name, "not given")
@@ -139,16 +144,16 @@ def _deciding(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with one way to write those that lie deeper, and with the names of the overlays alone."""
     files = settings.get("config_file")
     others = [Path(str(file)) for file in ([files] if isinstance(files, str) else files or [])][1:]
-    overlays = [file.stem for file in others if file.stem not in (RESUME_CONFIG, "multi_gpu") and _decides(file)]
+    overlays = {file.stem: _decides(file) for file in others if file.stem not in (RESUME_CONFIG, "multi_gpu")}
     named = {name.replace("#", "::"): value for name, value in settings.items() if name != "config_file"}
     deciding = {name: value for name, value in named.items() if name.rpartition("::")[2] not in SURROUNDINGS}
-    return {**deciding, "overlays of train.yaml": overlays}
+    return {**deciding, _OVERLAYS: overlays}
 
 
 def _decides(overlay: Path) -> bool:
     """Whether an overlay sets more than may change between two starts; True where it cannot be read."""
     try:
-        names = {str(name).lstrip("+~") for name in yaml.safe_load(overlay.read_text())}
+        names = {str(name).lstrip("+~").rpartition("::")[2] for name in yaml.safe_load(overlay.read_text())}
     except (OSError, yaml.YAMLError, TypeError):
         return True
     return not names <= SURROUNDINGS

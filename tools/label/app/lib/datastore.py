@@ -238,13 +238,18 @@ class CaseDatastore(LocalDatastore):
         """Whether the saved label of a case is one for this bundle, see `labelled_for`."""
         if self.case(bundle, image_id) is None:
             return False
+        told = self.says(bundle, image_id)
+        return sum(image_id in self.cases[name] for name in self.trained_here) == 1 if told is None else told
+
+    def says(self, bundle: str, image_id: str) -> bool | None:
+        """Whether a saved label says that it is one for this bundle; None if it says nothing."""
         info = self.get_label_info(image_id, "final")
         used = {str(segment.get("name", "")).lower() for segment in info.get("label_info") or []}
         if info.get("model"):
             return bool(info["model"] == bundle)
         if used:
             return used <= {name.lower() for name in self.class_names[bundle]}
-        return sum(image_id in self.cases[name] for name in self.trained_here) == 1
+        return None
 
     def _numbers(self, image_id: str, segments: list[dict[str, Any]]) -> dict[int, int]:
         """Number in the file -> number in the data set, by the bundle that knows all the names.

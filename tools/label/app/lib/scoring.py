@@ -98,7 +98,7 @@ class LabelDice(ScoringMethod):
             model = datastore.get_label_info(image_id, y_pred).get("model")
             if not all(files) or model not in self.class_names:
                 continue
-            if datastore.case(model, image_id) and not datastore.is_for(model, image_id):
+            if datastore.says(model, image_id) is False:
                 continue  # a tumour's label is not compared with a mask of the brain
             truth, pred = (_voxels(file) for file in files)
             case = datastore.case(model, image_id)
