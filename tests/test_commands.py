@@ -303,7 +303,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("brain_tissue_vnet", {"fit": "pad"}, "add configs/pad.yaml"),
     ("brain_tissue_vnet", {"numbering": "aseg"}, "aseg"),
     ("brain_metastasis_attention_unet", {"network": "vnet"}, "network must be one of attention_unet, unet, resunet"),
-    ("brain_metastasis_attention_unet", {"class_weights": [-1, 1, 1, 1]}, "must be 0 or more"),
+    ("brain_metastasis_attention_unet", {"class_weights": [-1, 1, 1, 1]}, "expected 4 numbers, 0 or more"),
     ("brain_metastasis_attention_unet", {"patch_size": [30, 32, 32]}, "patch_size must divide by 4"),
     ("brain_metastasis_attention_unet", {"fit": "rezise"}, "fit is 'rezise'; expected native or resize"),
     ("brain_metastasis_attention_unet", {"slab": 8}, "Add --fit resize"),

@@ -120,8 +120,11 @@ def _server(url: str | None, user: str | None) -> Any:
 def _fetch(server: Any, study: str | None, folder: str) -> None:
     """Bring a study into the folder."""
     _required(study, "--study", f"the UID of the study on {server.url}")
-    Path(folder).expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)  # patients' names are nobody else's
+    where = Path(folder).expanduser()
+    new = not where.exists()
     fetched, there = server.fetch(str(study), folder)
+    if new:
+        where.chmod(0o700)  # patients' names are nobody else's
     print(f"{folder}: {fetched} files fetched, {there} were there (they hold the patient's name)", flush=True)
 
 

@@ -57,11 +57,12 @@ def test_a_second_network_of_another_preparation_is_refused_by_any_name(tmp_path
         files = {"lowres": str(tmp_path / name), "lowres_network": second, "lowres_shape": (16, 16, 16)}
         return LowresEnsembleInferer((16, 16, 16), runtime="torch", **files).second(torch.device("cpu"))  # type: ignore[arg-type]
 
-    for name in ("model.pt", "best.pt", "lowres.pt"):
+    for name in ("model.pt", "best.pt"):
         with pytest.raises(BundleError, match="percentiles"):
             asked(name)
-    (tmp_path / "settings.json").write_text(json.dumps({**own, "after_training": {"lowres": "lowres.pt"}}))
-    asked("lowres.pt")  # the settings are those of the network that it lies beside
+    asked("lowres.pt")  # by its usual name: the settings are those of the network that it lies beside
+    (tmp_path / "settings.json").write_text(json.dumps({**own, "after_training": {"lowres": "best.pt"}}))
+    asked("best.pt")
 
 
 def test_the_file_is_looked_for_beside_the_checkpoint(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from bundlekit.weights.loading import load_weights
 from bundlekit.weights.settings import AFTER_TRAINING, read_settings
 
 _log = logging.getLogger(__name__)
+_USUAL = "lowres.pt"  # name of a second network beside a first one
 
 
 class TwoNetworkInferer(ForegroundInferer):
@@ -96,7 +97,7 @@ class TwoNetworkInferer(ForegroundInferer):
         recorded, now = read_settings(lowres), self.trained_for()
         chosen = recorded.get(AFTER_TRAINING, {})
         recorded |= chosen
-        if chosen.get("lowres") == Path(lowres).name:  # beside a first network, whose settings the others are
+        if Path(lowres).name in (chosen.get("lowres"), _USUAL):  # beside a first network, whose settings the others are
             recorded = {name: value for name, value in recorded.items() if name.startswith("lowres")}
         differing = [name for name, value in now.items() if name in recorded and recorded[name] != value]
         if differing:
