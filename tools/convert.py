@@ -11,7 +11,6 @@ import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -28,7 +27,7 @@ from bundlekit.files import write_whole
 from bundlekit.images.hdf5 import open_h5
 from bundlekit.images.nifti import form_of, require_numbers
 from bundlekit.images.writing import left_as_segmented
-from tools.bundles import component, module_of, reader_of, scan_cases_of
+from tools.bundles import module_of, reader_of, scan_cases_of
 
 _log = logging.getLogger(__name__)
 _READS_H5 = "brats_unet_h5"  # the bundle that knows what an HDF5 file of a case may look like
@@ -113,7 +112,8 @@ def to_nifti(to: str | None = None, **options: Any) -> list[str]:
     if asking := [finding for finding in findings if finding.file in untold]:  # what their channels are
         raise BundleError(asking)
     unread = {str(case["image"][0]) for case in cases if not case["label"]}
-    if wrong := [finding for finding in findings if finding.file in unread and _names_a_mask(finding.file)]:
+    names_a_mask = module_of(scan_cases_of(_READS_H5)).names_a_mask
+    if wrong := [finding for finding in findings if finding.file in unread and names_a_mask(finding.file)]:
         raise BundleError(wrong)  # none is left out with a warning alone
     without = [str(case["case"]) for case in cases if not case["label"]]
     if without:
@@ -302,12 +302,6 @@ def _contents(case: Mapping[str, Any]) -> list[tuple[str, bytes]]:
     if case["label"]:
         arrays["seg"] = values[reading.read_classes(case)]
     return [(role, _plain_nifti(array, affine)) for role, array in arrays.items()]
-
-
-def _names_a_mask(path: str) -> bool:
-    component(_READS_H5, "inference.yaml", "cases")  # the bundle's package can be imported then
-    with h5py.File(path) as file:
-        return bool(import_module(f"{_READS_H5}.layout").names_a_mask(file))
 
 
 def _as_before(head: bytes, stored: np.ndarray | None, where: str) -> bytes:

@@ -81,7 +81,7 @@ def cv(
         raise ValueError(f"--configs: {bundle} has no {', '.join(missing)}; there are: {there}.")
     if not (folder / "cross_validation.yaml").is_file():
         raise ValueError(f"{bundle} has no cross-validation: it is trained from label maps alone.")
-    painted = [name for name in overlays if "find_label_maps" in (folder / name).read_text()]
+    painted = [name for name in overlays if "find_label_maps" in str(_ids(folder / name).get("cases"))]
     if painted:
         raise ValueError(f"--configs: {', '.join(painted)} trains on label maps alone, which cannot be evaluated.")
     if num_folds < 2 or jobs < 1:

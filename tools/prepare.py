@@ -103,7 +103,7 @@ def prepare(
         move = entry["registration"]
         told = [f"rotated by {move['rotation_degrees']:.1f} degrees", f"brain overlap {entry['brain_overlap']:.2f}"]
         if entry["brain_scanned"] < 0.995:
-            told.append(f"{1 - entry['brain_scanned']:.1%} of the brain outside of its field of view")
+            told.append(f"{1 - entry['brain_scanned']:.1%} of the brain zeros, or outside of its field of view")
         print(f"{modality:<6}" + "; ".join(told + [f"DOUBTFUL: {doubt}" for doubt in move["doubts"]]))
     print(Path(str(out)) / "prepared.json")
 

@@ -34,9 +34,9 @@ def weights(
     load = load_case_of(bundle, allow_unprepared)
     cases = find_cases_of(bundle)(dataset_dir, **options)
     require_cases(cases)
-    classes = len(parse(bundle, "inference.yaml").get_parsed_content("class_names")) + 1
-    counts = count_voxels(lambda case: load(case)["label"], cases, classes, num_workers)
-    balanced = balanced_weights(counts)
+    classes = ["background", *parse(bundle, "inference.yaml").get_parsed_content("class_names")]
+    counts = count_voxels(lambda case: load(case)["label"], cases, len(classes), num_workers)
+    balanced = balanced_weights(counts, classes)
     print(f"{len(cases)} case(s), voxels of each class: {counts.tolist()}")
     for name, values in (("balanced", balanced), ("square root of balanced", np.sqrt(balanced))):
         print(f'{name:<24} --class_weights "[{",".join(f"{v:.4g}" for v in values)}]"')

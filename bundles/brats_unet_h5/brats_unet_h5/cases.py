@@ -34,6 +34,7 @@ from bundlekit.errors import BundleError, Finding
 from bundlekit.images.hdf5 import affine_in, open_h5
 
 from .layout import Layout, LayoutError, channels_named, holds_only_masks, layout_of
+from .layout import names_a_mask as names_a_mask  # for those who convert, beside `scan_cases`
 from .mask_meaning import LABELS, tell_et_label, tell_masks
 from .slices import SLICE, missing_slices
 

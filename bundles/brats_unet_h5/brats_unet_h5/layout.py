@@ -11,7 +11,7 @@ import h5py
 from bundlekit.brats.cases import GO_ON
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.cases.case import MOST_MISSING
-from bundlekit.images.hdf5 import attribute, datasets_of, described, names_in
+from bundlekit.images.hdf5 import attribute, datasets_of, described, names_in, open_h5
 
 from .mask_channels import mask_names
 
@@ -161,16 +161,17 @@ def _with_mask(file: h5py.File, layout: Layout, others: Mapping[str, h5py.Datase
     return layout
 
 
-def names_a_mask(file: h5py.File) -> bool:
-    """Whether an open file has a dataset that is named as masks are and is of some size: a grade in 1x1 is no mask."""
-    named = {name: item for name, item in datasets_of(file).items() if _base(name) in _MASK_NAMES}
-    return any(min(item.shape) > 1 for name, item in named.items() if not name.startswith("nifti/"))
-
-
 def holds_only_masks(file: h5py.File) -> bool:
     """Whether an open file has masks and nothing that could be an image, as a segmentation has that inference wrote."""
     datasets = datasets_of(file)
     return bool(datasets) and all(_base(name) in _MASK_NAMES for name in datasets)
+
+
+def names_a_mask(path: str) -> bool:
+    """Whether a file has a dataset that is named as masks are and is of some size: a grade in 1x1 is no mask."""
+    with open_h5(path) as file:
+        named = {name: item for name, item in datasets_of(file).items() if _base(name) in _MASK_NAMES}
+        return any(min(item.shape) > 1 for name, item in named.items() if not name.startswith("nifti/"))
 
 
 def channels_named(order: Sequence[str], fill_missing: bool = False) -> list[int]:

@@ -62,7 +62,7 @@ def loader_workers(device: torch.device | str) -> int:
     """Processes that load while a network trains: 4 beside a GPU, and on a CPU of 8 threads or more; else none.
 
     On few cores loader and network want the same ones, and PyTorch's threads wait for each other by spinning: on two
-    cores a step without workers takes three quarters of its time with four.
+    cores a step of the glioma networks without workers takes about three quarters of its time with four.
 
     Args:
         device: that computes.
