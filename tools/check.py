@@ -51,8 +51,9 @@ def check(
     refuse_settings(known, options, f"{bundle}'s data")
     load: Callable[[Any], Any] = LoadStructuresd()
     if not label_maps:
-        also = {name: options[name] for name in inspect.signature(reader_of(bundle)).parameters if name in options}
-        load = load_case_of(bundle, allow_unprepared, with_label=labelled, **also)  # e.g. fill_missing
+        given = {**options, "with_label": labelled}  # with_label: not of a bundle that reads labels only to score
+        also = {name: given[name] for name in inspect.signature(reader_of(bundle)).parameters if name in given}
+        load = load_case_of(bundle, allow_unprepared, **also)  # e.g. fill_missing
         options["labelled"] = labelled
     cases, findings = scan_cases(dataset_dir, datalist=datalist, **options)
     checked = len(cases)

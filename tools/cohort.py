@@ -93,7 +93,9 @@ def cohort(
         raise SystemExit(3)
 
 
-def _lines(given: str | Sequence[str]) -> list[str]:
+def _lines(given: str | Sequence[str] | None) -> list[str]:
+    if given is None:
+        return []
     return [str(line) for line in given] if isinstance(given, (list, tuple)) else [str(given)]
 
 

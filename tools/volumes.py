@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from bundlekit.images.nifti import on_axes_of, read_affine, read_array, without_rounding
+from bundlekit.images.nifti import on_axes_of, read_affine, read_volume, without_rounding
 from bundlekit.images.writing import left_as_segmented
 from bundlekit.preparation.grids import Grid
 from bundlekit.report.brain import MeasureBraind
@@ -103,8 +103,7 @@ def _told(grid: Grid) -> str:
 
 def _classes(mask: Path, case: Any, names: list[str]) -> np.ndarray:
     """Class indices HWD of a mask file."""
-    labels = without_rounding(read_array(str(mask)))
-    labels = labels[..., 0] if labels.ndim == 4 else labels
+    labels = without_rounding(read_volume(str(mask)))
     values = [int(value) for value in case.get("label_values") or range(len(names) + 1)]
     unknown = sorted(set(np.unique(labels).tolist()) - set(values))
     if unknown:

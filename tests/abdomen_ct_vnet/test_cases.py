@@ -99,6 +99,12 @@ def test_any_file_is_segmented(tmp_path: Path) -> None:
         find_cases(tmp_path)
 
 
+def test_files_of_several_frames_are_no_scans(tmp_path: Path) -> None:
+    write(tmp_path / "a.nii.gz")
+    write(tmp_path / "b.nii.gz", np.zeros((12, 10, 8, 2), np.int16))
+    assert [case["case"] for case in find_cases(tmp_path, labelled=False)] == ["a"]
+
+
 def test_scans_that_are_named_as_others_name_labels_are_segmented(tmp_path: Path) -> None:
     make(tmp_path, ["FLARE22_Ts_0001.nii.gz", "FLARE22_Ts_0002.nii.gz"], [])
     assert [case["case"] for case in find_cases(tmp_path, labelled=False)] == ["FLARE22_Ts_0001", "FLARE22_Ts_0002"]

@@ -96,6 +96,14 @@ def test_weights_are_for_losses_that_take_them(heads: Path) -> None:
         weights("brain_tissue_vnet", str(heads))
 
 
+def test_a_bundle_whose_scans_are_read_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scan = np.random.default_rng(0).integers(1, 99, (9, 8, 7)).astype(np.uint8)
+    for name, voxels in (("head.nii.gz", scan), ("head_mask.nii.gz", (scan > 50).astype(np.uint8))):
+        nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / name)
+    check("brain_mask_unet", str(tmp_path))
+    assert "1 complete case(s), files, headers and voxels checked: 0 finding(s)." in capsys.readouterr().out
+
+
 def test_label_maps_alone(run: Run, heads: Path) -> None:
     done = run(
         "-m",

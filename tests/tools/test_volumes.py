@@ -107,6 +107,12 @@ def test_a_number_of_no_class_is_named(results: Path) -> None:
     assert not (results / "volumes_now.csv").exists()
 
 
+def test_a_mask_of_several_layers_is_refused(results: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((*SHAPE, 2), np.uint8), LPS), results / "b_seg.nii.gz")
+    with pytest.raises(ValueError, match=r"(?s)b_seg\.nii\.gz.*a 3-D volume"):
+        volumes(str(results), str(results.parent / "data"), **_LOOSE)
+
+
 def test_what_is_missing_is_named(results: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no data set; expected"):
         volumes(str(results))

@@ -30,6 +30,7 @@ from bundlekit.cases.folders import absolute, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
+from bundlekit.images.nifti import may_be_3d
 
 from .layouts import IMAGES, LABEL_EXPECTED, LAYOUTS, VOLUME, LayoutFile, file_of, stem_of, volumes_below
 from .numberings import check_organs, label_values, numbering_of, output_numbering_of
@@ -142,6 +143,7 @@ def _from_folder(root: Path, labelled: bool, classes: Classes) -> tuple[list[Cas
     paths = volumes_below(root)
     files = [file for path in paths if (file := file_of(path))]
     if not labelled and not any(not file.is_label for file in files):
+        paths = [path for path in paths if may_be_3d(path)] or paths
         scans = [path for path in paths if not file_of(path)] or paths  # some name a CT as others name its label
         return [_case(stem_of(path), path) for path in scans], []
     others = [path for path in paths if not file_of(path)]

@@ -139,6 +139,14 @@ def test_whole_numbers_whose_header_has_a_slope_are_whole(call: Callable[[np.nda
     np.testing.assert_array_equal(np.asarray(found, dtype=object), np.asarray(expected, dtype=object))
 
 
+@pytest.mark.parametrize("call", [lambda array, file: to_tissue(array, "tissue", ONE_MM, file), detect])
+@pytest.mark.parametrize("kind", [np.uint64, np.int64, np.uint16])
+def test_wide_integers_are_numbers_like_others(call: Callable[[np.ndarray, str], object], kind: type) -> None:
+    array = np.array([[[0, 1, 2, 3]]], np.uint8)
+    expected, found = call(array, "a.nii"), call(array.astype(kind), "a.nii")
+    np.testing.assert_array_equal(np.asarray(found, dtype=object), np.asarray(expected, dtype=object))
+
+
 def test_unknown_numbering_is_refused() -> None:
     assert check_numbering("bids", "x") == "bids"
     with pytest.raises(BundleError, match="numbering 'spm'"):

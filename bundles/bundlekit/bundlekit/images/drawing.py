@@ -18,7 +18,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_result
-from bundlekit.images.nifti import read_affine, read_array
+from bundlekit.images.nifti import read_affine, read_array, read_volume
 
 COLOURS = (
     "#e63946", "#2a9d8f", "#ffd166", "#8338ec", "#3a86ff", "#fb8500", "#80ed99", "#06d6a0", "#bc6c25", "#c77dff",
@@ -264,8 +264,7 @@ def _legend(figure: Any, named: Mapping[int, str], colours: Mapping[int, str]) -
 
 
 def _labels(given: np.ndarray | str | os.PathLike, shape: tuple[int, ...], scan: str) -> np.ndarray:
-    labels = given if isinstance(given, np.ndarray) else read_array(str(given))
-    labels = labels[..., 0] if labels.ndim == 4 else labels
+    labels = given if isinstance(given, np.ndarray) else read_volume(str(given))
     if labels.shape != shape:
         where = "a mask" if isinstance(given, np.ndarray) else str(given)
         raise BundleError(Finding(where, f"shape {labels.shape}", f"the grid of {scan}: {shape}", "give its own mask"))

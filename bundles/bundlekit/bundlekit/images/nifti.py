@@ -89,7 +89,7 @@ def whole_numbers(labels: np.ndarray, file: str) -> np.ndarray:
         BundleError: for a voxel that is no whole number.
     """
     if np.issubdtype(labels.dtype, np.integer):
-        return labels
+        return labels.astype(np.int64) if labels.dtype == np.uint64 else labels  # NumPy takes no uint64 for an index
     if labels.dtype == bool:
         return labels.view(np.uint8)
     if np.isfinite(labels).all():

@@ -19,7 +19,7 @@ import numpy as np
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_content, write_result
 from bundlekit.images.drawing import box_plot, draw, draw_slices, require_matplotlib
-from bundlekit.images.nifti import on_axes_of, read_affine, read_array, same_places, whole_numbers
+from bundlekit.images.nifti import on_axes_of, read_affine, read_volume, same_places, whole_numbers
 from bundlekit.images.writing import left_as_segmented
 from bundlekit.report.scans import Scan
 from bundlekit.report.table import MASK_CORRECTED, TABLE, VolumeTable, flagged
@@ -176,8 +176,7 @@ def _draw(case: CaseOnPage, folder: Path, out: Path, scan: Scan | None, names: M
     mask = folder / case.mask
     if scan is None or not mask.is_file():
         return False
-    labels = read_array(str(mask))
-    labels = whole_numbers(labels[..., 0] if labels.ndim == 4 else labels, str(mask))
+    labels = whole_numbers(read_volume(str(mask)), str(mask))
     labels, affine = on_axes_of(labels, read_affine(str(mask)), scan.affine)  # a viewer may save them in another order
     if labels.shape != scan.voxels.shape or not same_places(affine, scan.affine, labels.shape):
         found = f"a mask on another grid than the scan of {case.name}"
