@@ -54,6 +54,10 @@ def test_totalsegmentator_needs_the_files_of_its_classes_alone(tmp_path: Path) -
     assert [Path(file).name for file in case["label_parts"]] == [f"{part}.nii.gz" for part in parts[:4]]
     with pytest.raises(BundleError, match=r"segmentations/pancreas\.nii\.gz"):
         find_cases(tmp_path, organs=["liver", "pancreas"])
+    entry = {"image": case["image"][0], "label_parts": case["label_parts"], "part_organs": case["part_organs"]}
+    (tmp_path / "list.json").write_text(json.dumps({"training": [entry]}))
+    (listed,) = find_cases(None, tmp_path / "list.json")  # whose parts need no numbering
+    assert listed["label_parts"] == case["label_parts"]
     assert len(find_cases(tmp_path, labelled=False, organs=["pancreas"])) == 1
 
 

@@ -80,6 +80,9 @@ def test_voxels_that_somebody_erased_from_freesurfers_brainmask_are_no_brain(tmp
 def test_files_of_several_volumes_are_left_out(tmp_path: Path) -> None:
     volume(tmp_path / "sub-1_T1w.nii.gz")
     volume(tmp_path / "sub-1_bold.nii.gz", (4, 5, 6, 7))
+    places = nib.cifti2.BrainModelAxis.from_mask(np.ones((2, 2, 2)), "thalamus_left", np.eye(4))
+    surfaces = nib.Cifti2Image(np.ones((3, 8), np.float32), (nib.cifti2.SeriesAxis(0, 1, 3), places))
+    nib.save(surfaces, tmp_path / "sub-1_bold.dtseries.nii")
     assert found(tmp_path, labelled=False) == {"sub-1_T1w": ""}
 
 

@@ -25,7 +25,8 @@ def test_evaluation_scores_every_scan(run: Run, heads: Path, model: Path, tmp_pa
     assert found[-1] < found[0] - 0.1
     command = bundle_run("evaluating", "inference.yaml", "evaluate.yaml", bundle=BUNDLE)
     where = ["--dataset_dir", heads, "--ckpt_dir", model, "--output_dir", tmp_path, "--num_workers", "0"]
-    run(*command, *where, "--runtime", "torch")
+    done = run(*command, *where, "--runtime", "torch")
+    assert "of these cases trained the network: their scores flatter it" in done.stdout + done.stderr
     with (tmp_path / "scores.csv").open() as text:
         rows = list(csv.DictReader(text))
     assert [row["case"] for row in rows] == [f"sub-00{number}_T1w" for number in range(5)]

@@ -405,6 +405,7 @@ def test_runs_merged_by_the_derivative(tmp_path: Path) -> None:
     write_all(tmp_path, ["sub-01_run-1_T1w.nii.gz", "sub-01_run-2_T1w.nii.gz"])
     write_all(tmp_path / "derivatives", ["sub-01_desc-preproc_T1w.nii.gz"], ["sub-01_dseg.nii.gz"])
     assert names(find_cases(tmp_path)) == ["sub-01_desc-preproc"]
+    assert names(find_cases(tmp_path, labelled=False)) == ["sub-01_desc-preproc", "sub-01_run-1", "sub-01_run-2"]
 
 
 def test_label_in_another_space_is_without_t1(tmp_path: Path) -> None:
@@ -442,6 +443,7 @@ def test_probability_maps(tmp_path: Path) -> None:
     [
         ("index\tname\n1\tGM\n2\tWM\n3\tCSF\n", "bids"),
         ("index\tname\n0\tBackground\n1\tCSF\n2\tGM\n3\tWM\n", "tissue"),
+        ("\ufeffindex\tname\n1\tCSF\n2\tGM\n3\tWM\n", "tissue"),  # saved by Excel
         ("index\tname\n1\tCerebrospinal Fluid\n2\tGray Matter\n3\twhite matter\n", "tissue"),
         ("index\tname\tabbreviation\n1\tfluid\tCSF\n2\tgrey\tGM\n3\twhite\tWM\n", "tissue"),
         ("index\tname\n17\tLeft-Hippocampus\n", "bids"),  # says nothing of the tissues
@@ -553,6 +555,11 @@ def test_datalist_by_hand(tmp_path: Path) -> None:
     content["training"] = content["validation"] = []
     (case,) = find_cases(None, datalist=listed(tmp_path / "list.json", content), labelled=False)
     assert (case["case"], case["label"], case["numbering"]) == ("one", "", "")
+    entry = {"image": "i/sub-02_T1w.nii.gz", "label": "l/sub-02_dseg.nii.gz"}
+    for untold in (None, ""):  # is as if it were not there
+        content = {"training": [{**entry, "numbering": untold}], "validation": []}
+        (case,) = find_cases(None, datalist=listed(tmp_path / "list.json", content))
+        assert case["numbering"] == "bids"
 
 
 @pytest.mark.parametrize(
@@ -744,6 +751,15 @@ def test_a_label_goes_with_the_t1_that_is_left_out(tmp_path: Path, caplog: pytes
     )
     assert [case["case"] for case in find_cases(tmp_path)] == ["P01"]
     assert "left out" in caplog.text
+    caplog.clear()
+    others = ["P01_FLAIR.nii.gz", "P01_T1ce.nii.gz"]  # which SynthSeg maps as it maps any contrast
+    maps = ["P01_T1_synthseg.nii.gz", "P01_FLAIR_synthseg.nii.gz", "P01_T1ce_synthseg.nii.gz"]
+    write_all(tmp_path / "mapped", ["P01_T1.nii.gz", *others], maps)
+    for labelled in (True, False):
+        assert [case["case"] for case in find_cases(tmp_path / "mapped", labelled=labelled)] == ["P01"]
+    assert all(other in caplog.text for other in others)
+    (case,) = find_cases(tmp_path / "mapped" / others[0])  # given alone
+    assert case["label"].endswith(maps[1])
     write_all(tmp_path / "bids", ["sub-1_ce-gad_T1w.nii.gz"], ["sub-1_ce-gad_dseg.nii.gz"])
     for name in ("sub-1_ce-gad_T1w.nii.gz", "sub-1_ce-gad_dseg.nii.gz"):  # given alone
         (case,) = find_cases(tmp_path / "bids" / name)

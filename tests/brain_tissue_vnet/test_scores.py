@@ -10,7 +10,7 @@ import pytest
 from brain_tissue_vnet.scores import tissue_scores
 from bundlekit.label_maps.numberings import CSF, CSF_OR_GM, GM, IGNORE, WM
 
-ONE_MM = (1.0, 1.0, 1.0)
+ONE_MM = np.eye(4)
 
 
 def empty() -> np.ndarray:
@@ -20,7 +20,7 @@ def empty() -> np.ndarray:
 def test_perfect() -> None:
     truth = empty()
     truth[2:4], truth[4:6], truth[6:8] = CSF, GM, WM
-    scores = tissue_scores(truth.copy(), truth, (1, 1, 2))
+    scores = tissue_scores(truth.copy(), truth, np.diag([1, 1, 2, 1.0]))
     for name in ("CSF", "GM", "WM"):
         assert (scores[f"dice_{name}"], scores[f"hd95_{name}"], scores[f"sensitivity_{name}"]) == (1, 0, 1)
         assert scores[f"volume_truth_ml_{name}"] == pytest.approx(200 * 2 / 1000)
@@ -33,7 +33,7 @@ def test_a_shift_in_millimetres() -> None:
     truth, pred = empty(), empty()
     truth[2:6, 2:6, 2:6] = WM
     pred[3:7, 2:6, 2:6] = WM
-    scores = tissue_scores(pred, truth, (3, 1, 1))
+    scores = tissue_scores(pred, truth, np.diag([3, 1, 1, 1.0]))
     assert scores["dice_WM"] == pytest.approx(2 * 48 / 128)
     assert scores["hd95_WM"] == pytest.approx(3)
     assert scores["sensitivity_WM"] == pytest.approx(0.75)

@@ -87,9 +87,7 @@ def test_all_are_named_at_once() -> None:
 def test_settings_of_overlays_count() -> None:
     check("--resume_from", "x", config=f"['{TRAIN}','{RESUME}']")
     check("--resume_from", "x", config=f"{TRAIN},{RESUME}")
-    check(
-        "--train::handlers::2::interval", "5", config=f"{TRAIN},{RESUME}"
-    )  # its list is added to, not replaced
+    check("--train::handlers::2::interval", "5", config=f"{TRAIN},{RESUME}")  # its list is added to, not replaced
     check("--subset", "all", "--cases::labelled", "True", config=f"['{INFER}','{EVALUATE}']", run_id="evaluating")
 
 

@@ -113,7 +113,7 @@ find_cases = refusing(scan_cases)
 
 def _numbering_findings(cases: Sequence[Case], where: str) -> list[Finding]:
     """Labels whose numbers nobody explained, and numberings without a wanted organ: one finding for each kind."""
-    untold = [case for case in cases if case["label"] and not case["numbering"]]
+    untold = [case for case in cases if case["label"] and not case["numbering"] and not case.get("label_parts")]
     findings = []
     if untold:
         findings.append(

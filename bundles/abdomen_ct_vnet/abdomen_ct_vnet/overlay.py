@@ -54,5 +54,6 @@ class WriteOverlays:
             pred = convert_to_numpy(output["pred"])[0]
             truth = read_label(case)[0] if case["label"] else None
             names = dict(enumerate(case["classes"], 1))
-            draw(item["source"], pred, path, truth, names, self.window, case["case"])
+            sides = bool(item.get("grid_known", True))
+            draw(item["source"], pred, path, truth, names, self.window, case["case"], sides=sides)
             _log.info("drew %s", path)

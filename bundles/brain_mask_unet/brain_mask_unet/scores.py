@@ -11,6 +11,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from bundlekit.cases.case import Case
+from bundlekit.images.nifti import voxel_ml
 from bundlekit.scores.handler import ScoreHandler
 from bundlekit.scores.statistics import hd95
 
@@ -33,13 +34,13 @@ NOTES = {
 }
 
 
-def mask_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
+def mask_scores(pred: np.ndarray, truth: np.ndarray, affine: np.ndarray) -> dict[str, float]:
     """Scores of one scan, by the definitions in `NOTES`.
 
     Args:
         pred: predicted mask, HWD, brain above 0.
         truth: reference on the same grid, HWD.
-        spacing_mm: voxel size along H, W and D in mm.
+        affine: 4x4, voxel to mm; of a sheared one volumes are exact, distances go by the voxel's edges.
 
     Returns:
         `dice_brain`, `hd95_brain` (mm), `sensitivity_brain`, `precision_brain`, `volume_truth_ml`, `volume_pred_ml`;
@@ -52,16 +53,16 @@ def mask_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
         raise ValueError(f"pred and truth must share one 3-D grid: pred has shape {pred.shape}, truth {truth.shape}")
     p, t = pred > 0, truth > 0
     n_pred, n_truth, both = int(p.sum()), int(t.sum()), int((p & t).sum())
-    spacing = np.asarray(spacing_mm, float)
-    voxel_ml, diagonal_mm = float(spacing.prod()) / 1000, float(np.linalg.norm(spacing * truth.shape))
+    spacing = voxel_sizes(affine)
+    one_ml, diagonal_mm = voxel_ml(affine), float(np.linalg.norm(spacing * truth.shape))
     one_sided = diagonal_mm if n_pred or n_truth else 0.0
     return {
         "dice_brain": 2 * both / (n_pred + n_truth) if n_pred or n_truth else 1.0,
         "hd95_brain": hd95(p, t, spacing.tolist()) if n_pred and n_truth else one_sided,
         "sensitivity_brain": both / n_truth if n_truth else math.nan,
         "precision_brain": both / n_pred if n_pred else math.nan,
-        "volume_truth_ml": n_truth * voxel_ml,
-        "volume_pred_ml": n_pred * voxel_ml,
+        "volume_truth_ml": n_truth * one_ml,
+        "volume_pred_ml": n_pred * one_ml,
     }
 
 
@@ -80,4 +81,4 @@ class ScoreCases(ScoreHandler):
     def score(self, item: Mapping[str, Any], pred: np.ndarray) -> dict[str, float]:
         """Scores of one scan, see `mask_scores`."""
         truth, affine = read_mask(self._cases[str(item["case"])]["label"])
-        return mask_scores(pred, truth, voxel_sizes(affine))
+        return mask_scores(pred, truth, affine)

@@ -12,6 +12,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bundlekit.cases.case import Case
+from bundlekit.images.nifti import voxel_ml
 from bundlekit.label_maps.numberings import CSF, CSF_OR_GM, GM, WM
 from bundlekit.scores.handler import ScoreHandler
 from bundlekit.scores.statistics import hd95
@@ -49,13 +50,13 @@ NOTES = {
 }
 
 
-def tissue_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]) -> dict[str, float]:
+def tissue_scores(pred: np.ndarray, truth: np.ndarray, affine: np.ndarray) -> dict[str, float]:
     """Scores of CSF, GM and WM of one case, by the definitions in `METRIC_DEFINITIONS`.
 
     Args:
         pred: predicted classes, HWD, 0 to 3.
         truth: reference on the same grid, HWD: 0 to 3, `CSF_OR_GM` or `IGNORE`.
-        spacing_mm: voxel size along H, W and D in mm.
+        affine: 4x4, voxel to mm; of a sheared one volumes are exact, distances go by the voxel's edges.
 
     Returns:
         For each tissue T `dice_T`, `hd95_T` (mm), `sensitivity_T`, `volume_truth_ml_T`, `volume_pred_ml_T`,
@@ -68,8 +69,8 @@ def tissue_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[floa
         raise ValueError(f"pred and truth must share one 3-D grid: pred has shape {pred.shape}, truth {truth.shape}")
     if not np.isin(np.unique(pred), (0, CSF, GM, WM)).all():
         raise ValueError(f"pred must hold the classes 0 to 3 only, not {np.unique(pred)[:8].tolist()}")
-    spacing = np.asarray(spacing_mm, float)
-    voxel_ml, diagonal_mm = float(spacing.prod()) / 1000, float(np.linalg.norm(spacing * truth.shape))
+    spacing = voxel_sizes(affine)
+    one_ml, diagonal_mm = voxel_ml(affine), float(np.linalg.norm(spacing * truth.shape))
     either = truth == CSF_OR_GM
     ignored = truth >= CSF_OR_GM
     cannot_say = ignored & ~either
@@ -86,13 +87,13 @@ def tissue_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[floa
         scores[f"dice_{name}"] = _dice(p, t)
         scores[f"hd95_{name}"] = distance
         scores[f"sensitivity_{name}"] = int((p & t).sum()) / n_truth if n_truth else math.nan
-        scores[f"volume_truth_ml_{name}"] = n_truth * voxel_ml
-        scores[f"volume_pred_ml_{name}"] = n_pred * voxel_ml
-        scores[f"volume_difference_ml_{name}"] = (n_pred - n_truth) * voxel_ml
+        scores[f"volume_truth_ml_{name}"] = n_truth * one_ml
+        scores[f"volume_pred_ml_{name}"] = n_pred * one_ml
+        scores[f"volume_difference_ml_{name}"] = (n_pred - n_truth) * one_ml
     union_truth = (either | (truth == CSF) | (truth == GM)) & ~cannot_say
     union_pred = ((pred == CSF) | (pred == GM)) & ~cannot_say
     scores["union_dice_CSF_GM"] = _dice(union_pred, union_truth) if union_truth.any() else math.nan
-    scores["ignored_ml"] = int(ignored.sum()) * voxel_ml
+    scores["ignored_ml"] = int(ignored.sum()) * one_ml
     return scores
 
 
@@ -111,7 +112,7 @@ class ScoreCases(ScoreHandler):
     def score(self, item: Mapping[str, Any], pred: np.ndarray) -> dict[str, float]:
         """Scores of one case on its original label, see `tissue_scores`."""
         truth, affine = read_tissue(self._cases[str(item["case"])])
-        return tissue_scores(pred, truth, voxel_sizes(affine))
+        return tissue_scores(pred, truth, affine)
 
 
 def _dice(a: np.ndarray, b: np.ndarray) -> float:

@@ -64,6 +64,11 @@ def test_a_freesurfer_subject_has_one(tmp_path: Path, there: tuple[str, ...], ta
         ("sub-01_ses-2_T1w_synthseg.nii.gz", "sub-01"),
         ("sub-01_ses-2_desc-aseg_dseg.nii.gz", "sub-01"),
         ("IBSR_01_seg_ana.nii.gz", "IBSR_01"),
+        ("IBSR_01_ana_strip_synthseg.nii.gz", "IBSR_01"),
+        ("P01_T1_synthseg.nii.gz", "P01"),
+        ("P01_t1w_synthseg.nii.gz", "P01"),
+        ("P01_FLAIR_synthseg.nii.gz", "P01"),
+        ("1000_SS_synthseg.nii.gz", "1000"),
         ("a_seg.nii.gz", "a"),
         ("a_label.nii", "a"),
         ("sub-01/mri/aseg.mgz", "sub-01"),
@@ -74,6 +79,18 @@ def test_the_patient_is_that_of_the_scan(tmp_path: Path, name: str, patient: str
     write(tmp_path / name)
     (case,) = find_label_maps(tmp_path)
     assert case["patient"] == patient
+
+
+def test_a_scan_and_its_time_point_are_of_one_patient(tmp_path: Path) -> None:
+    write_all(tmp_path, *(f"{name}/mri/aseg.mgz" for name in ("a", "a.long.base", "base")))
+    assert {case["patient"] for case in find_label_maps(tmp_path)} == {"base"}
+
+
+def test_one_map_under_two_names_is_refused_before_a_split(tmp_path: Path) -> None:
+    write_all(tmp_path, *(f"{name}.nii.gz" for name in "abcd"))
+    (tmp_path / "e.nii.gz").symlink_to(tmp_path / "a.nii.gz")
+    with pytest.raises(BundleError, match="one file under two names, of the cases a and e"):
+        split_cases(find_label_maps(tmp_path), train_fraction=0.5)
 
 
 def test_one_name_twice_and_damaged_files(tmp_path: Path) -> None:

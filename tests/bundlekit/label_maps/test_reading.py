@@ -46,6 +46,13 @@ def test_label_map_of_unknown_numbers_is_named(tmp_path: Path) -> None:
     assert "99 (40 voxels)" in caught.value.findings[0].found
 
 
+@pytest.mark.parametrize("ids", [(0, 1, 2, 3), range(9)])  # tissues, MRBrainS
+def test_a_map_of_tissues_is_refused(tmp_path: Path, ids: tuple[int, ...]) -> None:
+    path = write(tmp_path / "map.nii.gz", numbers(ids))
+    with pytest.raises(BundleError, match=r"map\.nii\.gz[\s\S]*a map of tissues cannot be painted"):
+        read_structures(str(path))
+
+
 def test_an_empty_label_map_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "map.nii.gz", numbers((0,)))
     with pytest.raises(BundleError, match=r"map\.nii\.gz[\s\S]*0 in every voxel"):

@@ -76,9 +76,15 @@ def bids_cases(
             if labelled:
                 findings.append(without_image(label.path, "a T1w of the same entities"))
             continue
-        # a T1 that is only in another space than its label's T1 is a scan to segment, but none that lacks a label
-        covered |= {path for path in same_subject if _compatible(path, label.path, any_grid=labelled)}
         image = _on_grid(sorted(candidates, key=lambda path: _distance(path, label.path)), label.path)
+        # a T1 that is only in another space than its label's T1, or of a session that the label does not name, is a
+        # scan to segment, but none that lacks a label
+        covered.add(image)
+        covered |= {
+            path
+            for path in same_subject
+            if _compatible(path, label.path, any_grid=labelled) and (labelled or not _distance(path, label.path)[0])
+        }
         name = bids_name(image)
         missing = [part for part, path in zip(PARTS, label.paths, strict=False) if not path]
         if not labelled and (missing or len(best) > 1):
@@ -238,7 +244,7 @@ def _tissues_in(table: Path) -> dict[int, int]:
     """Number -> class, for the lines of a lookup table that are named CSF, grey or white matter."""
     classes = {}
     try:
-        with table.open(newline="") as lines:
+        with table.open(newline="", encoding="utf-8-sig") as lines:  # as Excel saves it, too
             for row in csv.DictReader(lines, delimiter="\t"):
                 names = [str(row.get(column) or "").strip().lower() for column in ("name", "abbreviation")]
                 tissue = next((_TISSUE_NAMES[name] for name in names if name in _TISSUE_NAMES), None)

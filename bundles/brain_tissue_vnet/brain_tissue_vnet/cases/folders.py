@@ -50,6 +50,11 @@ def _from_files(
     bids = [path for path in bids if path not in gone]
     files = [file for file in files if file.layout not in ("plain", "synthseg") or file.key not in keys]
     other = [p for p in paths if p not in known and not in_freesurfer(p) and not LIKE_A_LABEL.search(stem_of(p))]
+    others = {path for path in other if asked is None and other_contrast(stem_of(path))}
+    other = [path for path in other if path not in others]
+    keys = {stem_of(path) for path in others}
+    mapped = [file for file in files if file.layout == "synthseg" and file.key in keys]  # SynthSeg takes any contrast
+    files = [file for file in files if file not in mapped]
 
     paired, unlabelled, findings = bids_cases(bids, root, labelled, numbering)
     named = [file for file in files if file.layout != "synthseg"]
@@ -63,11 +68,10 @@ def _from_files(
     synthseg = [file for file in files if file.layout == "synthseg"]
     more_paired, more_findings = _add_synthseg(synthseg, paired, unlabelled, other, labelled)
     taken = {case["image"][0] for case in more_paired}
-    rest = [path for path in other if str(path) not in taken]
-    others = {path for path in rest if asked is None and other_contrast(stem_of(path))}
-    unknown = [path for path in rest if path not in others]
+    unknown = [path for path in other if str(path) not in taken]
     if not images_of_a_layout:
         unlabelled += [make_case(stem_of(path), path) for path in unknown if may_be_3d(path)]
+    if mapped or not images_of_a_layout:
         left_out += sorted(others)
     if left_out and asked is None:
         first = ", ".join(str(path.relative_to(root)) for path in left_out[:3])

@@ -53,8 +53,8 @@ def _listed_case(entry: Mapping[str, Any], base: Path, where: str, labelled: boo
         case["numbering"] = "" if label_parts or entry.get("numbering") else _numbering_of(base / label)
     if label_parts:
         case["label_parts"] = [str(base / file) for file in label_parts]
-    if "numbering" in entry:
-        case["numbering"] = check_numbering(str(entry["numbering"]), where) if entry["numbering"] else ""
+    if entry.get("numbering"):
+        case["numbering"] = check_numbering(str(entry["numbering"]), where)
     case["label_values"] = numbers_in(entry, "label_values", 4, where) or case["label_values"]
     case["case"] = str(entry.get("case") or case["case"])
     case["patient"] = str(entry.get("patient") or patient_of(case["case"]))

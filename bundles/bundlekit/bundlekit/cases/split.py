@@ -142,7 +142,7 @@ def _refuse_shared_files(cases: Sequence[Case]) -> None:
     """Refuse one scan under the names of two patients, which could train and validate."""
     seen: dict[tuple[int, int], Case] = {}
     for case in cases:
-        file = next((file for file in case.get("image", ()) if file), "")
+        file = next((file for file in case.get("image", ()) if file), case.get("label", ""))
         try:
             status = os.stat(file)
         except OSError:  # named when it is decoded

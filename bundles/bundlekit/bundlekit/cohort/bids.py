@@ -12,7 +12,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bundlekit.cases.case import MOST_MISSING, Case
 from bundlekit.cohort.records import ASIDE
@@ -20,6 +20,9 @@ from bundlekit.errors import BundleError, Finding, printable
 from bundlekit.files import write_content
 from bundlekit.report.table import COLUMNS
 from bundlekit.version import __version__
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 _log = logging.getLogger(__name__)
 DESCRIPTION = "dataset_description.json"
@@ -328,11 +331,12 @@ def _layout(root: Path) -> Any:
         BundleError: if it is not installed.
     """
     try:
+        import pathspec  # noqa: F401
         from ancpbids import BIDSLayout
     except ImportError as error:
         raise BundleError(
-            f"ancpbids is not installed, which reads BIDS data sets ({error}): pip install -e '.[cohort]', or pip "
-            "install ancpbids."
+            f"{error.name} is not installed, which reads BIDS data sets: pip install -e '.[cohort]', or pip install "
+            "ancpbids pathspec."
         ) from None
     return BIDSLayout(str(root))
 
@@ -340,7 +344,7 @@ def _layout(root: Path) -> Any:
 def _scans(layout: Any, root: Path, suffixes: list[str]) -> tuple[list[_Scan], list[Finding]]:
     """The scans of these suffixes, and what is wrong with files that are called like one."""
     found, odd, ignored = [], [], 0
-    rules = _ignore_rules(root)
+    rules = _ignored_by(root)
     looks_like_one = re.compile(rf"(.*_)?({'|'.join(suffixes)})\.nii(\.gz)?", re.IGNORECASE)
     for file in layout.dataset.to_generator():
         match = isinstance(file, layout.schema.File) and looks_like_one.fullmatch(file.name)
@@ -370,56 +374,32 @@ def _scans(layout: Any, root: Path, suffixes: list[str]) -> tuple[list[_Scan], l
     return sorted(found, key=lambda scan: str(scan.path)), sorted(odd, key=lambda one: one.file)
 
 
-def _ignore_rules(root: Path) -> list[tuple[re.Pattern[str], bool, bool]]:
-    """Lines of `.bidsignore`, each a pattern of a whole path below the data set.
+def _ignored_by(root: Path) -> GitIgnoreSpec:
+    """What `.bidsignore` lists, in the syntax of `.gitignore`.
 
-    With each, whether it is of folders alone, and whether of what is taken all the same ("!"). They are in the syntax
-    of `.gitignore`, but for backslashes. ancpbids heeds them as patterns of fnmatch, where a folder ("sub-01/") fits
-    nothing and a star does not end at a slash; pathspec, which knows them all, does not come with the packages that
-    this one needs.
+    ancpbids heeds its lines as patterns of fnmatch, where a folder ("sub-01/") fits nothing and a star does not end at
+    a slash.
+
+    Raises:
+        BundleError: for a line that is no such pattern.
     """
-    path, rules = root / ".bidsignore", []
-    for line in path.read_text("utf-8-sig", "replace").splitlines() if path.is_file() else []:
-        text = line.strip().removeprefix("!")
-        body = text.rstrip("/")
-        if not body or text.startswith("#"):
-            continue
-        place = body.lstrip("/") if "/" in body else f"**/{body}"  # anywhere, where it names no folder
-        rules.append((re.compile(_expression(place)), text.endswith("/"), line.strip().startswith("!")))
-    return rules
+    from pathspec import GitIgnoreSpec
 
-
-def _expression(pattern: str) -> str:
-    """A pattern of `.gitignore` as a regular expression."""
-    known = {"**/": "(.*/)?", "/**": "/.*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    parts = re.split(r"(\*\*/|/\*\*$|\*\*|\*|\?|\[[!^]?\]?[^]/]*\])", pattern)
-    return "".join(known.get(part) or (_characters(part) if part[:1] == "[" else re.escape(part)) for part in parts)
-
-
-def _characters(pattern: str) -> str:
-    """Characters in brackets, `[!1]` those that are not listed; what is no such list stands for itself."""
-    listed = re.sub(r"[\\\[&~|]", r"\\\g<0>", pattern[1:-1])  # of which `re` would make more, today or some day
-    listed = f"(?!/)[^{listed[1:]}]" if listed[:1] in ("!", "^") else f"[{listed}]"
+    path = root / ".bidsignore"
+    lines = path.read_text("utf-8-sig", "replace").splitlines() if path.is_file() else []
     try:
-        re.compile(listed)
-    except re.error:
-        return re.escape(pattern)
-    return listed
+        return GitIgnoreSpec.from_lines(line.strip() for line in lines)
+    except (ValueError, re.error) as error:
+        expected = "patterns as .gitignore has them"
+        raise BundleError(Finding(str(path), f"a line that is none ({error})", expected, "mend the file")) from error
 
 
-def _ignored(place: Path, rules: Sequence[tuple[re.Pattern[str], bool, bool]], of_ct: bool) -> bool:
-    """Whether a file, or a folder that it lies in, is one that the last fitting rule ignores."""
-    paths = [place, *list(place.parents)[:-1]]
-    for path in [one for one in paths[1:] if one.name[:4] in ("sub-", "ses-")] if of_ct else paths:
-        names = [path.as_posix(), *([f"{path.as_posix()}/\0"] if of_ct else [])]  # or all that is in it: sub-01/**
-        fitting = [
-            taken
-            for rule, folders, taken in rules
-            if any(map(rule.fullmatch, names)) and not (folders and path == place)
-        ]
-        if fitting and not fitting[-1]:
-            return True
-    return False
+def _ignored(place: Path, rules: GitIgnoreSpec, of_ct: bool) -> bool:
+    """Whether a file is listed; of a CT, whether its participant or session is, or all that is in these."""
+    if not of_ct:
+        return rules.match_file(place.as_posix())
+    folders = [one.as_posix() for one in place.parents if one.name[:4] in ("sub-", "ses-")]
+    return any(rules.match_file(f"{folder}/{inside}") for folder in folders for inside in ("", "\0"))
 
 
 def _fits(scan: _Scan, wanted: Wanted, filters: Mapping[str, Any]) -> bool:

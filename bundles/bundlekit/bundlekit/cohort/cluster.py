@@ -197,7 +197,7 @@ def _jobs(workers: Workers, folder: Path) -> Any:
             f"--cluster {workers.kind}: {folder} has a blank, which its jobs cannot have; set another out."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    memory = ",".join(f"DASK_{name.upper().replace('.', '__')}=False" for name in _MEMORY)
+    memory = " ".join(f"DASK_{name.upper().replace('.', '__')}=False" for name in _MEMORY)
     own = Path(__file__).resolve().parents[2]  # the folder that this package lies in, where it is not installed
     hours, minutes, seconds = _hours(workers.walltime)
     walltime = f"{hours:02}:{minutes:02}:{seconds:02}"
@@ -224,7 +224,7 @@ def _jobs(workers: Workers, folder: Path) -> Any:
         job_extra_directives=directives,
         job_script_prologue=[
             f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} OPENBLAS_NUM_THREADS={threads}",
-            f"export {memory.replace(',', ' ')}",
+            f"export {memory}",
             f"export PYTHONPATH={shlex.quote(str(own))}${{PYTHONPATH:+:$PYTHONPATH}}",
             *workers.prologue,
         ],

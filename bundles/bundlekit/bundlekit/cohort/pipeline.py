@@ -191,7 +191,7 @@ class Pipeline:
         told = {
             **self.plan.made_from,
             "volumes": list(self._rows),
-            "computed_by": self._rows[0]["computed_by"] if self._rows else "",
+            "computed_by": self._rows[0]["computed_by"],
             "seconds": round(time.monotonic() - started, 3),
             "host": socket.gethostname(),
             "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),

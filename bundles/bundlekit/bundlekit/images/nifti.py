@@ -268,7 +268,7 @@ def check_voxels(file: str, array: np.ndarray) -> list[Finding]:
 def may_be_3d(path: str | os.PathLike) -> bool:
     """Whether a file may hold one volume: what cannot be read may, to be named later."""
     try:
-        shape = open_nifti(path).shape
+        shape = cast("Any", nib.load(path)).shape  # of CIFTI, whose names end like those of scans, two numbers
     except Exception:  # nibabel raises a dozen types
         return True
     return len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)

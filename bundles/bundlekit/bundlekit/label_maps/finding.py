@@ -25,12 +25,15 @@ from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.folders import absolute, nothing_found
 from bundlekit.cases.headers import check_headers
-from bundlekit.cases.patients import patient_of
+from bundlekit.cases.patients import join_longitudinal, patient_of
 from bundlekit.errors import BundleError, Finding
 from bundlekit.label_maps.file_names import FREESURFER_LABELS, in_freesurfer, stem_of, volumes_below
 
 _NUMBERING = "freesurfer"
-_OF_A_SCAN = re.compile(r"^(.+?)_(?:synthseg|seg_ana|seg|label)$")  # SynthSeg, IBSR18's structures, plain names
+# SynthSeg, IBSR18's structures, plain names; what names a scan's contrast or its stripping is not of the patient
+_OF_A_SCAN = re.compile(
+    r"^(.+?)(?:_(?:T1w?|T2w?|FLAIR|PDw?|SS|ana(?:_strip)?)|-t[12][nw])?_(?:synthseg|seg_ana|seg|label)$", re.IGNORECASE
+)
 
 
 def scan_label_maps(
@@ -67,6 +70,7 @@ def scan_label_maps(
         expected = "label maps, .nii, .nii.gz or .mgz"
         raise BundleError(nothing_found(where, expected))
     cases.sort(key=lambda case: case["case"])
+    join_longitudinal(cases)
     findings += check_names(cases, where)
     wrong = check_headers(cases)
     findings += [finding for found in wrong for finding in found]

@@ -287,6 +287,28 @@ def to_structures(labels: np.ndarray, file: str) -> np.ndarray:
     return out
 
 
+def require_structures(labels: np.ndarray, file: str) -> None:
+    """Refuse a map of tissues, whose 1, 2 and 3 FreeSurfer has for other things.
+
+    Args:
+        labels: HWD, whole numbers of any type.
+        file: name for the message.
+
+    Raises:
+        BundleError: for a map without white matter, without cortex or without any of the numbers from 12 to 60.
+    """
+    ids = {int(number) for number in _ids_in(whole_numbers(labels, file))}
+    if all(ids & set(group) for group in NUMBERINGS["freesurfer"].telltale):
+        return
+    expected = "structures in FreeSurfer's numbering: white matter (2, 41), cortex (3, 42), any of 12 to 60"
+    fix = "a map of tissues cannot be painted: give the map of structures, of SynthSeg for example"
+    raise BundleError(Finding(file, f"the numbers {_some(ids)}", expected, fix))
+
+
+def _some(ids: set[int]) -> str:
+    return ", ".join(str(number) for number in sorted(ids)[:16]) + (" ..." if len(ids) > 16 else "")
+
+
 def detect(labels: np.ndarray | Iterable[int], file: str, candidates: Sequence[str] | None = None) -> str:
     """Name of the numbering of a label map, by the numbers it has.
 
@@ -318,12 +340,11 @@ def detect(labels: np.ndarray | Iterable[int], file: str, candidates: Sequence[s
 def _first_or_refuse(fits: Sequence[str], ids: set[int], file: str) -> str:
     if len(fits) == 1:
         return fits[0]
-    some = ", ".join(str(number) for number in sorted(ids)[:16]) + (" ..." if len(ids) > 16 else "")
     why = f"which {' and '.join(fits)} have" if fits else "which no known numbering has or which too few tell apart"
     raise BundleError(
         Finding(
             file,
-            f"the numbers {some} ({len(ids)} in all), {why}",
+            f"the numbers {_some(ids)} ({len(ids)} in all), {why}",
             f"a label in one of the numberings {', '.join(NUMBERINGS)}",
             "name it with --numbering NAME",
         )

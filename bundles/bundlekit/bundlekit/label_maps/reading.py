@@ -13,7 +13,7 @@ from monai.transforms import Transform
 
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import read_affine, read_volume
-from bundlekit.label_maps.numberings import EXTRA_CEREBRAL, STRUCTURES, to_structures
+from bundlekit.label_maps.numberings import EXTRA_CEREBRAL, STRUCTURES, require_structures, to_structures
 
 _log = logging.getLogger(__name__)
 _HEAD = 3  # structures outside of the brain that a head has at least: skin, bone, other soft tissue
@@ -29,11 +29,14 @@ def read_structures(file: str) -> tuple[np.ndarray, np.ndarray]:
         HWD uint8 and the 4x4 affine (mm).
 
     Raises:
-        BundleError: for a file that is not whole, for numbers that FreeSurfer does not have, and for an empty map.
+        BundleError: for a file that is not whole, for numbers that FreeSurfer does not have, for a map of tissues, and
+            for an empty one.
     """
-    structures = to_structures(read_volume(file), file)
+    labels = read_volume(file)
+    structures = to_structures(labels, file)
     if not structures.any():
         raise BundleError(Finding(file, "0 in every voxel", "a label map of a head", "mend the file, or take it out"))
+    require_structures(labels, file)
     return structures, read_affine(file)
 
 

@@ -11,15 +11,13 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
-from importlib import import_module
+from importlib import import_module, metadata
 from pathlib import Path
 from pickle import UnpicklingError
 from types import CodeType, FunctionType
 from typing import Any
 
-import monai
 import numpy as np
-import scipy
 import torch
 from monai.data import MetaTensor, PersistentDataset
 from monai.data.utils import json_hashing
@@ -31,7 +29,9 @@ _log = logging.getLogger(__name__)
 _KEPT = re.compile(r"[0-9a-f]{128}\.pt|\.[0-9a-f]{128}\.pt\..*\.part")  # names that this module gives, and no others
 _FILES = ("image", "label", "label_parts")  # of a case
 _OWN = __name__.partition(".")[0]
-_PARTS = ("brats", "images", "label_maps", "cases")  # of bundlekit: what reads and prepares a case
+_PARTS = ("brats", "images", "label_maps", "cases", "virtual")  # of bundlekit: what reads and prepares a case
+# what reads and prepares a case, too
+_LIBRARIES = ("monai", "torch", "scipy", "nibabel", "scikit-image", "SimpleITK", "connected-components-3d")
 _UNREADABLE = (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile)
 
 
@@ -141,7 +141,7 @@ def _absolute(files: Any) -> Any:
 def _transform_hash(transforms: Sequence[object]) -> bytes:
     versions = sorted({bundle_version(type(t).__module__) for t in transforms})
     code = [_code_of(package) for package in (_OWN, *(version.partition(" ")[0] for version in versions if version))]
-    libraries = [monai.__version__, torch.__version__, scipy.__version__]
+    libraries = [metadata.version(library) for library in _LIBRARIES]
     return json_hashing([__version__, versions, code, libraries, [_describe(t) for t in transforms]])
 
 
