@@ -62,10 +62,10 @@ def to_h5(to: str | None = None, **options: Any) -> list[str]:
     source, target, settings = _folders("h5", to, options)
     cases = _all_sound(*scan_cases(source, labelled=False, **_known(scan_cases, settings)))
     left = [str(file) for case in cases if not case["label"] for file in _labels_beside(case)]
-    if not all(case["label"] for case in cases):
-        scans = {file for case in cases for file in case["image"]}
-        _, found = scan_cases(source, **_known(scan_cases, settings))
-        labels = [one for one in found if one.file not in scans and os.path.isfile(one.file)]
+    scans = {file for case in cases for file in case["image"]}
+    _, found = scan_cases(source, **_known(scan_cases, settings))
+    labels = [one for one in found if one.file not in scans and os.path.isfile(one.file)]
+    if labels:
         _all_sound([], [one for one in labels if not left_as_segmented(one.file)])
     if left:
         text = (
@@ -258,7 +258,11 @@ def _names_of(case: Mapping[str, Any]) -> dict[str, str]:
     name = case["case"]
     if names:
         if case["label"] and "seg" not in names:  # drawn since
-            names["seg"] = str(PurePosixPath(next(iter(names.values()))).with_name(f"{name}_seg.nii.gz"))
+            scan = PurePosixPath(next(iter(names.values())))
+            if scan.parent.name.startswith("images"):  # Decathlon's
+                names["seg"] = str(scan.parent.with_name(scan.parent.name.replace("images", "labels")) / scan.name)
+            else:
+                names["seg"] = str(scan.with_name(f"{name}_seg.nii.gz"))
         return names
     roles = [role for role, channel in zip(_ROLES, case["channels"], strict=False) if channel >= 0]
     return {role: f"{name}/{name}_{role}.nii.gz" for role in [*roles, *(["seg"] if case["label"] else [])]}
@@ -292,7 +296,7 @@ def _contents(case: Mapping[str, Any]) -> list[tuple[str, bytes]]:
             found, drawn_since = [], False
     reading = module_of(reader_of(_READS_H5))
     affine = reading.affine_of(case)
-    values = np.asarray(case["label_values"], np.uint8)
+    values = np.asarray(_values_of(case), np.uint8)
     if drawn_since:
         found.append(("seg", _plain_nifti(values[reading.read_classes(case)], affine)))
     if found:
@@ -302,6 +306,13 @@ def _contents(case: Mapping[str, Any]) -> list[tuple[str, bytes]]:
     if case["label"]:
         arrays["seg"] = values[reading.read_classes(case)]
     return [(role, _plain_nifti(array, affine)) for role, array in arrays.items()]
+
+
+def _values_of(case: Mapping[str, Any]) -> list[int]:
+    """Values of background, NCR, ED, ET in a written mask: Decathlon's in its folders alone, which tell them."""
+    values = [int(value) for value in case["label_values"]]
+    told = not _names_of(case).get("seg", "_seg.nii").endswith(("_seg.nii", "_seg.nii.gz"))
+    return values if told or values[:3] == [0, 1, 2] else [0, 1, 2, 4]
 
 
 def _as_before(head: bytes, stored: np.ndarray | None, where: str) -> bytes:

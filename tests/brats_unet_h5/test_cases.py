@@ -110,6 +110,41 @@ def test_the_order_of_training_is_for_files_that_do_not_tell(tmp_path: Path, cap
     assert "datalist has another order" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "values", [[0, 1, 1, 4], [0, 100, 200, 300], [0, 1, 2], ["BG", "NCR", "ED", "ET"], [0, 1, 2, 2.5]]
+)
+def test_label_values_that_no_mask_has_are_named(tmp_path: Path, values: list[Any]) -> None:
+    write_case(tmp_path / "a.h5", label_values=values)
+    with pytest.raises(BundleError, match=r"a\.h5[\s\S]*the attribute label_values[\s\S]*four different whole numbers"):
+        find_cases(tmp_path)
+
+
+@pytest.mark.parametrize("names", ["NCR", ["wt", "tc"], ["NCR", "ED", "ET", "BG"]])
+def test_channels_of_a_mask_that_a_datalist_names_have_to_fit(tmp_path: Path, names: Any) -> None:
+    write_file(tmp_path / "a.h5", {"image": image(), "mask": one_hot(classes(), CLASS_SETS)}, modalities=ORDER)
+    entry = {"image": "a.h5", "mask_channels": names}
+    (tmp_path / "list.json").write_text(json.dumps({"training": [entry]}))
+    with pytest.raises(BundleError, match=r"in the datalist, mask_channels is .* for masks of 3 channels"):
+        find_cases(None, datalist=tmp_path / "list.json")
+    (tmp_path / "list.json").write_text(json.dumps({"training": [{**entry, "mask_channels": "classes"}]}))
+    assert find_cases(None, datalist=tmp_path / "list.json")[0]["mask_channels"] == ["NCR", "ED", "ET"]
+
+
+def test_a_mask_of_true_and_false_is_of_one_class(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.h5", {"image": image(), "mask": classes() > 0}, modalities=ORDER)
+    (case,) = find_cases(tmp_path)
+    with pytest.raises(BundleError, match="a mask of true and false"):
+        LoadHDF5d()(case)
+
+
+def test_parts_of_a_file_with_other_axes_are_refused(tmp_path: Path) -> None:
+    write_case(tmp_path / "a.h5", affine=np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1.0]]))
+    (case,) = find_cases(tmp_path)
+    with pytest.raises(BundleError, match="axes that lead to ASR"):
+        LoadHDF5d(for_chunks=True)(case)
+    LoadHDF5d()(case)
+
+
 def test_affine_label_values_and_patients(tmp_path: Path) -> None:
     affine = np.diag([-1, -1, 2, 1.0])
     for name in ("BraTS-GLI-00001-000", "BraTS-GLI-00001-001", "BraTS-GLI-00002-000"):
@@ -402,6 +437,7 @@ def test_what_masks_tell() -> None:
     assert tell_mask_channels(one_hot(label, ((0,), *CLASS_SETS))) == ["BG", "NCR", "ED", "ET"]
     assert tell_mask_channels(one_hot(label, (*CLASS_SETS, (0,)))) is None  # the background last: ask
     assert tell_mask_channels(one_hot(label, ((1,), (), ()))) is None  # one channel alone is both
+    assert tell_mask_channels(one_hot(label, ((0,), (2,), (1, 3)))) is None  # the background is one of three
     assert tell_mask_channels(one_hot(label, ((1, 2), (2, 3), (3,)))) is None
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from brats_unet_h5 import LoadHDF5d, find_cases
+from bundlekit.brats import LoadCased
+from bundlekit.brats import find_cases as find_nifti_cases
 from bundlekit.errors import BundleError
 from bundlekit.images.writing import signed
 from tests.brats_unet_h5.conftest import SHAPE as SHAPE_H5
@@ -117,6 +119,30 @@ def test_4d_files_keep_their_channel_order_and_numbering(tmp_path: Path) -> None
     np.testing.assert_array_equal(LoadHDF5d()(case)["image"][3].numpy(), scan(1, (*SHAPE, 4))[..., 0])
     ed_is_1 = LoadHDF5d()(case)["label"][0].numpy() == 2
     np.testing.assert_array_equal(ed_is_1, segmentation((0, 1, 2, 3)) == 1)
+
+
+def test_a_mask_without_its_folders_has_the_numbers_of_its_name(tmp_path: Path) -> None:
+    write_decathlon(tmp_path / "nifti", ("BRATS_001", "BRATS_002"))
+    (path, _) = to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
+    expected = LoadHDF5d()(find_cases(path)[0])["label"][0]
+    with h5py.File(path, "r+") as file:
+        del file["nifti"]
+    to_nifti(str(tmp_path / "back"), **{"from": path})
+    (case,) = find_nifti_cases(tmp_path / "back")
+    assert case["label_values"] == [0, 1, 2, 4]
+    np.testing.assert_array_equal(LoadCased()(case)["label"][0], expected)
+
+
+def test_a_mask_drawn_for_a_4d_file_lies_where_it_is_looked_for(tmp_path: Path) -> None:
+    write_decathlon(tmp_path / "nifti", ("BRATS_001",))
+    shutil.rmtree(tmp_path / "nifti" / "labelsTr")
+    [path] = to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
+    drawn = segmentation((0, 2, 1, 3))
+    with h5py.File(path, "r+") as file:
+        file["mask"] = drawn
+    to_nifti(str(tmp_path / "back"), **{"from": path})
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "back/labelsTr/BRATS_001.nii.gz").dataobj), drawn)
+    assert len(find_nifti_cases(tmp_path / "back")) == 1
 
 
 def test_files_of_others_become_nifti(tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ from bundlekit.images.hdf5 import affine_in, open_h5
 
 from .layout import Layout, LayoutError, channels_named, holds_only_masks, layout_of
 from .layout import names_a_mask as names_a_mask  # for those who convert, beside `scan_cases`
+from .mask_channels import mask_names
 from .mask_meaning import LABELS, tell_et_label, tell_masks
 from .slices import SLICE, missing_slices
 
@@ -291,6 +292,13 @@ def _inspect(case: Case, said: Reading, labelled: bool, patch_size: Sequence[int
         return error.findings
     except ValueError as error:  # an attribute that contradicts the mask
         return [Finding(path, str(error), "names that fit the mask", "mend the attribute mask_channels")]
+    listed = recorded.get("mask_channels")
+    if listed is not None and layout.mask_count > 1:
+        try:
+            listed = mask_names(listed, layout.mask_count)
+        except ValueError as error:  # the files were exported anew since, or a word that nobody knows
+            expected, fix = "names that fit the mask", "mend mask_channels of the entry, or take it out"
+            return [Finding(path, f"in the datalist, {error}", expected, fix)]
     channels, case["notice"] = _channels_of(layout, said, recorded.get("channels"), slices)
     if channels is not None and sorted(c for c in channels if c >= 0) != list(range(layout.count)):
         found = f"{layout.count} channel(s) in {layout.image_key}, and other ones named: {_told(channels)}"
@@ -315,7 +323,7 @@ def _inspect(case: Case, said: Reading, labelled: bool, patch_size: Sequence[int
         channels=[int(c) for c in channels],
         mask_key=layout.mask_key,
         mask_axis=layout.mask_axis if layout.mask_count else None,
-        mask_channels=layout.mask_channels or recorded.get("mask_channels"),
+        mask_channels=layout.mask_channels or listed,
         label=path if layout.mask_key else "",
         told=layout.label_values or recorded.get("label_values"),
         grid=list(layout.shape),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import h5py
+import numpy as np
 
 from bundlekit.brats.cases import GO_ON
 from bundlekit.brats.naming import MODALITIES
@@ -122,9 +123,7 @@ def layout_of(
     grid = tuple(n for axis, n in enumerate(shape) if axis != axes[0])
     layout = Layout(name, axes[0], shape[axes[0]], _channels_said(file, name, shape[axes[0]]), shape=grid)
 
-    values = attribute(file, name, "label_values")  # of the file, where it has no mask
-    if values is not None and values.shape == (4,):
-        layout.label_values = [int(v) for v in values]
+    layout.label_values = _label_values(file, name)  # of the file, where it has no mask
     others = {key: item for key, item in datasets.items() if key != name}
     if masked or mask_key is not None:
         return _with_mask(file, layout, others, mask_key)
@@ -155,10 +154,25 @@ def _with_mask(file: h5py.File, layout: Layout, others: Mapping[str, h5py.Datase
     layout.mask_count = 0 if axis is None else int(datasets[mask].shape[axis])
     said = names_in(file, mask, "mask_channels")
     layout.mask_channels = mask_names(said, layout.mask_count) if said and layout.mask_count > 1 else None
-    values = attribute(file, mask, "label_values")
-    if values is not None and values.shape == (4,):
-        layout.label_values = [int(v) for v in values]
+    layout.label_values = _label_values(file, mask) or layout.label_values
     return layout
+
+
+def _label_values(file: h5py.File, key: str) -> list[int] | None:
+    """Values of background, NCR, ED and ET by the attribute of a dataset, or of the file; None without it.
+
+    Raises:
+        LayoutError: if they are not four different whole numbers that a mask of 8 bits holds.
+    """
+    values = attribute(file, key, "label_values")
+    if values is None:
+        return None
+    told = np.ravel(values).tolist()
+    numbers = [int(v) for v in told if isinstance(v, (int, float)) and 0 <= v <= 255 and v == int(v)]
+    if not len(told) == len(numbers) == len(set(numbers)) == 4:
+        expected = "four different whole numbers from 0 to 255: those of background, NCR, ED and ET"
+        raise LayoutError(f"the attribute label_values {told}", expected, "mend the attribute")
+    return numbers
 
 
 def holds_only_masks(file: h5py.File) -> bool:

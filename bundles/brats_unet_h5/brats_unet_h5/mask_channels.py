@@ -43,8 +43,8 @@ def tell_mask_channels(mask: np.ndarray) -> list[str] | None:
     """Meaning of a mask's channels (CHWD, 0 is no member), where one mask tells it; None where it does not.
 
     Three channels of which each lies within another are WT, TC and ET, from large to small; three that share no
-    voxel are taken as NCR, ED and ET, in the order of their labels. Four that cover every voxel once, the first the
-    largest, are the same after the background.
+    voxel are taken as NCR, ED and ET, in the order of their labels, unless they cover every voxel, so that one is the
+    background. Four that cover every voxel once, the first the largest, are the same after the background.
     """
     inside = mask != 0
     sizes = inside.reshape(len(inside), -1).sum(axis=1)
@@ -53,7 +53,10 @@ def tell_mask_channels(mask: np.ndarray) -> list[str] | None:
         return ["BG", *CLASSES] if once and int(sizes.argmax()) == 0 and (sizes[1:] > 0).any() else None
     if len(inside) != 3 or (sizes > 0).sum() < 2:
         return None
-    if int((inside.sum(axis=0) > 1).sum()) == 0:
+    covered = inside.sum(axis=0)
+    if (covered == 1).all():  # one of the three is the background
+        return None
+    if int((covered > 1).sum()) == 0:
         return list(CLASSES)
     order = np.argsort(-sizes, kind="stable")
     nested = all(not (inside[small] & ~inside[large]).any() for large, small in itertools.pairwise(order))

@@ -8,11 +8,13 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Transform
 
+from bundlekit.brats.axes import in_order
 from bundlekit.brats.cases import GO_ON
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.brats.prepared import refuse_unprepared
@@ -61,6 +63,9 @@ def read_classes(case: Mapping[Any, Any], box: Box = _WHOLE) -> np.ndarray:
             nest as their names say.
     """
     mask, file = read_mask(case, box), str(case["label"])
+    if len(mask) == 1 and mask.dtype == bool:
+        fix = "write the labels as integers, or a channel for each class or region"
+        raise BundleError(Finding(file, "a mask of true and false, which is of one class", "NCR, ED and ET", fix))
     if len(mask) == 1:
         return class_indices(mask[0], case["label_values"], file)
     names = list(case["mask_channels"])
@@ -93,7 +98,7 @@ def read_label(path: str, label_values: Sequence[int]) -> tuple[np.ndarray, np.n
     from .cases import find_cases
 
     (case,) = find_cases(path)
-    return label_reader([case])(path, label_values)
+    return label_reader([case])(str(case["label"]), label_values)
 
 
 def label_reader(cases: Sequence[Case]) -> Callable[[str, Sequence[int]], tuple[np.ndarray, np.ndarray]]:
@@ -172,6 +177,11 @@ class LoadHDF5d(Transform):
                         findings.append(Finding(f"{where} ({modality})", found, "air of one value", fix))
                     channel[...] = mended
                 result["image"] = MetaTensor(torch.from_numpy(image), affine=affine)
+                if self.for_chunks and not in_order(affine.numpy()):
+                    found = f"axes that lead to {''.join(nib.aff2axcodes(affine.numpy()))}"
+                    fix = "reorient the files, or train without chunks.yaml"
+                    expected = "axes as BraTS has them: side, front and back, top"
+                    raise BundleError(Finding(where, found, expected, fix))
                 if self.for_chunks:
                     result |= {"air": torch.from_numpy(air.astype(np.float64)), "read_from": _anywhere(data)}
         except BundleError as error:

@@ -25,10 +25,11 @@ def missing_slices(cases: Sequence[Case]) -> list[Finding]:
     volumes = [case for case in cases if case["layout"] == "slices"]
     numbers = {case["case"]: [_number(file) for file in case["image"]] for case in volumes}
     first = int(bool(numbers) and all(0 not in found for found in numbers.values()))
-    usual = Counter(max(found) + 1 - first for found in numbers.values()).most_common(1)
+    counts = Counter(max(found) + 1 - first for found in numbers.values())
+    usual = max(counts, key=lambda count: (counts[count], count), default=0)  # of most of them, else the largest
     findings = []
     for case in volumes:
-        count = _BRATS_SLICES if tuple(case["grid"]) == _BRATS_GRID else usual[0][0]
+        count = _BRATS_SLICES if tuple(case["grid"]) == _BRATS_GRID else usual
         found = numbers[case["case"]]
         last = max(count + first - 1, *found)
         missing = sorted(set(range(first, last + 1)) - set(found))

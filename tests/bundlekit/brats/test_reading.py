@@ -313,15 +313,28 @@ def test_decathlon_channels_and_labels_come_in_the_networks_order(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("order", "channels"), [(None, [0, 1, 2, 3]), ([3, 1, 0, 2], [3, 1, 0, 2]), ([4, 0, 1, 2], [4, 0, 1, 2])]
+    ("count", "order", "channels"),
+    [(4, None, [0, 1, 2, 3]), (5, [3, 1, 0, 2], [3, 1, 0, 2]), (5, [4, 0, 1, 2], [4, 0, 1, 2])],
 )
-def test_channel_order_of_a_4d_file(tmp_path: Path, order: list[int] | None, channels: list[int]) -> None:
-    write_nifti(tmp_path / "scans" / "a.nii.gz", scan(1, (*SHAPE, 5)))
+def test_channel_order_of_a_4d_file(
+    tmp_path: Path, count: int, order: list[int] | None, channels: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_nifti(tmp_path / "scans" / "a.nii.gz", scan(1, (*SHAPE, count)))
     (case,) = find_cases(tmp_path / "scans", labelled=False, channel_order=order)
     image = LoadCased(with_label=False)(case)["image"]
     assert image.shape == (4, *SHAPE)
     for channel, position in enumerate(channels):
-        np.testing.assert_array_equal(image[channel], scan(1, (*SHAPE, 5))[..., position])
+        np.testing.assert_array_equal(image[channel], scan(1, (*SHAPE, count))[..., position])
+    assert ("nothing says which channel is which" in caplog.text) == (order is None)
+
+
+def test_more_channels_than_modalities_are_asked_about(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "dwi.nii.gz", scan(1, (*SHAPE, 7)))
+    with pytest.raises(BundleError, match=r"7 channels[\s\S]*--channel_order"):
+        find_cases(tmp_path, labelled=False)
+    (tmp_path / "list.json").write_text(json.dumps({"testing": [{"image": ["dwi.nii.gz"], "channels": [0, 1, 2, 3]}]}))
+    (case,) = find_cases(tmp_path, tmp_path / "list.json", labelled=False)
+    assert case["channels"] == [0, 1, 2, 3]
 
 
 def test_oblique_geometry_reaches_the_image(tmp_path: Path) -> None:

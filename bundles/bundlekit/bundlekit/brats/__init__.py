@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bundlekit.brats.axes import AxesInOrderd
 from bundlekit.brats.cases import find_cases, scan_cases
 from bundlekit.brats.cleaning import (
     FillCored,

@@ -41,6 +41,7 @@ from bundlekit.cases.folders import absolute, nothing_found, walk
 from bundlekit.cases.headers import check_headers, without_results
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
+from bundlekit.images.nifti import open_nifti
 
 _log = logging.getLogger(__name__)
 GO_ON = "or go on without it, for a worse mask: --fill_missing True"
@@ -100,6 +101,16 @@ def scan_cases(
     for case in cases:
         if channel_order is not None and len(case["image"]) == 1:
             case["channels"] = [int(c) for c in channel_order]
+    assumed = [case for case in cases if case.pop("assumed", False)] if channel_order is None else []
+    for case in cases:
+        case.pop("assumed", None)
+    findings += _too_many_channels(assumed)
+    if assumed:
+        text = (
+            "%d 4-D file(s), first %s: nothing says which channel is which; they are taken as T1, T1ce, T2, FLAIR. If "
+            "they differ, give --channel_order, or channels in the datalist"
+        )
+        _log.warning(text, len(assumed), assumed[0]["image"][0])
     cases.sort(key=lambda case: case["case"])
     findings += check_names(cases, str(datalist or dataset_dir))
     cases = cases if labelled else without_results(cases)
@@ -210,7 +221,7 @@ def _volume_cases(files: Iterable[Path], labelled: bool) -> tuple[list[Case], li
             channels, values = (
                 (DECATHLON_CHANNELS, DECATHLON_LABELS) if decathlon else ([0, 1, 2, 3], label_values_of(file.name))
             )
-            cases.append(_volume_case(file, "", channels, values))
+            cases.append({**_volume_case(file, "", channels, values), "assumed": not decathlon})
         elif not decathlon:
             findings.append(
                 Finding(str(file), "a 4-D file without a label", "a segmentation", "name it in a datalist: --datalist")
@@ -260,8 +271,25 @@ def _from_datalist(
             findings += error.findings
             continue
         case.update({key: numbers for key, numbers in own.items() if numbers})
+        case["assumed"] = len(files) == 1 and not own["channels"] and files[0].parent.name not in DECATHLON_IMAGES
         cases.append({**case, "patient": str(entry.get("patient") or case["patient"]), "subset": subset})
     return cases, findings
+
+
+def _too_many_channels(cases: Sequence[Case]) -> list[Finding]:
+    """4-D files of more channels than modalities, of which nobody has said which they are."""
+    findings = []
+    for case in cases:
+        (file,) = case["image"]
+        try:
+            shape = open_nifti(file).shape
+        except Exception:  # named with all headers
+            continue
+        if len(shape) == 4 and shape[3] > len(MODALITIES):
+            expected = "four channels, T1, T1ce, T2 and FLAIR, or to be told which they are"
+            fix = "give --channel_order, or channels in the datalist; take other images out of the folder"
+            findings.append(Finding(file, f"{shape[3]} channels", expected, fix))
+    return findings
 
 
 def _case(name: str, image: Sequence[Path | str], label: Path | str, channels: list[int], values: list[int]) -> Case:

@@ -36,7 +36,7 @@ class NamingScheme:
     def match(self, name: str) -> tuple[str, str] | None:
         """Case and role (modality or "label") of a file name; None if it is not of this scheme."""
         pattern = rf"(?P<case>.+){re.escape(self.separator)}(?P<suffix>{'|'.join(self.suffixes)})\.nii(\.gz)?"
-        found = re.fullmatch(pattern, name, re.IGNORECASE)
+        found = re.fullmatch(pattern, name, re.IGNORECASE | re.ASCII)
         return (found["case"], self.suffixes[found["suffix"].lower()]) if found else None
 
     def file_of(self, case: str, role: str) -> str:

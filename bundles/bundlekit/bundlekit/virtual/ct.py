@@ -49,12 +49,13 @@ def ct(
     """
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
     spacing_mm = spacing_of(spacing, size)
-    refuse_existing(Path(out, "imagesTr", f"FLARE22_Tr_{index + 1:04d}_0000.nii.gz") for index in range(cases))
+    names = [f"FLARE22_Tr_{index + 1:04d}" for index in range(cases)]
+    refuse_existing(Path(out, "imagesTr", f"{name}_0000.nii.gz") for name in names)
+    refuse_existing(Path(out, "labelsTr", f"{name}.nii.gz") for name in names)
     root = folder_of(out)
     files = []
-    for index in tqdm(range(cases), desc="virtual CT", unit="case"):
+    for index, name in enumerate(tqdm(names, desc="virtual CT", unit="case")):
         case = make_ct(seed, index, size, spacing_mm)
-        name = f"FLARE22_Tr_{index + 1:04d}"
         image = root / "imagesTr" / f"{name}_0000.nii.gz"
         write_volume(root / "labelsTr" / f"{name}.nii.gz", case["label"], case["affine"])
         write_volume(image, case["image"], case["affine"])

@@ -38,12 +38,12 @@ def template_of(file: str, like: torch.Tensor, first_mm: tuple[float, float, flo
     Raises:
         ValueError: if a number is not FreeSurfer's, or there is hardly any grey and white matter.
     """
-    image = nib.as_closest_canonical(nib.Nifti1Image(read_volume(file), read_affine(file)))
-    numbers = whole_numbers(np.asarray(image.dataobj), file)
+    numbers = whole_numbers(read_volume(file), file)
     beyond = np.unique(numbers[(numbers < 0) | (numbers > np.iinfo(np.int16).max)])[:8].tolist()
     if beyond:
         raise ValueError(f"{file}: the numbers {beyond} are not FreeSurfer's; expected a map of that numbering.")
-    numbers = numbers.astype(np.int16)
+    image = nib.as_closest_canonical(nib.Nifti1Image(numbers.astype(np.int16), read_affine(file)))
+    numbers = np.asarray(image.dataobj)
     tissue, brain, t1 = _tables()
     counts = np.bincount(numbers.ravel().view(np.uint16), minlength=len(tissue))
     unknown = [int(number) for number in np.flatnonzero(counts) if number >= len(tissue) or tissue[number] == 255]

@@ -40,6 +40,7 @@ def tissue(out: str, cases: int = 4, seed: int = 0, shape: Sequence[int] = SHAPE
     cases, seed, size = whole_number("cases", cases, 1), whole_number("seed", seed, 0), size_of(shape)
     folder_of(out)
     refuse_existing(Path(out, f"sub-{index:03d}") for index in range(cases))
+    refuse_existing(Path(out, "derivatives", "labels", f"sub-{index:03d}") for index in range(cases))
     files = []
     for index in tqdm(range(cases), desc="virtual heads", unit="case"):
         head = make_head(seed, index, size)
