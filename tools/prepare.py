@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from importlib import import_module
@@ -13,6 +14,7 @@ import torch
 
 from bundlekit import StripSkulld
 from bundlekit.brats.naming import MODALITIES
+from bundlekit.command_line import beside_defaults
 from bundlekit.configs import refuse_settings
 from bundlekit.files import sha256_of
 from bundlekit.images.nifti import read_volume
@@ -21,6 +23,7 @@ from bundlekit.preparation.preparing import prepare_case
 from bundlekit.preparation.record import read_record
 from bundlekit.preparation.restoring import path_on, refuse_corrected, restore_case
 from bundlekit.preparation.scans import find_scans, has_scans, holds_dicom
+from bundlekit.report.handler import WriteVolumes
 from bundlekit.run import require_device
 from tools.bundles import ROOT, parse, plain_errors
 
@@ -121,10 +124,17 @@ def _fetch(server: Any, study: str | None, folder: str) -> None:
     """Bring a study into the folder."""
     _required(study, "--study", f"the UID of the study on {server.url}")
     where = Path(folder).expanduser()
-    new = not where.exists()
-    fetched, there = server.fetch(str(study), folder)
+    new = [path for path in (where, *where.parents) if not path.exists()]
     if new:
-        where.chmod(0o700)  # patients' names are nobody else's
+        where.parent.mkdir(parents=True, exist_ok=True)
+        where.mkdir(mode=0o700)  # patients' names are nobody else's
+    try:
+        fetched, there = server.fetch(str(study), folder)
+    except BaseException:
+        with contextlib.suppress(OSError):  # one that holds a file stays, to go on with
+            for path in new:
+                path.rmdir()
+        raise
     print(f"{folder}: {fetched} files fetched, {there} were there (they hold the patient's name)", flush=True)
 
 
@@ -169,7 +179,9 @@ def _of_folder(
         return found if case is None else case, dict(files)
     choosing = _dicom("dicom_choice")
     read = _dicom("dicom_series").read_study(folder, study)
-    files = {modality: value for modality, value in given.items() if Path(value).expanduser().is_file()}
+    numbers = {stack.number for stack in read.stacks}
+    series = numbers | {number.partition(":")[0] for number in numbers}  # which a file may be called, too
+    files = {m: value for m, value in given.items() if value not in series and Path(value).expanduser().is_file()}
     choice = choosing.choose(read, {m: value for m, value in given.items() if m not in files}, list(files))
     print(choice.table(), flush=True)
     choosing.refuse_open(choice, read, list(files), fill_missing)
@@ -296,11 +308,12 @@ def segment(
     _refuse_losing(root)
     prepare(folder, str(root / "prepared"), **of_prepare)
     record = read_record(root / "prepared")
+    _remove_earlier(root, record)
     stacks = _seg_stacks(seg_on, record, None)  # what cannot be is told before anything is segmented
     _refuse_nothing_to_store(server, stacks)
     _refuse_replacing(record, root, stacks)
     where = {"dataset_dir": str(root / "prepared"), "output_dir": str(root / "segmented"), "device": device}
-    _infer(bundle, {**where, "save_probabilities": True, "num_workers": 0, **settings}, bool(record["missing"]))
+    _infer(bundle, {**where, "save_probabilities": True, "num_workers": 0}, settings, bool(record["missing"]))
     name = root / "segmented" / record["case"]
     weights = parse(bundle, "inference.yaml", **settings).get_parsed_content("weights")
     hashes = [_hash(file) for file in ([weights] if isinstance(weights, str) else weights)]
@@ -369,6 +382,18 @@ def _refuse_losing(root: Path) -> None:
         )
 
 
+def _remove_earlier(root: Path, record: Mapping[str, Any]) -> None:
+    """Take away what an earlier run made of the case that was prepared before: it lies on other scans now.
+
+    `_refuse_losing` has seen that nobody corrected it.
+    """
+    name = str(record["case"])
+    made = [root / "segmented" / f"{name}_{kind}.nii.gz" for kind in ("seg", "probabilities")]
+    made += [file for modality in record["modalities"] for file in (path_on(record, modality, root),)]
+    for file in [*made, root / f"{name}_volumes.json"]:
+        file.unlink(missing_ok=True)
+
+
 def _seg_stacks(asked: str | None, record: Mapping[str, Any], sources: str | None) -> dict[str, Any]:
     """Slices on which a DICOM-SEG is written, by modality.
 
@@ -418,12 +443,23 @@ def _required(value: Any, option: str, what: str) -> None:
         raise ValueError(f"{option} is missing; give {what}.")
 
 
-def _infer(bundle: str, settings: Mapping[str, Any], fill_missing: bool) -> None:
-    """Run the bundle's inference.yaml as `monai.bundle run inferring` does, in this process."""
-    parser = parse(bundle, "inference.yaml", **settings, fill_missing=fill_missing)
+def _infer(bundle: str, own: Mapping[str, Any], given: Mapping[str, Any], fill_missing: bool) -> None:
+    """Run the bundle's inference.yaml as `monai.bundle run inferring` does, in this process.
+
+    Args:
+        bundle: its name.
+        own: settings that this command chooses.
+        given: those that a user gave, which volumes.csv tells.
+        fill_missing: whether zeros stand for a modality.
+    """
+    chosen = {**given, **({"fill_missing": True} if fill_missing else {})}
+    parser = parse(bundle, "inference.yaml", **{**own, **chosen})
     with plain_errors():
-        for step in ("initialize", "inferring"):
-            parser.get_parsed_content(step)
+        parser.get_parsed_content("initialize")
+        for handler in parser.get_parsed_content("handlers"):
+            if isinstance(handler, WriteVolumes):
+                handler.given = beside_defaults(["inference.yaml"], chosen)
+        parser.get_parsed_content("inferring")
 
 
 def _tell(volumes: Mapping[str, Any]) -> None:

@@ -159,7 +159,7 @@ def prepare_one(files: dict[str, Any], out: str, *_: object, **__: object) -> di
     return {"modalities": {}}
 
 
-def segment_one(bundle: str, settings: dict[str, Any], fill_missing: bool) -> None:
+def segment_one(bundle: str, settings: dict[str, Any], given: dict[str, Any], fill_missing: bool) -> None:
     """In place of a bundle's inference."""
     folder = Path(settings["output_dir"])
     folder.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
 import sys
@@ -101,10 +102,10 @@ def test_segment_brings_the_mask_of_the_bundle_back(
     weights = ["--ckpt_dir", trained("brats_resunet")]
     out = tmp_path / "out"
     small = ["--accept_doubtful", "True"]  # a head of 15 ml
-    done = run("-m", "tools", "segment", "brats_resunet", scans, "--out", out, *small, *weights)
+    done = run("-m", "tools", "segment", "brats_resunet", scans, "--out", out, *small, *weights, "--overlap", "0.25")
     assert "rotated by 0.0 degrees" in done.stdout
     own = ["--dataset_dir", scans, "--output_dir", tmp_path / "own", "--num_workers", "0", *weights]
-    run(*bundle_run("inferring", "inference.yaml"), *own)
+    run(*bundle_run("inferring", "inference.yaml"), *own, "--overlap", "0.25")
     expected = np.asarray(nib.load(tmp_path / "own" / f"{source.name}_seg.nii.gz").dataobj)
     assert expected.any()
     for modality in ("t1", "t1ce", "t2", "flair"):
@@ -112,6 +113,8 @@ def test_segment_brings_the_mask_of_the_bundle_back(
         np.testing.assert_array_equal(np.asarray(back.dataobj), expected)
         np.testing.assert_array_equal(back.affine, AFFINE)
     told = json.loads((out / f"{source.name}_volumes.json").read_text())
+    with (out / "segmented" / "volumes.csv").open() as table:
+        assert {row["settings"] for row in csv.DictReader(table)} == {"--overlap 0.25"}
     assert sum(told["prepared"].values()) == pytest.approx((expected > 0).sum() / 1000, abs=0.01)
 
 
@@ -130,10 +133,10 @@ def test_a_missing_modality_is_told(run: Run, cohort: Path, tmp_path: Path) -> N
     )
     settings = {"dataset_dir": str(scans), "output_dir": str(tmp_path / "out"), "ckpt_dir": str(models),
                 "device": "cpu", "num_workers": 0, "runtime": "torch"}  # fmt: skip
-    done = run("-c", f"from tools.prepare import _infer; _infer('brats_resunet', {settings}, True)")
+    done = run("-c", f"from tools.prepare import _infer; _infer('brats_resunet', {settings}, {{}}, True)")
     assert f"{source.name} has no T2: zeros in its place; the network was NOT trained for that" in done.stderr
     assert (tmp_path / "out" / f"{source.name}_seg.nii.gz").is_file()
-    refused = run("-c", f"from tools.prepare import _infer; _infer('brats_resunet', {settings}, False)", status=1)
+    refused = run("-c", f"from tools.prepare import _infer; _infer('brats_resunet', {settings}, {{}}, False)", status=1)
     assert "ERROR: 1 problem(s) in the data set" in refused.stderr
 
 

@@ -34,6 +34,7 @@ def environment(gpu: bool | None = None, folder: str | os.PathLike = ROOT / ".ve
     done = folder / "installed"
     if python.exists() and done.is_file() and done.read_text() == wanted:
         return python
+    done.unlink(missing_ok=True)  # of before, should this one end half-way
     print(f"making MONAI Label's environment in {folder} (once, a few minutes)", flush=True)
     _run([_base_python(), "-m", "venv", str(folder)])
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]

@@ -212,7 +212,7 @@ def _variables(python: Path, folder: Path, origins: Sequence[str], sent: str) ->
         "PYTHONPATH": str(folder),
         "PYTHONUNBUFFERED": "1",
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # would segment every case at each start, and after each sample
-        "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
+        "MONAI_LABEL_SESSION_PATH": str(Path(sent) / "sessions"),  # as private, and gone with the server
         "LABEL_ORIGINS": json.dumps(origins),
         "TMPDIR": sent,
     }

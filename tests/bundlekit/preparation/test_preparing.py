@@ -210,6 +210,28 @@ def test_settings_that_cannot_be_are_refused(
         read_record(tmp_path)
 
 
+def test_names_that_contradict_are_refused(
+    files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    exchanged = files | {"T1": files["T1ce"], "T1ce": files["T1"]}
+    with pytest.raises(
+        BundleError, match=r"a file that is named as T1ce[\s\S]*the T1[\s\S]*named as T1[\s\S]*the T1ce"
+    ):
+        prepare_case(exchanged, tmp_path / "out", no_mask)
+    other = shutil.copy(files["T2"], tmp_path / "Head_02_t2.nii.gz")
+    with pytest.raises(BundleError, match=r"files of Head_01 and Head_02[\s\S]*--case NAME"):
+        prepare_case(files | {"T2": str(other)}, tmp_path / "out", no_mask)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_link_keeps_its_name(files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path) -> None:
+    """As git-annex and DVC link to files without endings."""
+    (tmp_path / "store").mkdir()
+    kept = Path(files["T1"]).rename(tmp_path / "store" / "cdef0123")
+    Path(files["T1"]).symlink_to(kept)
+    assert prepare_case(files, tmp_path / "out", no_mask)["modalities"]["T1"]["source"] == files["T1"]
+
+
 def test_a_second_run_leaves_nothing_of_the_first(
     files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
 ) -> None:

@@ -161,6 +161,30 @@ def test_a_mask_that_was_saved_with_a_slope_is_a_mask(prepared: Path, mask: Path
     np.testing.assert_array_equal(back, labels)
 
 
+def test_a_mask_that_a_viewer_saved_in_another_order_comes_back(prepared: Path, mask: Path, tmp_path: Path) -> None:
+    restore_case(prepared, mask, tmp_path / "out")
+    turned = nib.load(mask).as_reoriented(np.array([[2, 1], [0, -1], [1, 1]]))
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    assert nib.aff2axcodes(turned.affine) != nib.aff2axcodes(AFFINE)
+    restore_case(prepared, tmp_path / "turned.nii.gz", tmp_path / "again")
+    for name in ("x_seg_on_t1.nii.gz", "x_seg_on_flair.nii.gz"):
+        one, other = (np.asarray(nib.load(tmp_path / place / name).dataobj) for place in ("out", "again"))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_masks_of_another_patient_are_not_replaced(prepared: Path, mask: Path, tmp_path: Path) -> None:
+    restore_case(prepared, mask, tmp_path / "out")
+    restore_case(prepared, mask, tmp_path / "out")  # the same one's are
+    record = json.loads((prepared / "prepared.json").read_text())
+    cube = np.arange(12 * 12 * 12, dtype=np.float32)[::-1].reshape(12, 12, 12)
+    other = save(tmp_path / "b" / "x_t1.nii.gz", cube, AFFINE, 2)
+    entry = {**record["modalities"]["T1"], "source": str(other), "sha256": sha256_of(other)}
+    write_record(tmp_path / "prepared_b", {**record, "modalities": {"T1": entry}})
+    with pytest.raises(BundleError, match="masks of another patient under the name x"):
+        restore_case(tmp_path / "prepared_b", mask, tmp_path / "out")
+    restore_case(tmp_path / "prepared_b", mask, tmp_path / "out_b")
+
+
 def test_what_does_not_belong_together_is_refused(prepared: Path, mask: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     labels = np.asarray(nib.load(mask).dataobj)

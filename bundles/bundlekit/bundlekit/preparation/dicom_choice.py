@@ -99,6 +99,8 @@ def choose(study: Study, asked: Mapping[str, str], given: Sequence[str] = ()) ->
         choice.notes[modality] = f"asked for by --{modality.lower()}"
         if taken.modality.replace("ce", "") not in ("", modality.replace("ce", "")):
             choice.notes[modality] += f", AGAINST its parameters: {taken.modality}"
+        elif modality in ("T1", "T1ce") and taken.medium is (modality == "T1"):
+            choice.notes[modality] += f", AGAINST its header: {'a' if taken.medium else 'no'} contrast agent is named"
     _sort_t1(choice)
     for modality in MODALITIES:
         if modality not in choice.taken and modality not in given:

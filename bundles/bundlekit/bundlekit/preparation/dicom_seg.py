@@ -192,7 +192,7 @@ def _segmentation(stack: Stack, frames: np.ndarray, case: str, maker: Maker) -> 
                 instance_number=1,
                 manufacturer=_MANUFACTURER,
                 manufacturer_model_name=maker.name or "brain-segmentation-bundles",
-                software_versions=maker.version or __version__,
+                software_versions=maker.version or f"bundlekit {__version__}",
                 device_serial_number="0",
                 content_label="TUMOUR",
                 content_description="Parts of a brain tumour; for research",
@@ -252,7 +252,7 @@ def _described(number: int, name: str, code: CodedConcept, case: str, maker: Mak
         algorithm = AlgorithmIdentificationSequence(
             name=maker.name,
             family=codes.cid7162.ArtificialIntelligence,
-            version=maker.version or __version__,
+            version=maker.version or "unknown",
             source="Brain Segmentation Bundles contributors",
             parameters={"weights SHA-256": maker.weights} if maker.weights else None,
         )

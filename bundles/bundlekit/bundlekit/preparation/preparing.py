@@ -100,6 +100,7 @@ def prepare_case(
         for modality, file in given.items():
             scans[modality] = _read(modality, stacks.get(modality, file))
         _refuse_one_scan_twice(scans)
+        _refuse_names(case, {modality: file for modality, file in given.items() if modality not in stacks})
         _refuse_another_patient(folder, name, scans)
     prepared = are_prepared(list(scans.values()), spacing_mm)
     if prepared:
@@ -219,7 +220,8 @@ def _entry(case: str, scan: Scan, aligned: _Aligned) -> dict[str, Any]:
     """What the record tells of a modality."""
     move = aligned.moves[scan.modality]
     entry = {
-        "source": str(scan.file.resolve()) if scan.stack is None else source_file(scan.modality),
+        # by its own name: what a link leads to may have none that ends like a scan's
+        "source": os.path.abspath(scan.file) if scan.stack is None else source_file(scan.modality),
         "sha256": scan.sha256,
         "prepared": SCHEMES[0].file_of(case, scan.modality),
         "grid": scan.grid.as_dict(),
@@ -286,6 +288,23 @@ def _name(asked: str | None, given: Mapping[str, str]) -> str:
     if findings:
         raise BundleError(findings)
     return name
+
+
+def _refuse_names(case: str | None, given: Mapping[str, str]) -> None:
+    """Refuse files whose own names say another modality, or several patients, unless `case` says whose they are."""
+    roles = {modality: role for modality, file in given.items() if (role := role_of(Path(file).name))}
+    findings = [
+        Finding(given[modality], f"a file that is named as {named}", f"the {modality}", "give each scan to its option")
+        for modality, (_, named) in roles.items()
+        if named != modality
+    ]
+    names = {name for name, _ in roles.values()}
+    if case is None and len(names) > 1:
+        found = f"files of {' and '.join(sorted(names))}"
+        fix = "give the files of one patient; if they are, say their name: --case NAME"
+        findings.append(Finding(next(iter(given.values())), found, "scans of one patient", fix))
+    if findings:
+        raise BundleError(findings)
 
 
 def _read(modality: str, file: str | os.PathLike | Stack) -> Scan:

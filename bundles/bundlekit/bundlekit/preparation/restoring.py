@@ -19,7 +19,7 @@ from bundlekit.brats.naming import RESTORED
 from bundlekit.brats.regions import REGIONS, nested_labels
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import sha256_of, write_content, write_result
-from bundlekit.images.nifti import read_affine, read_array, read_volume, without_rounding
+from bundlekit.images.nifti import on_axes_of, read_affine, read_array, read_volume, without_rounding
 from bundlekit.images.writing import on_grid_of, signed, to_gzip, unlike
 from bundlekit.preparation.grids import Grid, resample, split
 from bundlekit.preparation.record import read_record
@@ -61,6 +61,7 @@ def restore_case(
     """
     record = read_record(prepared)
     refuse_corrected(record, out)
+    _refuse_another_patient(record, Path(out).expanduser())
     grid = Grid.from_dict(record["grid"])
     labels = _labels(Path(mask), grid)
     values = [int(value) for value in np.unique(labels) if value]
@@ -70,6 +71,7 @@ def restore_case(
     volumes: dict[str, Any] = {
         "case": record["case"],
         "unit": "ml",
+        "scans": _hashes(record),
         "prepared": _volumes(labels, values, grid),
         "on": {},
     }
@@ -112,13 +114,30 @@ def refuse_corrected(record: Mapping[str, Any], out: str | os.PathLike) -> None:
         raise BundleError(findings)
 
 
+def _hashes(record: Mapping[str, Any]) -> list[str]:
+    return [str(entry["sha256"]) for entry in record["modalities"].values()]
+
+
+def _refuse_another_patient(record: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a folder with the masks of a case of the same name that shares no scan with this one."""
+    file = folder / f"{record['case']}_volumes.json"
+    try:
+        there = json.loads(file.read_text()).get("scans", [])
+    except (OSError, ValueError, AttributeError):  # none, or no record of ours
+        return
+    if there and not set(there) & set(_hashes(record)):
+        found = f"masks of another patient under the name {record['case']}"
+        raise BundleError(Finding(str(folder), found, "a folder for each patient", "give another --out"))
+
+
 def _labels(mask: Path, grid: Grid) -> np.ndarray:
     """Labels of a file on the prepared grid, uint8."""
     if not mask.is_file():
         fix = "segment the prepared case first, or give the mask: --mask FILE"
         raise BundleError(Finding(str(mask), "no such file", "a label map of the prepared case", fix))
     array = without_rounding(read_volume(str(mask)))
-    _refuse_other_grid(mask, array.shape, grid)
+    array, affine = on_axes_of(array, read_affine(str(mask)), grid.affine)  # a viewer may save them in another order
+    _refuse_other_grid(mask, array.shape, affine, grid)
     values = np.unique(array)
     broken = values[(values != np.round(values)) | ~((values >= 0) & (values <= 255))]
     if len(values) > _MOST_VALUES or broken.size:
@@ -128,8 +147,8 @@ def _labels(mask: Path, grid: Grid) -> np.ndarray:
     return array.astype(np.uint8)
 
 
-def _refuse_other_grid(file: Path, shape: Sequence[int], grid: Grid) -> None:
-    own = Grid(tuple(int(n) for n in shape[:3]), read_affine(str(file)))  # type: ignore[arg-type]
+def _refuse_other_grid(file: Path, shape: Sequence[int], affine: np.ndarray, grid: Grid) -> None:
+    own = Grid(tuple(int(n) for n in shape[:3]), affine)  # type: ignore[arg-type]
     if not own.same_as(grid):
         found = f"{'x'.join(map(str, own.shape))} voxels, {own.axes}, origin {own.affine[:3, 3].round(2).tolist()}"
         expected = f"the prepared grid: {'x'.join(map(str, grid.shape))}, {grid.axes}, origin "
@@ -169,7 +188,7 @@ def _class_probabilities(file: Path, grid: Grid, labels: np.ndarray) -> _Shares:
         found = f"an image of shape {'x'.join(map(str, array.shape))}"
         expected = f"the probabilities of {', '.join(REGIONS)}, a channel each"
         raise BundleError(Finding(str(file), found, expected, "give the file that --save_probabilities True writes"))
-    _refuse_other_grid(file, array.shape, grid)
+    _refuse_other_grid(file, array.shape, read_affine(str(file)), grid)
     whole, core, enhancing = np.moveaxis(array.astype(np.float32), -1, 0)
     enhancing_value = 3 if (labels == 3).any() and not (labels == 4).any() else 4
     shares = {0: 1 - whole, 1: core - enhancing, 2: whole - core, enhancing_value: enhancing}

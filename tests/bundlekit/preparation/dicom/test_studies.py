@@ -443,6 +443,7 @@ def test_what_is_asked_for_against_the_parameters_is_told(study: Path) -> None:
     choice = chosen(study, {"T1": "3", "T2": "2"})
     assert "asked for by --t2, AGAINST its parameters: T1" in line(choice, "2")
     assert "AGAINST" not in line(chosen(study, {"T1ce": "5", "T1": "2"}), "2")
+    assert "AGAINST its header: a contrast agent is named" in line(chosen(study, {"T1ce": "2", "T1": "5"}), "5")
 
 
 def test_a_description_alone_is_not_enough(study: Path, rewrite: Write) -> None:

@@ -105,7 +105,8 @@ class CaseInfer(BundleInferTask):
 
         def load_named(data: Any) -> dict[Hashable, Any]:
             found = load_served(load_told, search, {**self.settings, **data})
-            told = data.get("case_values")  # by all files of the studies, not by this one alone
+            # by all files of the studies, not by this one alone, unless the request says it
+            told = data.get("case_values") if data.get("et_label") is None else None
             return {**found, "label_values": torch.tensor([int(v) for v in told])} if told else found
 
         return [load_named, *others]
