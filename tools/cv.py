@@ -9,7 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from bundlekit.cases.datalist import TRAINED_ON
+from bundlekit.cases.patients import patient_of
 from bundlekit.files import write_content
 from bundlekit.inference.ensemble import settings_text
 from bundlekit.scores.handler import write_picture
@@ -101,7 +103,7 @@ def cv(
 
     def one(fold: int) -> str:
         place = root / f"fold_{fold}"
-        if all((place / name).is_file() for name in ("scores.csv", "summary.json", "model.pt")):
+        if _scored(place, _NETWORKS[which][0]):
             return f"fold {fold}: finished before"
         gpu = free.get()
         try:
@@ -253,6 +255,12 @@ def _pool(root: Path, num_folds: int, network: str) -> None:
             if key not in known:
                 notes[key] = _both(notes[key], note) if key in notes else note
     notes |= {"network": network, "num_folds": num_folds, "mean_dice_of_folds": per_fold}
+    known_before = _known_to_the_pretraining(root, rows)
+    if known_before:
+        notes["known_to_the_pretraining"] = known_before
+        some = ", ".join(known_before[:5]) + (", ..." if known_before[5:] else "")
+        print(f"{len(known_before)} of the cases, or others of their patients, had trained the weights that the folds "
+              f"began with, which flatters their scores: {some}")  # fmt: skip
     scored = [{name: value for name, value in row.items() if name != "fold"} for row in rows]
     pooled = summarise(scored, notes)
     files = {"scores.csv": csv_text(rows), "summary.json": json.dumps(pooled, indent=2) + "\n"}
@@ -265,6 +273,17 @@ def _pool(root: Path, num_folds: int, network: str) -> None:
             low, high = found["ci95"]
             print(f"{name:<16} {found['mean']:.3f} ({found['sd']:.3f}) [{low:.3f}, {high:.3f}]")
     print(f"scores   {root / 'scores.csv'}\nsummary  {root / 'summary.json'}")
+
+
+def _known_to_the_pretraining(root: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Cases of which the weights that their fold began with had seen a scan of the patient."""
+    known = []
+    for row in rows:
+        file = root / f"fold_{row['fold']}" / TRAINED_ON
+        seen = json.loads(file.read_text()) if file.is_file() else []
+        if {str(row["case"]), patient_of(str(row["case"]))} & {name for one in seen for name in (one, patient_of(one))}:
+            known.append(str(row["case"]))
+    return known
 
 
 def _both(one: Any, other: Any) -> Any:
@@ -284,14 +303,25 @@ def _call(
     command += [part for name, value in settings.items() for part in (f"--{name}", str(value))]
     shown = "$ " + shlex.join(["python", *command[1:]]) + "\n"
     print(f"fold {settings['fold']}: {run_id}" + (f", log in {log}" if log else f"\n{shown}"), flush=True)
+    before = log.stat().st_size if log and log.is_file() else 0
     with open(log or os.devnull, "a") as file:
         file.write(shown)
         file.flush()
         out = {"stdout": file, "stderr": subprocess.STDOUT} if log else {}
         done = subprocess.run(command, env=environment, check=False, **out)  # type: ignore[call-overload]
     if done.returncode:
-        why = log.read_text().rpartition("\nERROR: ")[2].strip()[-2000:] if log else "see above"
+        told = log.read_bytes()[before:].decode(errors="replace") if log else ""
+        why = told.rpartition("\nERROR: ")[2].strip()[-2000:] if log else "see above"
         raise ValueError(f"{run_id} of fold {settings['fold']} failed: {why}\nMend it and call again.")
+
+
+def _scored(place: Path, network: str) -> bool:
+    """Whether the scores of a fold are there, and none older than the network: it may have been trained again."""
+    files = [place / name for name in (network, "model.pt", "scores.csv", "summary.json")]
+    if not all(file.is_file() for file in files):
+        return False
+    made, _, *scores = (file.stat().st_mtime for file in files)
+    return made <= min(scores)
 
 
 def _finished(last: Path) -> bool:

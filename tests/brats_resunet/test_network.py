@@ -14,8 +14,9 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from brats_resunet import ResUNet
+from brats_resunet import ResUNet, require_weights
 from brats_resunet.network import ResidualBlock
+from bundlekit.errors import BundleError
 
 torch.set_num_threads(1)
 
@@ -317,3 +318,13 @@ def test_converted_network_gives_equal_outputs(convert: Callable[..., Any]) -> N
         converted = convert(network, volume(1, 4, 9, 10, 11))
         x = volume(1, 4, 9, 10, 11, seed=1)
         torch.testing.assert_close(converted(x), network(x), rtol=0, atol=0)
+
+
+def test_weights_of_deep_supervision_are_one_for_each_head() -> None:
+    """MONAI takes others where there are fewer."""
+    network = ResUNet(channels=(2, 4, 8, 16))
+    for weights in ([1.0, 0.5, 0.25], [1.0, 0.0, 0.0], None):
+        require_weights(weights, network)
+    for weights in ([1.0], [1.0, 0.5, 0.25, 0.125]):
+        with pytest.raises(BundleError, match=f"--loss::weights has {len(weights)} weights, and the network 3 heads"):
+            require_weights(weights, network)

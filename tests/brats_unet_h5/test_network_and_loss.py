@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from brats_unet_h5 import DecideLabelsd, DiceBCELoss, ProbabilitiesOfd, build_network
+from brats_unet_h5 import DecideLabelsd, DiceBCELoss, ProbabilitiesOfd, build_network, require_square
 from brats_unet_h5.loss import one_against_rest, target_masks
 from bundlekit.brats.regions import nested_labels, regions_of
 from bundlekit.errors import BundleError
@@ -151,3 +151,10 @@ def test_air_has_no_tumour_in_either_target(background: int | None, expected: li
     out = inferer(x, lambda windows: torch.full((len(windows), 3, 4, 4, 4), 7.0))
     assert out[0, :, 0, 0, 0].tolist() == expected
     assert out[0, :, 7, 0, 0].tolist() == [7, 7, 7]
+
+
+def test_quarter_turns_need_a_square() -> None:
+    require_square(0.0, (128, 144, 128))
+    require_square(0.5, (128, 128, 96))
+    with pytest.raises(BundleError, match=r"--rotate90_probability is 0.5, and volumes are 128x144x128"):
+        require_square(0.5, (128, 144, 128))

@@ -53,6 +53,7 @@ def test_what_the_config_or_the_runner_has_passes(more: list[str]) -> None:
         (["--split2::x", "5"], "--split2::x is no setting"),
         (["--zzz", "1"], "--zzz is no setting of this bundle\nThe settings"),
         (["--resume_from", "x"], "--resume_from is a setting of resume.yaml, which is not among"),
+        (["--prepare::normalise::nonzero", "False"], "would prepare cases otherwise than inference does"),
     ],
 )
 def test_what_neither_has_is_refused(more: list[str], message: str) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from threading import Lock
 from typing import IO, Any
@@ -16,7 +18,7 @@ import torch
 import tools.cv
 from tests.bundles import BUNDLES, options
 from tests.conftest import COMMANDS, ROOT, Run, bundle_run, config, printed
-from tools.cv import _finished, _pool, _same_call, _same_cases, _steered, _visible, cv
+from tools.cv import _finished, _pool, _same_call, _same_cases, _scored, _steered, _visible, cv
 
 ROW = BUNDLES["brats_resunet"]
 SMALL = {**ROW.small, **ROW.training, "epochs": 2, "patches_per_case": 1, "num_workers": 0}
@@ -119,10 +121,23 @@ def test_what_the_folds_note_is_kept_of_all(tmp_path: Path) -> None:
         chosen, by = [["a", "b"], ["b", "c"]][fold], ["PyTorch", "OpenVINO"][fold]
         summary = {"metrics": {"mean_dice": {"mean": 0.5}}, "rule": "same", "chosen_on": chosen, "computed_by": by}
         (place / "summary.json").write_text(json.dumps(summary | ({"only": 1} if not fold else {})))
+    (tmp_path / "fold_1" / "trained_on.json").write_text(json.dumps(["1", "7"]))
     _pool(tmp_path, 2, "last.pt")
     pooled = json.loads((tmp_path / "summary.json").read_text())
     found = [pooled[key] for key in ("rule", "chosen_on", "computed_by", "only")]
     assert found == ["same", ["a", "b", "c"], "PyTorch; OpenVINO", 1]
+    assert pooled["known_to_the_pretraining"] == ["1"]
+
+
+def test_scores_of_a_network_that_was_trained_again_are_none(tmp_path: Path) -> None:
+    for name in ("model.pt", "last.pt", "scores.csv", "summary.json"):
+        (tmp_path / name).touch()
+    assert _scored(tmp_path, "last.pt")
+    os.utime(tmp_path / "last.pt", (time.time() + 9, time.time() + 9))
+    assert not _scored(tmp_path, "last.pt")
+    assert _scored(tmp_path, "model.pt")
+    (tmp_path / "summary.json").unlink()
+    assert not _scored(tmp_path, "model.pt")
 
 
 def test_a_run_that_came_to_its_end_is_not_resumed(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from bundlekit.version import require, root_of
 require(__file__)
 
 from .loss import RegionDiceLoss
-from .network import ResUNet
+from .network import ResUNet, require_weights
 
 
 def bundle_root() -> str:

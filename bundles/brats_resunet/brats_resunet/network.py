@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from bundlekit.bfloat16 import ChannelsLastInstanceNorm3d
+from bundlekit.errors import BundleError
 
 
 class ResUNet(nn.Module):
@@ -165,3 +166,22 @@ class ResidualBlock(nn.Module):
         y = self.norm2(self.conv2(y))
         y += self.shortcut(x)
         return self.act(y)
+
+
+def require_weights(weights: Sequence[float] | None, network: ResUNet) -> None:
+    """Refuse weights of deep supervision of which MONAI would silently take others.
+
+    Its `DeepSupervisionLoss` halves the weight from one resolution to the next where it is given fewer than there are.
+
+    Args:
+        weights: of the loss, from full resolution down; None: those halves.
+        network: whose heads they are for.
+
+    Raises:
+        BundleError: if they are not as many as heads.
+    """
+    if weights is not None and len(weights) != len(network.heads):
+        raise BundleError(
+            f"--loss::weights has {len(weights)} weights, and the network {len(network.heads)} heads; expected one for "
+            "each, 0 for a resolution that is not to count."
+        )

@@ -15,7 +15,7 @@ from .cases import find_cases, scan_cases
 from .chunks import KeepFactsd, OpenChunksd
 from .hdf5_masks import WriteHDF5Segmentations
 from .loss import DiceBCELoss
-from .network import TARGETS, build_network
+from .network import TARGETS, build_network, require_square
 from .postprocessing import DecideLabelsd, ProbabilitiesOfd
 from .reading import LoadHDF5d, label_reader
 from .schedule import build_schedule

@@ -10,6 +10,7 @@ from monai.networks.nets import UNet
 from torch import nn
 
 from bundlekit.bfloat16 import channels_last_norms
+from bundlekit.errors import BundleError
 from bundlekit.unet import levels_of, require_divisible
 
 TARGETS = {"regions": 3, "classes": 4}
@@ -65,3 +66,16 @@ def identify(state: Mapping[str, torch.Tensor]) -> tuple[str, str]:
     widths = ",".join(map(str, levels))
     setting = f'--target {target} --channels "[{widths}]" --res_units {units}'
     return f"a 3-D U-Net of widths {widths} for {target}, residual units of {units}", setting
+
+
+def require_square(rotate90_probability: float, shape: Sequence[int]) -> None:
+    """Refuse quarter turns of volumes that are not as wide as they are deep, which would have another shape.
+
+    Raises:
+        BundleError: naming both.
+    """
+    if rotate90_probability and shape[0] != shape[1]:
+        raise BundleError(
+            f"--rotate90_probability is {rotate90_probability:g}, and volumes are {'x'.join(map(str, shape))}; "
+            "expected two equal numbers first in uniform_shape (native.yaml: patch_size), or a probability of 0."
+        )

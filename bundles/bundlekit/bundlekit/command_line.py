@@ -25,6 +25,7 @@ _RUNNER = {
     "workflow_name", "workflow_type", "id_",
 }  # fmt: skip
 
+_PREPARATION = ("prepare", "prepared")  # of cases, which inference does again by settings.json beside the weights
 _NO_MATTER = {"shard", "num_workers", "report", "bundle_root", "subset", "overwrite", "overlays"}  # to a mask
 
 
@@ -132,6 +133,10 @@ def refuse_unknown_settings(arguments: Sequence[str] | None = None) -> None:
             wrong.append(f"--{name} is {hash_in!r}; expected {NO_HASH}")
             continue
         if path in _RUNNER:
+            continue
+        if command.run_id == "training" and path.split("::")[0] in _PREPARATION and "::" in path:
+            told = "would prepare cases otherwise than inference does; expected a setting at the top of the config"
+            wrong.append(f"--{name} {told}")
             continue
         if has_setting(config, path.split("::")):
             expected = _expected(path, value, default_of(config, path.split("::")))

@@ -47,6 +47,9 @@ def prepare_run(
     refuse_unknown_settings()
     require_device(device)
     keep_freed_memory(device)
+    if distributed and "RANK" not in os.environ:
+        start = "torchrun --nproc_per_node N -m monai.bundle run ..."
+        raise BundleError(f"multi_gpu.yaml was given to one process; begin with {start}, or leave it out.")
     if distributed:
         torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 
 from bundlekit.errors import BundleError
 from bundlekit.training.diverging import StopAtNaN
@@ -28,6 +28,16 @@ def run(losses: Sequence[float], scaler: Any = None) -> Engine:
 def test_training_ends_at_a_loss_that_is_not_finite(loss: float) -> None:
     with pytest.raises(BundleError, match=rf"a, b[\s\S]*a loss of {loss} in iteration 3, epoch 1[\s\S]*learning_rate"):
         run([0.5, 0.4, loss, 0.3])
+
+
+def test_the_cases_of_a_batch_that_monai_took_apart_are_named() -> None:
+    engine = Engine(lambda engine, batch: [{"loss": torch.tensor(float("nan"))}])
+    engine.add_event_handler(
+        Events.ITERATION_COMPLETED, lambda: setattr(engine.state, "batch", [{"case": "a"}, {"case": "b"}])
+    )
+    StopAtNaN().attach(engine)
+    with pytest.raises(BundleError, match="a, b"):
+        engine.run([{}])
 
 
 def test_mixed_precision_may_overflow_a_few_times() -> None:

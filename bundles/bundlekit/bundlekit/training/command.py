@@ -22,7 +22,7 @@ _NOT_KEPT = {"overwrite", "datalist", "resume_from", "warm_start", "rank", "worl
 # trainings of one cross-validation
 SURROUNDINGS = {
     "dataset_dir", "output_dir", "ckpt_dir", "cv_dir", "cache", "cache_dir", "cache_days", "device", "amp", "bf16",
-    "deterministic", "num_workers", "val_interval", "time_limit",
+    "deterministic", "num_workers", "time_limit",
 }  # fmt: skip
 # and what one run may go on with. Another batch_size takes another number of processes, see `ResumeRun`
 _MAY_CHANGE = SURROUNDINGS | {"pretrained", "epochs", "stop_patience", "batch_size"}

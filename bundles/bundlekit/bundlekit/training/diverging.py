@@ -39,7 +39,8 @@ class StopAtNaN:
         if self.in_a_row <= (_OVERFLOWS if scaler is not None and scaler.is_enabled() else 0):
             return
         batch: Any = engine.state.batch
-        cases = batch.get("case", []) if isinstance(batch, dict) else []
+        items = batch if isinstance(batch, list) else [batch]  # MONAI takes a batch apart after its step
+        cases = [name for item in items if isinstance(item, dict) for name in _names(item.get("case", []))]
         raise BundleError(
             Finding(
                 ", ".join(dict.fromkeys(map(str, cases))) or "training",
@@ -48,3 +49,7 @@ class StopAtNaN:
                 "lower --learning_rate, or look for extreme values in the cases; the checkpoints so far are whole",
             )
         )
+
+
+def _names(cases: Any) -> list[str]:
+    return [str(case) for case in cases] if isinstance(cases, (list, tuple)) else [str(cases)]
