@@ -71,7 +71,8 @@ class CaseDatastore(LocalDatastore):
         self.uploads = os.path.join(os.path.realpath(labels), ".uploads")  # hidden: no search for cases goes there
         self._searched = False
         here = os.path.realpath(studies) == os.path.realpath(labels)
-        super().__init__(labels, images_dir="." if here else os.path.realpath(studies), **kwargs)
+        self._own_images_dir = "." if here else os.path.realpath(studies)
+        super().__init__(labels, images_dir=self._own_images_dir, **kwargs)
         if self._auto_reload:
             self._handler.on_moved = self._on_moved
 
@@ -302,6 +303,11 @@ class CaseDatastore(LocalDatastore):
             text = json.dumps(self._datastore.model_dump(exclude={"base_path"}), indent=2, default=str)
             write_whole(self._datastore_config_path, lambda out: out.write(text.encode()))
             self._config_ts = os.stat(self._datastore_config_path).st_mtime
+
+    def _init_from_datastore_file(self, *args: Any, **kwargs: Any) -> None:
+        """As MONAI Label does, but the studies are those of this start: the list names the folder of an earlier one."""
+        super()._init_from_datastore_file(*args, **kwargs)
+        self._datastore.images_dir = self._own_images_dir
 
     def _on_moved(self, event: Any) -> None:
         """Read the list again where another process has put one in its place."""
