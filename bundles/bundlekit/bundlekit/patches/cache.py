@@ -141,8 +141,15 @@ def _absolute(files: Any) -> Any:
 def _transform_hash(transforms: Sequence[object]) -> bytes:
     versions = sorted({bundle_version(type(t).__module__) for t in transforms})
     code = [_code_of(package) for package in (_OWN, *(version.partition(" ")[0] for version in versions if version))]
-    libraries = [metadata.version(library) for library in _LIBRARIES]
+    libraries = [_version(library) for library in _LIBRARIES]
     return json_hashing([__version__, versions, code, libraries, [_describe(t) for t in transforms]])
+
+
+def _version(library: str) -> str:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:  # a bundle that needs it not
+        return ""
 
 
 @cache
