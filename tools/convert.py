@@ -21,6 +21,7 @@ from isal import igzip
 from tqdm import tqdm
 
 from bundlekit.brats import scan_cases
+from bundlekit.brats.naming import DECATHLON_IMAGES
 from bundlekit.configs import refuse_settings
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_whole
@@ -259,7 +260,7 @@ def _names_of(case: Mapping[str, Any]) -> dict[str, str]:
     if names:
         if case["label"] and "seg" not in names:  # drawn since
             scan = PurePosixPath(next(iter(names.values())))
-            if scan.parent.name.startswith("images"):  # Decathlon's
+            if "image" in names and scan.parent.name in DECATHLON_IMAGES:
                 names["seg"] = str(scan.parent.with_name(scan.parent.name.replace("images", "labels")) / scan.name)
             else:
                 names["seg"] = str(scan.with_name(f"{name}_seg.nii.gz"))

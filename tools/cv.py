@@ -9,7 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
@@ -18,8 +18,8 @@ from typing import Any
 
 import yaml
 
-from bundlekit.cases.datalist import TRAINED_ON
-from bundlekit.cases.patients import patient_of
+from bundlekit.cases.datalist import TRAINED_ON, read_record
+from bundlekit.cases.split import names_of
 from bundlekit.files import write_content
 from bundlekit.inference.ensemble import settings_text
 from bundlekit.scores.handler import write_picture
@@ -54,9 +54,9 @@ def cv(
 
     Leaves in `out`: fold_0 and so on (model.pt, last.pt, datalist.json, scores.csv; log.txt where several run at a
     time), scores.csv (every case, scored by a network that was not trained on its patient), scores.png, and
-    summary.json (mean, sd and 95 % interval over all cases, and which network was scored). A fold with scores.csv is
-    finished; another with last.pt is resumed. With `time_limit` (minutes, of each fold) a fold that is not finished in
-    time is left for the next call.
+    summary.json (mean, sd and 95 % interval over all cases, and which network was scored). A fold whose scores are no
+    older than its network is finished; another with last.pt is resumed. With `time_limit` (minutes, of each fold) a
+    fold that is not finished in time is left for the next call.
 
     Example: python -m tools cv brats_resunet --dataset_dir DIR --out cv --num_folds 5 --epochs 50
 
@@ -134,7 +134,7 @@ def cv(
     with ThreadPoolExecutor(jobs) as pool:
         for done in as_completed([pool.submit(one, fold) for fold in range(num_folds)]):
             print(done.result(), flush=True)
-    if all((root / f"fold_{fold}" / "scores.csv").is_file() for fold in range(num_folds)):
+    if all(_scored(root / f"fold_{fold}", _NETWORKS[which][0]) for fold in range(num_folds)):
         file, chosen = _NETWORKS[which]
         values = {id_: value for file_ in ("train.yaml", *overlays) for id_, value in _ids(folder / file_).items()}
         steered = _STEERED if _steered({**values, **training}) else ""
@@ -191,6 +191,9 @@ def _same_call(root: Path, call: dict[str, Any]) -> None:
     if record.is_file() and begun:  # a call that failed before it trained binds nobody
         # earlier versions scored the best network, and did not record by which settings
         before = {"which": "best", "scoring": call.get("scoring"), **json.loads(record.read_text())}
+        if "training" in call and "val_interval" not in before.get("training", {}):  # nor when a fold was validated
+            now = {name: value for name, value in call["training"].items() if name == "val_interval"}
+            before["training"] = before.get("training", {}) | now
         differing = [name for name in call if before.get(name) != call[name]]
         if differing:
             was = ", ".join(f"{name} {before.get(name)}" for name in differing)
@@ -255,7 +258,7 @@ def _pool(root: Path, num_folds: int, network: str) -> None:
             if key not in known:
                 notes[key] = _both(notes[key], note) if key in notes else note
     notes |= {"network": network, "num_folds": num_folds, "mean_dice_of_folds": per_fold}
-    known_before = _known_to_the_pretraining(root, rows)
+    known_before = _known_to_the_pretraining(root, num_folds)
     if known_before:
         notes["known_to_the_pretraining"] = known_before
         some = ", ".join(known_before[:5]) + (", ..." if known_before[5:] else "")
@@ -275,14 +278,14 @@ def _pool(root: Path, num_folds: int, network: str) -> None:
     print(f"scores   {root / 'scores.csv'}\nsummary  {root / 'summary.json'}")
 
 
-def _known_to_the_pretraining(root: Path, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _known_to_the_pretraining(root: Path, num_folds: int) -> list[str]:
     """Cases of which the weights that their fold began with had seen a scan of the patient."""
     known = []
-    for row in rows:
-        file = root / f"fold_{row['fold']}" / TRAINED_ON
-        seen = json.loads(file.read_text()) if file.is_file() else []
-        if {str(row["case"]), patient_of(str(row["case"]))} & {name for one in seen for name in (one, patient_of(one))}:
-            known.append(str(row["case"]))
+    for place in (root / f"fold_{fold}" for fold in range(num_folds)):
+        if (place / TRAINED_ON).is_file():
+            seen = {name for entry in read_record(place / TRAINED_ON)["training"] for name in names_of(entry)}
+            left_out = read_record(place / "datalist.json")["validation"]
+            known += [str(entry["case"]) for entry in left_out if names_of(entry) & seen]
     return known
 
 
@@ -317,11 +320,11 @@ def _call(
 
 def _scored(place: Path, network: str) -> bool:
     """Whether the scores of a fold are there, and none older than the network: it may have been trained again."""
-    files = [place / name for name in (network, "model.pt", "scores.csv", "summary.json")]
-    if not all(file.is_file() for file in files):
+    scores = [place / name for name in ("scores.csv", "summary.json")]
+    if not all(file.is_file() for file in [place / "model.pt", *scores]):
         return False
-    made, _, *scores = (file.stat().st_mtime for file in files)
-    return made <= min(scores)
+    trained = place / network  # somebody may have removed last.pt
+    return not trained.is_file() or trained.stat().st_mtime <= min(file.stat().st_mtime for file in scores)
 
 
 def _finished(last: Path) -> bool:

@@ -250,6 +250,9 @@ def restore(
         else:
             print(f"{beside} is of another run than {path}, and left out; --probabilities takes it all the same")
     name, untouched = written_by(path)
+    record_file = Path(str(prepared)).expanduser() / "prepared.json"
+    if untouched and path.is_file() and record_file.is_file() and path.stat().st_mtime < record_file.stat().st_mtime:
+        print(f"{path} is older than {record_file}: if other scans were prepared since, segment them first")
     if not name and probabilities is not None:  # most programs that correct masks leave out who wrote them
         name = written_by(Path(probabilities).expanduser())[0]
     maker = {"name": name, "corrected": not untouched}  # of which version is not told by the mask
@@ -308,7 +311,6 @@ def segment(
     _refuse_losing(root)
     prepare(folder, str(root / "prepared"), **of_prepare)
     record = read_record(root / "prepared")
-    _remove_earlier(root, record)
     stacks = _seg_stacks(seg_on, record, None)  # what cannot be is told before anything is segmented
     _refuse_nothing_to_store(server, stacks)
     _refuse_replacing(record, root, stacks)
@@ -380,18 +382,6 @@ def _refuse_losing(root: Path) -> None:
             f"{mask} is not as it was written, and {root / 'prepared'} holds the scans that it lies on; restore it "
             f"(python -m tools restore --prepared {root / 'prepared'} --mask {mask} --out DIR), or give another --out."
         )
-
-
-def _remove_earlier(root: Path, record: Mapping[str, Any]) -> None:
-    """Take away what an earlier run made of the case that was prepared before: it lies on other scans now.
-
-    `_refuse_losing` has seen that nobody corrected it.
-    """
-    name = str(record["case"])
-    made = [root / "segmented" / f"{name}_{kind}.nii.gz" for kind in ("seg", "probabilities")]
-    made += [file for modality in record["modalities"] for file in (path_on(record, modality, root),)]
-    for file in [*made, root / f"{name}_volumes.json"]:
-        file.unlink(missing_ok=True)
 
 
 def _seg_stacks(asked: str | None, record: Mapping[str, Any], sources: str | None) -> dict[str, Any]:

@@ -126,3 +126,14 @@ def test_a_folder_without_scans_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(BundleError, match=r"no case[\s\S]*one 3-D volume each"):
         find_cases(tmp_path)
+
+
+def test_the_patient_is_that_of_the_map_that_may_have_trained(tmp_path: Path) -> None:
+    for name in ("P01_T1", "P01_FLAIR", "sub-02_T1w"):
+        volume(tmp_path / f"{name}.nii.gz")
+    cases = find_cases(tmp_path, labelled=False)
+    assert {case["case"]: case["patient"] for case in cases} == {
+        "P01_FLAIR": "P01",
+        "P01_T1": "P01",
+        "sub-02_T1w": "sub-02",
+    }

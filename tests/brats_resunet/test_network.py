@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.losses import DeepSupervisionLoss
 from monai.networks.nets import DynUNet
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -324,7 +325,8 @@ def test_weights_of_deep_supervision_are_one_for_each_head() -> None:
     """MONAI takes others where there are fewer."""
     network = ResUNet(channels=(2, 4, 8, 16))
     for weights in ([1.0, 0.5, 0.25], [1.0, 0.0, 0.0], None):
-        require_weights(weights, network)
+        require_weights(DeepSupervisionLoss(nn.MSELoss(), weights=weights), network)
     for weights in ([1.0], [1.0, 0.5, 0.25, 0.125]):
         with pytest.raises(BundleError, match=f"--loss::weights has {len(weights)} weights, and the network 3 heads"):
-            require_weights(weights, network)
+            require_weights(DeepSupervisionLoss(nn.MSELoss(), weights=weights), network)
+    require_weights(nn.MSELoss(), network)

@@ -121,7 +121,7 @@ def test_what_the_folds_note_is_kept_of_all(tmp_path: Path) -> None:
         chosen, by = [["a", "b"], ["b", "c"]][fold], ["PyTorch", "OpenVINO"][fold]
         summary = {"metrics": {"mean_dice": {"mean": 0.5}}, "rule": "same", "chosen_on": chosen, "computed_by": by}
         (place / "summary.json").write_text(json.dumps(summary | ({"only": 1} if not fold else {})))
-    (tmp_path / "fold_1" / "trained_on.json").write_text(json.dumps(["1", "7"]))
+    (tmp_path / "fold_1" / "trained_on.json").write_text(json.dumps([{"case": "1_T1_synthseg", "patient": "1"}, "7"]))
     _pool(tmp_path, 2, "last.pt")
     pooled = json.loads((tmp_path / "summary.json").read_text())
     found = [pooled[key] for key in ("rule", "chosen_on", "computed_by", "only")]

@@ -34,7 +34,7 @@ from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.folders import absolute, nothing_found
 from bundlekit.cases.headers import check_headers
-from bundlekit.cases.patients import join_longitudinal, patient_of
+from bundlekit.cases.patients import join_longitudinal, patient_of, without_contrast
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import may_be_3d
 from bundlekit.label_maps.file_names import VOLUME, in_freesurfer, stem_of, volumes_below
@@ -195,7 +195,7 @@ def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[C
 def _case(name: str, image: Path, label: Path | str = "") -> Case:
     return {
         "case": name,
-        "patient": patient_of(name),
+        "patient": patient_of(without_contrast(name)),
         "image": [str(image)],
         "label": str(label),
         "label_values": [0, 1],

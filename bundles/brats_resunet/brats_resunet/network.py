@@ -168,20 +168,21 @@ class ResidualBlock(nn.Module):
         return self.act(y)
 
 
-def require_weights(weights: Sequence[float] | None, network: ResUNet) -> None:
+def require_weights(loss: nn.Module, network: nn.Module) -> None:
     """Refuse weights of deep supervision of which MONAI would silently take others.
 
     Its `DeepSupervisionLoss` halves the weight from one resolution to the next where it is given fewer than there are.
 
     Args:
-        weights: of the loss, from full resolution down; None: those halves.
-        network: whose heads they are for.
+        loss: with `weights` from full resolution down; one without them passes.
+        network: whose `heads` they are for.
 
     Raises:
         BundleError: if they are not as many as heads.
     """
-    if weights is not None and len(weights) != len(network.heads):
+    weights, heads = getattr(loss, "weights", None), getattr(network, "heads", None)
+    if isinstance(weights, (list, tuple)) and heads is not None and len(weights) != len(heads):
         raise BundleError(
-            f"--loss::weights has {len(weights)} weights, and the network {len(network.heads)} heads; expected one for "
-            "each, 0 for a resolution that is not to count."
+            f"--loss::weights has {len(weights)} weights, and the network {len(heads)} heads; expected one for each, 0 "
+            "for a resolution that is not to count."
         )

@@ -293,7 +293,7 @@ def _inspect(case: Case, said: Reading, labelled: bool, patch_size: Sequence[int
     except ValueError as error:  # an attribute that contradicts the mask
         return [Finding(path, str(error), "names that fit the mask", "mend the attribute mask_channels")]
     listed = recorded.get("mask_channels")
-    if listed is not None and layout.mask_count > 1:
+    if listed is not None and layout.mask_count > 1 and labelled and said.mask_channels is None:
         try:
             listed = mask_names(listed, layout.mask_count)
         except ValueError as error:  # the files were exported anew since, or a word that nobody knows

@@ -123,20 +123,22 @@ def layout_of(
     grid = tuple(n for axis, n in enumerate(shape) if axis != axes[0])
     layout = Layout(name, axes[0], shape[axes[0]], _channels_said(file, name, shape[axes[0]]), shape=grid)
 
-    layout.label_values = _label_values(file, name)  # of the file, where it has no mask
+    layout.label_values = _label_values(file, name, masked)  # of the file, where it has no mask
     others = {key: item for key, item in datasets.items() if key != name}
     if masked or mask_key is not None:
-        return _with_mask(file, layout, others, mask_key)
+        return _with_mask(file, layout, others, mask_key, masked)
     if not any(_base(key) in _MASK_NAMES for key in others):
         return layout
     try:
-        return _with_mask(file, replace(layout), others, None)
+        return _with_mask(file, replace(layout), others, None, masked)
     except ValueError as error:  # nobody asked for it
         _log.warning("%s: what could be a mask is left out (%s)", file.filename, error)
         return layout
 
 
-def _with_mask(file: h5py.File, layout: Layout, others: Mapping[str, h5py.Dataset], mask_key: str | None) -> Layout:
+def _with_mask(
+    file: h5py.File, layout: Layout, others: Mapping[str, h5py.Dataset], mask_key: str | None, masked: bool
+) -> Layout:
     """The layout with what the file shows of its mask, which is one of `others`; as `layout_of`."""
     datasets, grid = {**others, layout.image_key: file[layout.image_key]}, layout.shape
     fitting = {key: item for key, item in others.items() if _mask_axis(item.shape, grid) is not False}
@@ -154,11 +156,11 @@ def _with_mask(file: h5py.File, layout: Layout, others: Mapping[str, h5py.Datase
     layout.mask_count = 0 if axis is None else int(datasets[mask].shape[axis])
     said = names_in(file, mask, "mask_channels")
     layout.mask_channels = mask_names(said, layout.mask_count) if said and layout.mask_count > 1 else None
-    layout.label_values = _label_values(file, mask) or layout.label_values
+    layout.label_values = _label_values(file, mask, masked) or layout.label_values
     return layout
 
 
-def _label_values(file: h5py.File, key: str) -> list[int] | None:
+def _label_values(file: h5py.File, key: str, needed: bool) -> list[int] | None:
     """Values of background, NCR, ED and ET by the attribute of a dataset, or of the file; None without it.
 
     Raises:
@@ -171,7 +173,10 @@ def _label_values(file: h5py.File, key: str) -> list[int] | None:
     numbers = [int(v) for v in told if isinstance(v, (int, float)) and 0 <= v <= 255 and v == int(v)]
     if not len(told) == len(numbers) == len(set(numbers)) == 4:
         expected = "four different whole numbers from 0 to 255: those of background, NCR, ED and ET"
-        raise LayoutError(f"the attribute label_values {told}", expected, "mend the attribute")
+        if needed:
+            raise LayoutError(f"the attribute label_values {told}", expected, "mend the attribute")
+        _log.warning("%s: the attribute label_values %s is left aside; expected %s", file.filename, told, expected)
+        return None
     return numbers
 
 

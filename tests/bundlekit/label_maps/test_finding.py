@@ -68,6 +68,8 @@ def test_a_freesurfer_subject_has_one(tmp_path: Path, there: tuple[str, ...], ta
         ("P01_T1_synthseg.nii.gz", "P01"),
         ("P01_t1w_synthseg.nii.gz", "P01"),
         ("P01_FLAIR_synthseg.nii.gz", "P01"),
+        ("P01_T1ce_synthseg.nii.gz", "P01"),
+        ("BraTS-GLI-00001-000-t2f_synthseg.nii.gz", "BraTS-GLI-00001"),
         ("1000_SS_synthseg.nii.gz", "1000"),
         ("a_seg.nii.gz", "a"),
         ("a_label.nii", "a"),

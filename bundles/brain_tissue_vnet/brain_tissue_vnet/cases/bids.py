@@ -77,8 +77,8 @@ def bids_cases(
                 findings.append(without_image(label.path, "a T1w of the same entities"))
             continue
         image = _on_grid(sorted(candidates, key=lambda path: _distance(path, label.path)), label.path)
-        # a T1 that is only in another space than its label's T1, or of a session that the label does not name, is a
-        # scan to segment, but none that lacks a label
+        # a T1 that is only in another space than its label's T1, or of a session or run that the label does not name,
+        # is a scan to segment, but none that lacks a label
         covered.add(image)
         covered |= {
             path

@@ -104,7 +104,10 @@ def scan_cases(
     assumed = [case for case in cases if case.pop("assumed", False)] if channel_order is None else []
     for case in cases:
         case.pop("assumed", None)
-    findings += _too_many_channels(assumed)
+    unknown = _too_many_channels(assumed)
+    findings += unknown
+    cases = [case for case in cases if case["image"][0] not in {finding.file for finding in unknown}]
+    assumed = [case for case in assumed if case in cases]
     if assumed:
         text = (
             "%d 4-D file(s), first %s: nothing says which channel is which; they are taken as T1, T1ce, T2, FLAIR. If "

@@ -27,6 +27,15 @@ _OF_ONE_PATIENT = (
 )
 _PATTERN = re.compile("|".join(f"(?:{pattern})" for pattern in _OF_ONE_PATIENT), re.IGNORECASE)
 
+_CONTRAST = re.compile(
+    r"(?<=.)(?:_(?:T1(?:w|ce|c|gd|post)?|T2w?|FLAIR|PDw?|SS|ana(?:_strip)?)|-t1[ncw]|-t2[wf])$", re.IGNORECASE
+)
+
+
+def without_contrast(name: str) -> str:
+    """A scan's name without its contrast or stripping, which say nothing of the patient: "P01" of "P01_T1ce"."""
+    return _CONTRAST.sub("", name)
+
 
 def patient_of(case: str) -> str:
     """Name that all scans of one patient share, e.g. "sub-01" for "sub-01_ses-2"; else the case's own."""

@@ -283,17 +283,17 @@ def _seen(cases: Sequence[Case], records: Sequence[Path]) -> set[str]:
     patients: set[str] = set()
     for file in records:
         record = read_record(file)
-        trained = {name for entry in record["training"] for name in _names(entry)}
+        trained = {name for entry in record["training"] for name in names_of(entry)}
         apart = {str(entry.get("case")) for entry in record.get("validation", [])}
         patients |= {
             case["patient"]
             for case in cases
-            if ({case["patient"]} if case["case"] in apart else _names(case)) & trained
+            if ({case["patient"]} if case["case"] in apart else names_of(case)) & trained
         }
     return {case["case"] for case in cases if case["patient"] in patients}
 
 
-def _names(entry: Mapping[str, Any]) -> set[str]:
+def names_of(entry: Mapping[str, Any]) -> set[str]:
     """What a case, or an entry of a record, and its patient are called."""
     case, patient = str(entry.get("case") or ""), str(entry.get("patient") or "")
     # an earlier version may have told scans apart that are of one patient

@@ -25,15 +25,12 @@ from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import read_datalist
 from bundlekit.cases.folders import absolute, nothing_found
 from bundlekit.cases.headers import check_headers
-from bundlekit.cases.patients import join_longitudinal, patient_of
+from bundlekit.cases.patients import join_longitudinal, patient_of, without_contrast
 from bundlekit.errors import BundleError, Finding
 from bundlekit.label_maps.file_names import FREESURFER_LABELS, in_freesurfer, stem_of, volumes_below
 
 _NUMBERING = "freesurfer"
-# SynthSeg, IBSR18's structures, plain names; what names a scan's contrast or its stripping is not of the patient
-_OF_A_SCAN = re.compile(
-    r"^(.+?)(?:_(?:T1w?|T2w?|FLAIR|PDw?|SS|ana(?:_strip)?)|-t[12][nw])?_(?:synthseg|seg_ana|seg|label)$", re.IGNORECASE
-)
+_OF_A_SCAN = re.compile(r"^(.+?)_(?:synthseg|seg_ana|seg|label)$")  # SynthSeg, IBSR18's structures, plain names
 
 
 def scan_label_maps(
@@ -130,7 +127,7 @@ def _case(path: Path) -> Case:
     match = None if in_freesurfer(path) else _OF_A_SCAN.match(name)
     return {
         "case": name,
-        "patient": patient_of(match[1] if match else name),
+        "patient": patient_of(without_contrast(match[1]) if match else name),
         "image": [],
         "label": str(path),
         "numbering": _NUMBERING,

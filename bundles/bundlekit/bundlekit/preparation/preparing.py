@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -290,13 +291,23 @@ def _name(asked: str | None, given: Mapping[str, str]) -> str:
     return name
 
 
+# that a name has somewhere: P01_Gd_T1.nii.gz is a T1ce, P01_FLAIR_T2.nii.gz may be a FLAIR
+_OWN_WORDS = {
+    "T1": re.compile(r"(?i)(?<![a-z0-9])(t1[nw]?|pre|native)(?![a-z0-9])"),
+    "T1ce": re.compile(r"(?i)(?<![a-z0-9])(t1ce|t1c|ce|gd|gad\w*|post|km|contrast)(?![a-z0-9])"),
+    "T2": re.compile(r"(?i)(?<![a-z0-9])t2w?(?![a-z0-9])"),
+    "FLAIR": re.compile(r"(?i)flair|(?<![a-z0-9])t2f(?![a-z0-9])"),
+}
+
+
 def _refuse_names(case: str | None, given: Mapping[str, str]) -> None:
     """Refuse files whose own names say another modality, or several patients, unless `case` says whose they are."""
+    fix = "give each scan to its option; if this is the one, rename the file"
     roles = {modality: role for modality, file in given.items() if (role := role_of(Path(file).name))}
     findings = [
-        Finding(given[modality], f"a file that is named as {named}", f"the {modality}", "give each scan to its option")
+        Finding(given[modality], f"a file that is named as {named}", f"the {modality}", fix)
         for modality, (_, named) in roles.items()
-        if named != modality
+        if named != modality and not _OWN_WORDS[modality].search(Path(given[modality]).name)
     ]
     names = {name for name, _ in roles.values()}
     if case is None and len(names) > 1:
