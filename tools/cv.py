@@ -190,7 +190,7 @@ def _same_call(root: Path, call: dict[str, Any]) -> None:
     begun = any((place / name).is_file() for place in root.glob("fold_*") for name in ("last.pt", "scores.csv"))
     if record.is_file() and begun:  # a call that failed before it trained binds nobody
         # earlier versions scored the best network, and did not record by which settings
-        before = {"which": "best", "scoring": call.get("scoring"), **json.loads(record.read_text())}
+        before: dict[str, Any] = {"which": "best", "scoring": call.get("scoring"), **json.loads(record.read_text())}
         if "training" in call and "val_interval" not in before.get("training", {}):  # nor when a fold was validated
             now = {name: value for name, value in call["training"].items() if name == "val_interval"}
             before["training"] = before.get("training", {}) | now
