@@ -192,8 +192,8 @@ def _same_call(root: Path, call: dict[str, Any]) -> None:
         # earlier versions scored the best network, and did not record by which settings
         before: dict[str, Any] = {"which": "best", "scoring": call.get("scoring"), **json.loads(record.read_text())}
         if "training" in call and "val_interval" not in before.get("training", {}):  # nor when a fold was validated
-            now = {name: value for name, value in call["training"].items() if name == "val_interval"}
-            before["training"] = before.get("training", {}) | now
+            told = {name: value for name, value in call["training"].items() if name == "val_interval"}
+            before["training"] = before.get("training", {}) | told
         differing = [name for name in call if before.get(name) != call[name]]
         if differing:
             was = ", ".join(f"{name} {before.get(name)}" for name in differing)
