@@ -218,6 +218,9 @@ def test_names_that_contradict_are_refused(
         BundleError, match=r"a file that is named as T1ce[\s\S]*the T1[\s\S]*named as T1[\s\S]*the T1ce"
     ):
         prepare_case(exchanged, tmp_path / "out", no_mask)
+    both = shutil.copy(files["T2"], tmp_path / "Head_01_T2_FLAIR.nii.gz")
+    with pytest.raises(BundleError, match="named as FLAIR"):
+        prepare_case(files | {"T2": str(both)}, tmp_path / "out", no_mask, case="Head_01")
     after = shutil.copy(files["T1ce"], tmp_path / "Head_01_Gd_t1.nii.gz")  # which is no T1 by another word
     prepare_case(files | {"T1ce": str(after)}, tmp_path / "other", no_mask, case="Head_01")
     other = shutil.copy(files["T2"], tmp_path / "Head_02_t2.nii.gz")

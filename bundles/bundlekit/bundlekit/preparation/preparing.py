@@ -291,12 +291,10 @@ def _name(asked: str | None, given: Mapping[str, str]) -> str:
     return name
 
 
-# that a name has somewhere: P01_Gd_T1.nii.gz is a T1ce, P01_FLAIR_T2.nii.gz may be a FLAIR
+# beside what a name ends on: P01_Gd_T1.nii.gz is a T1ce, P01_FLAIR_T2.nii.gz a FLAIR
 _OWN_WORDS = {
-    "T1": re.compile(r"(?i)(?<![a-z0-9])(t1[nw]?|pre|native)(?![a-z0-9])"),
-    "T1ce": re.compile(r"(?i)(?<![a-z0-9])(t1ce|t1c|ce|gd|gad\w*|post|km|contrast)(?![a-z0-9])"),
-    "T2": re.compile(r"(?i)(?<![a-z0-9])t2w?(?![a-z0-9])"),
-    "FLAIR": re.compile(r"(?i)flair|(?<![a-z0-9])t2f(?![a-z0-9])"),
+    "T1ce": re.compile(r"(?<![a-z0-9])(ce|gd|gad\w*|post|km|contrast)(?![a-z0-9])", re.IGNORECASE),
+    "FLAIR": re.compile("flair", re.IGNORECASE),
 }
 
 
@@ -307,7 +305,8 @@ def _refuse_names(case: str | None, given: Mapping[str, str]) -> None:
     findings = [
         Finding(given[modality], f"a file that is named as {named}", f"the {modality}", fix)
         for modality, (_, named) in roles.items()
-        if named != modality and not _OWN_WORDS[modality].search(Path(given[modality]).name)
+        if named != modality
+        and not (modality in _OWN_WORDS and _OWN_WORDS[modality].search(Path(given[modality]).name))
     ]
     names = {name for name, _ in roles.values()}
     if case is None and len(names) > 1:
