@@ -24,7 +24,7 @@ def open_h5(path: str) -> Iterator[h5py.File]:
         BundleError: if the file is missing, no HDF5 file, cut off, or cannot be decoded within the block.
     """
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:  # file systems of clusters often cannot lock; nobody writes
             yield file
     except BundleError:
         raise
