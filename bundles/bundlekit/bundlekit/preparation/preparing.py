@@ -93,7 +93,7 @@ def prepare_case(
     name = _name(case, given)
     folder = Path(out).expanduser()
     _refuse_own_folder(given, stacks, folder)
-    earlier = _earlier_files(folder)
+    _earlier_files(folder)  # which refuses a folder with files of others
     _require_writable(folder)
     step = _Steps(4 * len(given) + 1)
     scans = {}
@@ -130,7 +130,8 @@ def prepare_case(
         "modalities": {modality: _entry(name, scan, aligned) for modality, scan in scans.items()},
         "seconds": step.seconds,
     }
-    _replace(folder, earlier, record, scans, aligned.grid, images)
+    _refuse_another_patient(folder, name, scans)  # who may have come in the minutes since
+    _replace(folder, _earlier_files(folder), record, scans, aligned.grid, images)
     copied = "was prepared already, " + ("its bias field taken away" if n4 else "copied")
     _log.info("wrote %s: %s, %s", folder, name, copied if prepared else f"brain {record['brain_ml']:.0f} ml")
     return record
