@@ -294,6 +294,15 @@ def test_label_values_stay_with_a_case_that_has_no_mask(tmp_path: Path) -> None:
     assert find_cases(path, labelled=False)[0]["label_values"] == [0, 1, 2, 3]
 
 
+def test_an_enhancing_label_that_the_names_contradict_is_asked_for(tmp_path: Path) -> None:
+    write_case(tmp_path / "nifti" / "BraTS-GLI-00001-000", NAMES_2023, values=(0, 1, 2, 4))
+    with pytest.raises(ValueError, match="--et_label"):
+        to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti")})
+    assert not (tmp_path / "h5").exists()
+    (path,) = to_h5(str(tmp_path / "h5"), **{"from": str(tmp_path / "nifti"), "et_label": 4})
+    assert find_cases(path)[0]["label_values"] == [0, 1, 2, 4]
+
+
 def test_a_word_is_no_yes(tmp_path: Path) -> None:
     write_case(tmp_path / "nifti" / "Case_1")
     with pytest.raises(ValueError, match="--fill_missing is 'false'; expected True or False"):
