@@ -19,17 +19,12 @@ from bundlekit.virtual import brats, ct, icbm152, metastases, tissue
 from tools.bench import (
     calibration,
     case,
-    deformation,
     flags,
-    gliomas,
     loader,
     memory,
     missing,
-    network,
-    painting,
     preparation,
     registration,
-    resizing,
 )
 from tools.card import card
 from tools.check import check
@@ -71,14 +66,9 @@ COMMANDS = {
     "bench": {
         "case": case,
         "loader": loader,
-        "network": network,
         "memory": memory,
-        "deformation": deformation,
-        "painting": painting,
         "preparation": preparation,
         "registration": registration,
-        "gliomas": gliomas,
-        "resizing": resizing,
         "flags": flags,
         "missing": missing,
         "calibration": calibration,

@@ -14,12 +14,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from bundlekit.images.drawing import draw
 from bundlekit.virtual import brats, icbm152
 from bundlekit.virtual.cohorts import whole_number
 from tools.bundles import ROOT
-from tools.picture import overlay
-
-_MODALITIES = {"T1": "t1", "T1ce": "t1ce", "T2": "t2", "FLAIR": "flair"}
 
 
 def demo(out: str = "demo", cases: int = 3, seed: int = 1) -> None:
@@ -27,7 +25,7 @@ def demo(out: str = "demo", cases: int = 3, seed: int = 1) -> None:
 
     The T1 is an average of many heads, on which the tissue weights were chosen among others: its scores are no test.
     Leaves in `out`: tissue/ (the ICBM152 T1, its scores and mask), cases/ (virtual gliomas), glioma/ (scores.csv,
-    summary.json, masks), tissue.png and glioma.png.
+    summary.json, masks), tissue.png and a picture of each glioma.
 
     Args:
         out: folder of its own; what an earlier demo left in it is replaced.
@@ -41,9 +39,9 @@ def demo(out: str = "demo", cases: int = 3, seed: int = 1) -> None:
     cases, seed = whole_number("cases", cases, 1), whole_number("seed", seed, 1)
     root = _own_folder(Path(out).resolve())
     results = [_tissue(root / "tissue", root / "tissue.png")]
-    results.append(_glioma(root / "cases", root / "glioma", root / "glioma.png", cases, seed))
+    results.append(_glioma(root / "cases", root / "glioma", cases, seed))
     print("\n" + "\n".join(results))
-    print(f"pictures {root / 'tissue.png'}, {root / 'glioma.png'}\n{time.time() - start:.0f} s")
+    print(f"pictures {root / 'tissue.png'}, {root / 'glioma'}\n{time.time() - start:.0f} s")
 
 
 def _own_folder(root: Path) -> Path:
@@ -68,27 +66,26 @@ def _tissue(folder: Path, picture: Path) -> str:
     t1 = icbm152(str(folder))
     metrics = _evaluate("brain_tissue_vnet", folder, folder)["metrics"]
     mask = next(folder.glob("*_seg.nii.gz"))
-    names = [t1.replace("T1w", f"label-{name}_probseg") for name in ("CSF", "GM", "WM")]
-    maps = [nib.Nifti1Image.from_filename(name) for name in names]
+    files = [t1.replace("T1w", f"label-{name}_probseg") for name in ("CSF", "GM", "WM")]
+    maps = [nib.Nifti1Image.from_filename(file) for file in files]
     fractions = np.stack([image.get_fdata() for image in maps])
     truth = ((fractions.argmax(0) + 1) * fractions.any(0)).astype(np.uint8)
     nib.save(nib.Nifti1Image(truth, maps[0].affine), folder / "reference.nii.gz")
-    rows = [("ICBM152 T1", {"T1": t1}, str(folder / "reference.nii.gz"), str(mask))]
-    overlay(picture, rows, {1: "CSF", 2: "grey matter", 3: "white matter"})
+    names = {1: "CSF", 2: "grey matter", 3: "white matter"}
+    draw(t1, mask, picture, folder / "reference.nii.gz", names, title="ICBM152 T1")
     dice = ", ".join(f"{name} {metrics[f'dice_{name}']['mean']:.3f}" for name in ("GM", "WM"))
     return f"Dice on the ICBM152 T1 against its own tissue maps: {dice}"
 
 
-def _glioma(cohort: Path, folder: Path, picture: Path, cases: int, seed: int) -> str:
+def _glioma(cohort: Path, folder: Path, cases: int, seed: int) -> str:
     """Make virtual gliomas, segment and score them."""
     made = [Path(case) for case in brats(str(cohort), cases=cases, seed=seed)]
     summary = _evaluate("brats_resunet", cohort, folder)
-    rows = []
-    for case in made[:3]:
-        images = {name: str(case / f"{case.name}_{suffix}.nii.gz") for name, suffix in _MODALITIES.items()}
+    names = {1: "necrotic core", 2: "oedema", 4: "enhancing tumour"}
+    for case in made:
         seg = f"{case.name}_seg.nii.gz"
-        rows.append((case.name, images, str(case / seg), str(folder / seg)))
-    overlay(picture, rows, {1: "necrotic core", 2: "oedema", 4: "enhancing tumour"})
+        flair = case / f"{case.name}_flair.nii.gz"
+        draw(flair, folder / seg, folder / f"{case.name}.png", case / seg, names, title=case.name)
     metrics = summary["metrics"]
     dice = ", ".join(f"{region} {metrics[f'dice_{region}']['mean']:.3f}" for region in ("WT", "TC", "ET"))
     return f"mean Dice on {summary['n_cases']} virtual gliomas that did not train: {dice} ({folder / 'scores.csv'})"

@@ -10,16 +10,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from matplotlib import image as png
 
 from tests.conftest import Run
 from tools.__main__ import COMMANDS, _checked, _refuse_unknown
-from tools.bench import loader, memory, network
+from tools.bench import loader, memory
 from tools.bench.case import _ZOO, _dice, _regions, _run
 from tools.bench.memory import counted
 from tools.bundles import parse
 from tools.demo import demo
-from tools.picture import overlay
 
 
 def test_help_names_every_command_and_argument(run: Run) -> None:
@@ -97,8 +95,6 @@ def test_words_are_no_flags(flag: object) -> None:
     """Fire hands them on as text, which counts as true."""
     with pytest.raises(ValueError, match=f"--fresh is {flag!r}; expected True or False"):
         _checked(COMMANDS)["label"]("studies", fresh=flag)
-    with pytest.raises(ValueError, match=f"--gpu is {flag!r}; expected True or False"):
-        _checked(COMMANDS)["label"]("studies", gpu=flag)
     with pytest.raises(ValueError, match=f"--half is {flag!r}; expected True or False"):
         _checked(COMMANDS)["ship"]("brats_resunet", "model.pt", flag)
 
@@ -133,31 +129,10 @@ def test_a_word_on_the_command_line_ends_with_one_line(run: Run, tmp_path: Path)
     assert "ERROR: --voxels is 'false'; expected True or False, with a capital letter" in done.stderr
 
 
-def test_overlay_draws_reference_and_prediction(cohort: Path, tmp_path: Path) -> None:
-    folder = cohort / "VirtualGlioma_00000"
-    images = {name: str(folder / f"VirtualGlioma_00000_{name}.nii.gz") for name in ("t1", "flair")}
-    seg = str(folder / "VirtualGlioma_00000_seg.nii.gz")
-    labels = {1: "core", 2: "oedema", 4: "enhancing"}
-    overlay(tmp_path / "with.png", [("case", images, seg, seg)], labels)
-    overlay(tmp_path / "without.png", [("case", images, None, seg)], labels)
-    drawn, blank = (png.imread(tmp_path / name)[..., :3] for name in ("with.png", "without.png"))
-
-    def coloured(picture: np.ndarray) -> int:
-        third = picture[: int(picture.shape[0] * 0.85), picture.shape[1] // 2 : picture.shape[1] * 3 // 4]
-        return int((third.max(-1) - third.min(-1) > 0.1).sum())
-
-    assert coloured(drawn) > 50
-    assert coloured(blank) == 0
-
-
 def test_benchmarks_print_their_rows(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loader(str(cohort), patch_size=(16, 16, 16), patches=5, rounds=1)
     rows = capsys.readouterr().out
     assert rows.count("patches per CPU second") == 7
-    network(patch_size=(32, 32, 32), channels=(4, 8, 16, 32), step=False)
-    ours, theirs = (line for line in capsys.readouterr().out.splitlines() if "GFLOP" in line)
-    assert ours.startswith("ResUNet")
-    assert theirs.startswith("DynUNet")
     memory(channels=(4, 8, 16, 32), patch_size=(32, 32, 32), batch_size=1)
     assert "together 0.01 GiB" in capsys.readouterr().out
 

@@ -2,12 +2,8 @@
 
 from tools.bench.case import case
 from tools.bench.damaged import flags, missing
-from tools.bench.deformation import deformation, painting
-from tools.bench.gliomas import gliomas
 from tools.bench.loader import loader
 from tools.bench.memory import memory
-from tools.bench.network import network
 from tools.bench.preparation import preparation
 from tools.bench.registration import registration
 from tools.bench.reliability import calibration
-from tools.bench.resizing import resizing

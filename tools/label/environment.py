@@ -14,11 +14,10 @@ _HERE = Path(__file__).resolve().parent
 _SITE = _HERE / "site"
 
 
-def environment(gpu: bool | None = None, folder: str | os.PathLike = ROOT / ".venv-label") -> Path:
+def environment(folder: str | os.PathLike = ROOT / ".venv-label") -> Path:
     """The environment's `python`; made, or brought up to date with the requirements, if need be (a few minutes).
 
     Args:
-        gpu: whether PyTorch is to have CUDA; None: if `nvidia-smi` is there.
         folder: of the environment.
 
     Raises:
@@ -27,8 +26,7 @@ def environment(gpu: bool | None = None, folder: str | os.PathLike = ROOT / ".ve
     """
     folder = Path(folder)
     python = folder / "bin" / "python"
-    gpu = shutil.which("nvidia-smi") is not None if gpu is None else gpu
-    files = [_HERE / f"requirements-{'gpu' if gpu else 'cpu'}.txt", _HERE / "requirements.txt"]
+    files = [_HERE / "requirements-torch.txt", _HERE / "requirements.txt"]
     ours = sorted(_SITE.rglob("*.py"))
     wanted = hashlib.sha256(b"".join(file.read_bytes() for file in [*files, *ours])).hexdigest()
     done = folder / "installed"
@@ -40,7 +38,6 @@ def environment(gpu: bool | None = None, folder: str | os.PathLike = ROOT / ".ve
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     _run([*pip, "-r", str(files[0])])
     _run([*pip, "--no-deps", "-r", str(files[1])])
-    _run([str(python), "-m", "pip", "uninstall", "-qq", "--yes", "torchvision"])  # of an environment made earlier
     _stand_in_for_torchvision(python)
     done.write_text(wanted)
     return python

@@ -35,7 +35,6 @@ def label(
     app: str = "runs/label",
     labels: str | None = None,
     fresh: bool = False,
-    gpu: bool | None = None,
 ) -> None:
     """Serve bundles to 3D Slicer and other MONAI Label clients until Ctrl-C, on this machine alone.
 
@@ -53,13 +52,12 @@ def label(
         app: folder of the served copies, their weights and the log; kept from one start to the next.
         labels: folder for labels and MONAI Label's list of studies; default: the studies folder itself.
         fresh: start from the original weights again; those that were fine-tuned in `app` are kept in models/earlier.
-        gpu: whether MONAI Label's PyTorch is to have CUDA; default: if this machine has nvidia-smi.
     """
     _require_port(port)
     _require_free(port)  # a server that runs has its copies in `app`
     folder = Path(app).expanduser().resolve()
     with _alone(folder) as lock:
-        _label(studies, bundles, weights, port, folder, labels, fresh, gpu, lock)
+        _label(studies, bundles, weights, port, folder, labels, fresh, lock)
 
 
 @contextlib.contextmanager
@@ -93,13 +91,12 @@ def _label(
     folder: Path,
     labels: str | None,
     fresh: bool,
-    gpu: bool | None,
     lock: int | None,
 ) -> None:
     where = studies if studies.startswith(("http://", "https://")) else str(_writable(studies, labels))
     served = make_app(folder, _list(bundles) or None, _pairs(_list(weights)), fresh)
     origins = _origins(port, os.environ.get("MONAI_LABEL_CORS_ORIGINS", ""))
-    python = environment(gpu)
+    python = environment()
     command = [str(python), "-m", "monailabel.main", "start_server", "--app", str(folder), "--studies", where]
     conf = {"models": ",".join(served), "zoo_source": "local", "sam2": "false"}
     if labels:
