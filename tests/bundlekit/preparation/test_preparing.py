@@ -294,6 +294,21 @@ def test_a_modality_that_misses_a_part_of_the_brain_is_doubtful(
     assert min(shares["T1"], shares["T1ce"], shares["FLAIR"]) > 0.95
 
 
+def test_a_reference_that_misses_a_part_of_the_brain_is_doubtful(
+    files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
+) -> None:
+    """The prepared images end where it ends."""
+    image = nib.load(files["T1ce"])
+    for modality in ("T1", "T1ce"):  # on one grid in these files
+        nib.save(nib.load(files[modality]).slicer[:, :, :44], files[modality])
+    assert nib.load(files["T1ce"]).shape[2] < image.shape[2]
+    with pytest.raises(BundleError, match=r"\(T1ce\)[\s\S]*\d+% of the brain are zeros in it, or outside of its field"):
+        prepare_case(files, tmp_path / "out", no_mask)
+    record = prepare_case(files, tmp_path / "out", no_mask, reference="FLAIR", accept_doubtful=True)
+    assert record["modalities"]["FLAIR"]["brain_scanned"] > 0.95
+    assert record["modalities"]["T1ce"]["brain_scanned"] < 0.95
+
+
 def test_a_prepared_modality_that_was_stripped_more_loosely_makes_no_doubt(
     files: dict[str, str], known: list[str], no_mask: Any, tmp_path: Path
 ) -> None:

@@ -104,7 +104,7 @@ def choose(study: Study, asked: Mapping[str, str], given: Sequence[str] = ()) ->
     _sort_t1(choice)
     for modality in MODALITIES:
         if modality not in choice.taken and modality not in given:
-            _prefer(choice, modality)
+            _prefer(choice, modality, given)
     return choice
 
 
@@ -238,16 +238,17 @@ def _asked(candidates: Sequence[Candidate], modality: str, series: str, study: S
 
 
 def _sort_t1(choice: Choice) -> None:
-    """T1s of which nothing tells whether contrast medium had been given: before it, after it, or open."""
+    """T1s that no header says to be after contrast medium: before it, or open. What a description says can be wrong."""
     asked = [taken for modality, taken in choice.taken.items() if modality == "T1ce"]
     with_medium = [*asked, *(one for one in choice.candidates if one.medium)]
     for one in choice.candidates:
-        if one.modality != "T1" or one.medium is not None or one in choice.taken.values():
+        by_header = one.medium is False and "by its description" not in one.why
+        if one.modality != "T1" or by_header or one in choice.taken.values():
             continue
         before = next((other for other in with_medium if _later(one.stack, other.stack)), None)
         if before:
             doubt = f"not taken unasked: begun after series {before.stack.key}, which had contrast medium"
-        elif not with_medium:
+        elif one.medium is None and not with_medium:
             doubt = "not taken unasked: before or after contrast medium is told nowhere"
         else:
             continue
@@ -268,7 +269,7 @@ def _of(choice: Choice, modality: str) -> list[Candidate]:
     return left
 
 
-def _prefer(choice: Choice, modality: str) -> None:
+def _prefer(choice: Choice, modality: str, given: Sequence[str]) -> None:
     all_of = [one for one in choice.candidates if one.modality == modality and one not in choice.taken.values()]
     left = _of(choice, modality)
     if len(left) != 1:
@@ -277,6 +278,12 @@ def _prefer(choice: Choice, modality: str) -> None:
     first = all(_later(left[0].stack, one.stack) is False for one in others)
     if modality == "T1" and left[0].medium is None and not first:
         return  # the finer T1 is not known to be the first, and may be after contrast medium: asked, not guessed
+    last = all(_later(left[0].stack, one.stack) for one in others)
+    if modality == "T1ce" and not last and not _has_t1(choice, given):
+        for one in all_of:  # some sites name the agent in every series of a study
+            one.modality, one.maybe = "", ("T1", "T1ce")
+            one.doubt = "not taken unasked: contrast medium is named in all T1s, and the first may be before it"
+        return
     choice.taken[modality] = left[0]
     for one in others:
         if _reformatted(one.stack) and not _reformatted(left[0].stack):
@@ -286,6 +293,10 @@ def _prefer(choice: Choice, modality: str) -> None:
         else:
             rule = f"{_plane(one.stack)}, the other axial"
         one.why += f"; series {left[0].stack.number} preferred: this one is {rule}"
+
+
+def _has_t1(choice: Choice, given: Sequence[str]) -> bool:
+    return "T1" in (*choice.taken, *given) or any("T1" in (one.modality, *one.maybe) for one in choice.candidates)
 
 
 def _later(one: Stack, other: Stack) -> bool | None:

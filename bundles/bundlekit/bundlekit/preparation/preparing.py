@@ -200,6 +200,9 @@ def _registered(
                 moves[modality] = register(volumes[reference], volumes[modality], seed)
     grid = cubes(scans[reference].grid, spacing_mm)
     brain, overlaps, scanned = _vote(grid, scans, brains, moves)
+    if len(scans) > 1:  # the grid is the reference's own field of view: what lies outside of it only the others show
+        shares = [_within(grid, scans[m].grid, brains[m], moves[m].matrix) for m in scans if m != reference]
+        scanned[reference] = min(scanned[reference], float(np.median(shares)))  # one mask may be wrong
     return _Aligned(grid, brain, brains, moves, overlaps, scanned)
 
 
@@ -417,6 +420,14 @@ def _brain(scan: Scan, mask: Mask) -> np.ndarray:
         fix = "look at the scan; take it away, or give scans that another program has stripped"
         raise BundleError(Finding(str(scan.file), f"no brain in the {scan.modality}", "a scan of a head", fix))
     return brain
+
+
+def _within(grid: Grid, own: Grid, brain: np.ndarray, move: np.ndarray) -> float:
+    """The share of a scan's brain, on its own grid, that lies in the field of view of another grid."""
+    to_grid = np.linalg.inv(grid.affine) @ np.linalg.inv(move) @ own.affine
+    voxels = nib.affines.apply_affine(to_grid, np.argwhere(brain))
+    inside = (voxels >= -0.5) & (voxels <= np.array(grid.shape) - 0.5)
+    return float(inside.all(1).mean())
 
 
 def _vote(

@@ -7,6 +7,7 @@ et al. 2015, doi 10.1093/neuonc/nov095): what lies between two contrasts is call
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import dataclass
 
 # a contrast that is none of the four, by words of descriptions or of (0008,0008) Image Type; the first that fits counts
@@ -37,24 +38,28 @@ _HINTS = {
     "T2": r"t2",
 }
 _MEDIUM = r"(ce?|con|[ck]ontrast\w*|gd|gad\w*|km|inj\w*|medium|agent)"
+# what follows "post" and "without" where they are about contrast medium; not "post fossa", "post RT", "without FS"
+_NEXT = (
+    rf"{_MEDIUM}|t1\w*|ax(ial)?|tra(nsv\w*)?|sag(it\w*)?|cor(onal)?|obl(ique)?|[23] ?d|mp\w*|f?se|tse|f?spgr|vibe|"
+    r"bravo|space|cube|iso|thin|\d+ ?(mm|min)?"
+)
 _BEFORE = re.compile(
-    r"(\b(pre(?![- ]?op)|nati[vf]e?|before|prior to|without|w ?o|sans|avant|ohne|vor|sin|antes( de)?|sem|senza|"
-    rf"prima di|uden|utan|zonder|bez)\b[- ]*({_MEDIUM}\b)?)|\b(non|no)[- ]*{_MEDIUM}\b|\bpre{_MEDIUM}\b"
+    rf"(\b(pre(?![- ]?op)|nati[vf]e?|before|prior to|avant|vor|antes( de)?|prima di)\b[- ]*({_MEDIUM}\b)?)|"
+    rf"\b(without|w ?o|sans|ohne|sin|sem|senza|uden|utan|zonder|bez|ilman)[- ]*(({_NEXT})\b|$)|"
+    rf"\b(non|no|voor|przed|prae?|fore?(?= *k))[- ]*{_MEDIUM}\b|\bv\.? ?km\b|\bpre{_MEDIUM}\b|\bkontrastsiz"
 )
-# what follows "post" where it is about contrast medium; not "post fossa", "post RT", "post surgery"
-_POST = (
-    rf"\bpost[- ]*(({_MEDIUM}|t1\w*|ax(ial)?|tra(nsv\w*)?|sag(it\w*)?|cor(onal)?|obl(ique)?|[23] ?d|fs|fat ?sat|mp\w*|"
-    r"f?se|tse|f?spgr|vibe|bravo|space|cube|iso|thin|\d+ ?(mm|min)?)\b|$)"
-)
+_POST = rf"\bpost[- ]*(({_NEXT}|fs|fat ?sat)\b|$)"
 _AFTER = re.compile(
     rf"\+ ?{_MEDIUM}\b|\bc ?\+|{_POST}|\b(gd|km|ce|t1ce|t1c)\b|"
     r"\bgad|kontrast|contrast|\b(after|apres|nach|despues|dopo)\b|\binj|"
     "dotarem|prohance|magnevist|clariscan|multihance|omniscan|eovist|primovist|elucirem"
 )
 _NO_AGENT = re.compile(
-    r"(no|non|none|not|without|kein\w*|nein|sans|ohne|sin|null|unknown|n|n\.?[/ ]?a\.?|-+)(?!\w).*|"
+    r"(no|non|none|not|nil|without|w/?o|kein\w*|nein|sans|ohne|sin|null|unknown|n|n\.?[/ ]?a\.?|-+)(?!\w).*|"
+    r"(pre|before|plain|unenhanced|nati[vf]e?)(?!\w)(?!.*post).*|"
     r"0([ .]*0*) ?(ml|cc|mmol.*|unit.*)?"
 )
+_LETTERS = str.maketrans({"ø": "o", "ł": "l", "ı": "i", "æ": "ae", "ß": "ss"})  # that have no form without an accent
 _NOT_TOLD = re.compile(r"(unknown|null|n\.?[/ ]?a\.?|-+|not (applicable|specified|available)|)\.?")
 
 
@@ -161,8 +166,9 @@ def contrast_medium(parameters: Parameters) -> tuple[bool | None, str]:
 
 
 def _plain(words: str) -> str:
-    """Lower case, with spaces between words."""
-    return re.sub(r"[_/\\,;:()\[\]]+", " ", words.lower())
+    """Lower case without accents, with spaces between words."""
+    letters = unicodedata.normalize("NFKD", words.lower().translate(_LETTERS))
+    return re.sub(r"[_/\\,;:()\[\]]+", " ", "".join(c for c in letters if not unicodedata.combining(c)))
 
 
 def _other(parameters: Parameters, words: str) -> str:

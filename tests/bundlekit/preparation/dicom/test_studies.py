@@ -482,6 +482,23 @@ def test_a_t1_after_the_agent_is_not_taken_for_one_before(study: Path, rewrite: 
         chosen(study)
     rewrite("T1", AcquisitionTime="110000", ContrastBolusAgent="NONE")
     assert numbers(chosen(study)) == NUMBERS
+    rewrite("T1", AcquisitionTime="110000", SeriesDescription="t1 nativ", ContrastBolusAgent="")
+    with pytest.raises(BundleError, match="begun after series 5, which had contrast medium"):
+        chosen(study)
+
+
+def test_an_agent_that_is_named_in_every_t1_is_asked_about(study: Path, rewrite: Write) -> None:
+    """A site that enters it when the patient comes: the finest of the T1s may be that before contrast medium."""
+    rewrite("T1", ContrastBolusAgent="Gadovist")
+    _thin(study, ContrastBolusAgent="Gadovist", AcquisitionTime="090000")
+    with pytest.raises(BundleError, match="contrast medium is named in all T1s, and the first may be before it") as told:
+        chosen(study)
+    assert "--t1 8" in str(told.value)
+    assert "--t1ce 5" in str(told.value)
+    shutil.rmtree(study / "T1")
+    shutil.rmtree(study / "thin")
+    _thin(study, ContrastBolusAgent="Gadovist", AcquisitionTime="120000")
+    assert numbers(chosen(study, fill_missing=True))["T1ce"] == "8", "the last one"
 
 
 @pytest.mark.parametrize(
