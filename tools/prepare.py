@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bundlekit import StripSkulld
-from bundlekit.brats.naming import MODALITIES
+from bundlekit.brats.naming import MODALITIES, RESTORED
 from bundlekit.command_line import beside_defaults
 from bundlekit.configs import refuse_settings
 from bundlekit.files import sha256_of
@@ -352,6 +352,9 @@ def _restore(
         writing.write_seg(stack, restored, path, record["case"], writing.Maker(**maker))
         print(f"{path} (holds the patient's name, as its study does)")
         written.append(path)
+    for path in sorted(Path(out).expanduser().glob(f"{record['case']}{RESTORED}*.dcm")):
+        if path not in written:
+            print(f"{path} is of an earlier run; it may hold another mask")
     _tell(volumes)
     for path in written if server is not None else ():
         server.store(path)

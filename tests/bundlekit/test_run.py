@@ -66,7 +66,7 @@ def test_unknown_settings_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path)
         run.prepare_run("cpu", 0)
 
 
-@pytest.mark.parametrize("device", ["toaster", "cuda:99", 3.5])
+@pytest.mark.parametrize("device", ["toaster", "cuda:99", 3.5, 0])
 def test_a_device_that_is_not_there_is_named(device: str) -> None:
     with pytest.raises(BundleError, match=rf"--device is '{device}'; expected one of cpu"):
         run.prepare_run(device, 0)

@@ -13,7 +13,7 @@ from monai.transforms import Transform
 
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError
-from bundlekit.images.air import air_at_zero
+from bundlekit.images.air import air_at_zero, air_for_nan
 from bundlekit.images.nifti import check_voxels, read_affine, read_volume, tells_orientation
 
 from .cases import find_cases
@@ -37,7 +37,7 @@ class LoadScand(Transform):
         if is_served(data):
             return load_served(self, find_cases, data)
         (file,) = data["image"]
-        voxels = read_volume(file)
+        voxels = air_for_nan(read_volume(file), file)
         findings = check_voxels(file, voxels)
         if findings:
             raise BundleError(findings)

@@ -14,7 +14,7 @@ from monai.transforms import Transform
 from bundlekit.cases.case import Case
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.air import air_at_zero
+from bundlekit.images.air import air_at_zero, air_for_nan
 from bundlekit.images.nifti import check_voxels, read_affine, read_volume, tells_orientation
 from bundlekit.label_maps.numberings import CSF_OR_GM, GM, IGNORE, WM, detect, to_tissue
 
@@ -75,7 +75,7 @@ class LoadTissued(Transform):
         (file,) = data["image"]
         image, label, numbering = None, None, data["numbering"]
         try:
-            image = read_volume(file)
+            image = air_for_nan(read_volume(file), file)
             findings += check_voxels(file, image)
         except BundleError as error:
             findings += error.findings

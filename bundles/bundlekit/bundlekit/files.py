@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,7 +13,7 @@ from uuid import uuid4
 from bundlekit.errors import BundleError, Finding
 
 
-def write_whole(path: str | os.PathLike, write: Callable[[Any], object]) -> None:
+def write_whole(path: str | os.PathLike, write: Callable[[Any], object], private: bool = False) -> None:
     """Write a file so that it is there whole or not at all: beside its place, then renamed.
 
     Ignite's `DiskSaver` is for checkpoints and does not flush to the disk; `atomicwrites` is no longer maintained.
@@ -20,6 +21,7 @@ def write_whole(path: str | os.PathLike, write: Callable[[Any], object]) -> None
     Args:
         path: the file; its folder is made if missing.
         write: called with the open binary file.
+        private: readable for its owner alone; otherwise for whom the umask says.
 
     Raises:
         OSError: as the system says it (no space, no permission); the temporary file is gone by then.
@@ -28,7 +30,7 @@ def write_whole(path: str | os.PathLike, write: Callable[[Any], object]) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid4().hex[:8]}.part"
     try:
-        with temporary.open("xb") as file:  # readable for whom the umask says, as any result
+        with open(temporary, "xb", opener=partial(os.open, mode=0o600 if private else 0o666)) as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
@@ -40,19 +42,20 @@ def write_whole(path: str | os.PathLike, write: Callable[[Any], object]) -> None
         raise
 
 
-def write_result(path: str | os.PathLike, write: Callable[[Any], object], setting: str) -> None:
+def write_result(path: str | os.PathLike, write: Callable[[Any], object], setting: str, private: bool = False) -> None:
     """`write_whole` for a file that the user waits for.
 
     Args:
         path: the file.
         write: called with the open binary file.
         setting: name of the config value that names the folder, for the message.
+        private: readable for its owner alone.
 
     Raises:
         BundleError: if the file cannot be written; an earlier file of this name is intact then.
     """
     try:
-        write_whole(path, write)
+        write_whole(path, write, private)
     except OSError as error:
         raise BundleError(
             Finding(

@@ -95,6 +95,8 @@ def require_device(device: torch.device | str) -> None:
         BundleError: with the devices that there are.
     """
     try:
+        if isinstance(device, int):  # of which mixed precision and others cannot tell whether it is a GPU
+            raise TypeError
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, TypeError) as error:
         count = torch.cuda.device_count()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import nibabel as nib
 import numpy as np
@@ -53,6 +54,17 @@ def test_a_mask_comes_back_on_the_grid_of_the_file() -> None:
     back = Invertd("pred", preparing, orig_keys="image")(prepared)["pred"]
     np.testing.assert_array_equal(back, other[:1])
     np.testing.assert_allclose(back.affine, other.affine)
+
+
+def test_threads_share_it() -> None:
+    """As MONAI's CacheDataset does."""
+    turn = AxesInOrderd()
+    pairs = [volume((1, 2, 0), signs) for signs in itertools.product((1, -1), repeat=3)] * 25
+    with ThreadPoolExecutor(4) as threads:
+        turned = threads.map(lambda pair: turn({"image": pair[1]})["image"], pairs)
+        alone = [AxesInOrderd()({"image": other})["image"] for _, other in pairs]
+        for together, expected in zip(turned, alone, strict=True):
+            np.testing.assert_array_equal(together, expected)
 
 
 def test_keys_that_are_not_there() -> None:

@@ -17,6 +17,7 @@ import pytest
 
 from bundlekit.brats import enhancing_label
 from bundlekit.brats.cases import find_cases, scan_cases
+from bundlekit.brats.naming import role_of
 from bundlekit.cases.case import Case, require_cases
 from bundlekit.cases.datalist import write_datalist
 from bundlekit.cases.patients import patient_of
@@ -527,12 +528,73 @@ def test_datalist_that_is_none(tmp_path: Path, content: str | None) -> None:
     assert "--datalist" in finding.fix
 
 
-@pytest.mark.parametrize("content", [{}, {"training": []}, {"training": None}, {"other": [entry("a")]}])
+@pytest.mark.parametrize("content", [{}, {"training": []}, {"training": None}, {"other": ["a"]}])
 def test_datalist_without_a_case(listed: Callable[..., Path], content: dict) -> None:
     path = listed(**content)
     with pytest.raises(BundleError, match="no case") as caught:
         find_cases(None, datalist=path)
     assert caught.value.findings[0].file == str(path)
+
+
+def test_a_part_of_a_datalist_of_another_name_is_refused(listed: Callable[..., Path]) -> None:
+    path = listed(training=[entry("a")], val=[entry("b")])
+    with pytest.raises(BundleError, match=r"entries under 'val'[\s\S]*call it training, validation or testing"):
+        find_cases(None, datalist=path)
+
+
+def test_a_testing_part_that_is_not_used_is_told(listed: Callable[..., Path], caplog: pytest.LogCaptureFixture) -> None:
+    path = listed(training=[entry("a")], testing=[entry("b")])
+    assert names(find_cases(None, datalist=path)) == ["a"]
+    assert "its testing is for scans without labels, and not used here" in caplog.text
+
+
+def test_labels_of_one_class_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a", "b"):
+        write_case(tmp_path / name, values=(0, 1))
+    find_cases(tmp_path)
+    assert "the 2 label(s), first" in caplog.text
+    assert "hold 0 and 1 alone" in caplog.text
+    caplog.clear()
+    write_case(tmp_path / "c", values=(0, 1, 2))
+    find_cases(tmp_path)
+    assert "alone" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "case", "role"),
+    [
+        ("P01_T2_FLAIR.nii.gz", "P01", "FLAIR"),
+        ("P01_T2.nii.gz", "P01", "T2"),
+        ("P01_t1pre.nii", "P01", "T1"),
+        ("P01-t1-pre.nii", "P01", "T1"),
+        ("PatientID_0003_Timepoint_1_brain_t1n.nii.gz", "PatientID_0003_Timepoint_1_brain", "T1"),
+        ("PatientID_0003_Timepoint_1_brain_t2f.nii.gz", "PatientID_0003_Timepoint_1_brain", "FLAIR"),
+        ("A_T1_ce.nii.gz", "A", "T1ce"),
+    ],
+)
+def test_what_people_call_a_modality(name: str, case: str, role: str) -> None:
+    assert role_of(name) == (case, role)
+
+
+def test_files_of_unknown_names_beside_cases_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_case(tmp_path / "a")
+    write_case(tmp_path / "b")
+    for file in (tmp_path / "b").iterdir():
+        file.rename(file.with_name(file.name.replace("b_", "b_scan_of_").replace(".nii", "_brain.nii")))
+    assert names(find_cases(tmp_path)) == ["a"]
+    assert "in folders without a known case are not taken" in caplog.text
+
+
+def test_a_lone_label_ends_no_inference(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_case(tmp_path / "a")
+    write_case(tmp_path / "b")
+    for file in (tmp_path / "b").iterdir():
+        if "seg" not in file.name:
+            file.unlink()
+    assert names(find_cases(tmp_path, labelled=False)) == ["a"]
+    assert "a segmentation without a scan, which is left aside" in caplog.text
+    with pytest.raises(BundleError, match="a segmentation without a scan"):
+        find_cases(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bundlekit.images.air import below_the_brain, without_ringing
+from bundlekit.images.air import air_for_nan, below_the_brain, without_ringing
 from bundlekit.images.intensities import foreground
 from tests.bundlekit.conftest import ball
 
@@ -35,6 +35,17 @@ def test_what_a_spline_leaves_in_the_air_goes(brain: np.ndarray, caplog: pytest.
     np.testing.assert_array_equal(mended[kept], spline[kept])
     assert (mended >= 0).all()
     assert "t1.nii.gz: around the brain there are small values of either sign" in caplog.text
+
+
+def test_nan_around_the_head_is_air_and_within_it_a_defect(brain: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    there = np.where(brain > 0, brain, np.nan)
+    mended = air_for_nan(there, "t1.nii.gz")
+    np.testing.assert_array_equal(mended, brain)
+    assert "t1.nii.gz: " in caplog.text
+    there[24, 24, 24] = np.nan
+    assert np.isnan(air_for_nan(there, "t1.nii.gz")).any()
+    whole = brain.astype(np.int16)
+    assert air_for_nan(whole, "t1.nii.gz") is whole
 
 
 def test_dark_tissue_within_the_brain_stays(brain: np.ndarray) -> None:

@@ -143,6 +143,21 @@ def test_a_mask_that_somebody_corrected_stays(prepared: Path, mask: Path, tmp_pa
     np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj), corrected)
 
 
+def test_a_mask_of_a_scan_that_is_no_longer_there_goes(prepared: Path, mask: Path, tmp_path: Path) -> None:
+    restore_case(prepared, mask, tmp_path / "out")
+    record = json.loads((prepared / "prepared.json").read_text())
+    del record["modalities"]["FLAIR"]
+    (prepared / "prepared.json").write_text(json.dumps(record))
+    stale = tmp_path / "out" / "x_seg_on_flair.nii.gz"
+    image = nib.load(stale)
+    corrected = nib.Nifti1Image(np.ones_like(np.asarray(image.dataobj)), image.affine, image.header)
+    restore_case(prepared, mask, tmp_path / "out")
+    assert not stale.exists()
+    nib.save(corrected, stale)
+    restore_case(prepared, mask, tmp_path / "out")
+    assert stale.exists(), "somebody's own"
+
+
 def test_masks_on_scans_are_no_scans(prepared: Path, mask: Path, tmp_path: Path) -> None:
     restore_case(prepared, mask, tmp_path / "out")
     assert role_of("x_seg_on_t1.nii.gz") is None

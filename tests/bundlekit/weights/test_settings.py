@@ -49,8 +49,15 @@ def test_what_is_written_is_read(root: Path, tmp_path: Path) -> None:
     assert found == {"init_filters": 8, "fit": "none", "spacing": None}
 
 
-def test_train_yaml_counts_where_nothing_is_recorded(root: Path, tmp_path: Path) -> None:
+def test_train_yaml_counts_where_nothing_is_recorded(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert settings_of(tmp_path / "model.pt", root) == DEFAULTS
+    assert not caplog.text
+    (tmp_path / "copied").mkdir()
+    (tmp_path / "copied" / "model.pt").touch()
+    assert settings_of(tmp_path / "copied" / "model.pt", root) == DEFAULTS
+    assert "has no settings.json beside it: it is taken as trained with the values of train.yaml" in caplog.text
     write_settings({"init_filters": 4}, str(tmp_path))
     assert settings_of(tmp_path / "last.pt", root) == {**DEFAULTS, "init_filters": 4}
     (root / "configs" / "train.yaml").rename(root / "configs" / "train.json")

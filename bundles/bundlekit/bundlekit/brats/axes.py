@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Orientation
 from nibabel.orientations import io_orientation
 
-_ORDER = "LRAPSI"  # pairs of ends, in the order of BraTS's axes
+_ENDS = ("LR", "AP", "SI")  # in the order of BraTS's axes
 
 
 def in_order(affine: np.ndarray) -> bool:
@@ -36,15 +37,14 @@ class AxesInOrderd(MapTransform, InvertibleTransform):
 
     def __init__(self, keys: Sequence[str] = ("image",), allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self._turn = Orientation(axcodes="LPS", labels=None)  # one object, which knows its own records when inverted
+        # kept, since each knows its own records when inverted; none changes, so that threads can share them
+        self._turns = {"".join(ends): Orientation("".join(ends), labels=None) for ends in itertools.product(*_ENDS)}
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Turn what is there."""
         turned = dict(data)
         for key in self.key_iterator(turned):
-            codes = nib.aff2axcodes(np.asarray(turned[key].affine))
-            self._turn.axcodes = "".join(sorted(codes, key=_ORDER.index))
-            turned[key] = self._turn(turned[key])
+            turned[key] = self._turn_of(turned[key])(turned[key])
         return turned
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -52,5 +52,10 @@ class AxesInOrderd(MapTransform, InvertibleTransform):
         turned = dict(data)
         for key in self.key_iterator(turned):
             if isinstance(turned[key], MetaTensor):
-                turned[key] = self._turn.inverse(turned[key])
+                turned[key] = self._turn_of(turned[key]).inverse(turned[key])
         return turned
+
+    def _turn_of(self, image: MetaTensor) -> Orientation:
+        """What puts the axes of a volume in order, the same before and after."""
+        codes = nib.aff2axcodes(np.asarray(image.affine))
+        return self._turns["".join(sorted(codes, key="".join(_ENDS).index))]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from bundlekit.brats.naming import (
     EXPECTED,
     MODALITIES,
     NIFTI,
+    RESTORED,
     SCHEMES,
     label_values_of,
     may_be_4d,
@@ -44,6 +46,7 @@ from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import open_nifti
 
 _log = logging.getLogger(__name__)
+_RESULT = re.compile(rf"seg|mask|label|prob|{RESTORED}", re.IGNORECASE)  # in names of what is no scan
 GO_ON = "or go on without it, for a worse mask: --fill_missing True"
 
 
@@ -153,8 +156,18 @@ def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[C
             elif only in (None, named[0]):
                 named_files.setdefault(named[0], {}).setdefault(named[1], []).append(folder / name)
     if named_files:
+        _tell_unknown(named_files, other)
         return _named_cases(named_files, other, labelled, fill_missing)
     return _volume_cases([file for file in other if may_be_4d(file)], labelled)
+
+
+def _tell_unknown(files: dict[str, dict[str, list[Path]]], other: Sequence[Path]) -> None:
+    """Log NIfTI files that are not taken because of their names, in folders without any file that is."""
+    known = {file.parent for roles in files.values() for found in roles.values() for file in found}
+    left = [file for file in other if file.parent not in known and not _RESULT.search(file.name)]
+    if left:
+        text = "%d NIfTI file(s) in folders without a known case are not taken, first %s; expected names: %s"
+        _log.warning(text, len(left), left[0], EXPECTED)
 
 
 def _named_cases(
@@ -170,6 +183,9 @@ def _named_cases(
         absent = [role for role in missing if role != "label"]
         if fill_missing and len(absent) <= MOST_MISSING:
             missing = [role for role in missing if role == "label"]
+        if set(roles) == {"label"} and not labelled:
+            _log.warning("%s: a segmentation without a scan, which is left aside", any_file)
+            continue
         if set(roles) == {"label"}:
             findings.append(
                 Finding(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -10,6 +12,8 @@ from bundlekit.brats.naming import SCHEMES
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import read_array, without_rounding
+
+_log = logging.getLogger(__name__)
 
 
 def set_et_label(cases: Sequence[Case], et_label: int | None) -> list[Finding]:
@@ -30,6 +34,8 @@ def set_et_label(cases: Sequence[Case], et_label: int | None) -> list[Finding]:
         values = [0, 1, 2, scheme.et_label]
         family = [case for case in cases if case["label_values"] == values]
         seen, file = (None, "") if et_label else _seen_et_label(family, usual=scheme.et_label)
+        if not et_label and seen is None and any(case["label"] for case in family):
+            _tell_one_class(family)
         if seen == 4 != scheme.et_label:
             expected = "3 (ET), with names of BraTS 2023 and later; there, 4 is the resection cavity of BraTS 2024"
             fix = "give --et_label 4 if it is enhancing tumour in all of them; cavities are another task"
@@ -38,6 +44,21 @@ def set_et_label(cases: Sequence[Case], et_label: int | None) -> list[Finding]:
         for case in family:
             case["label_values"] = [*values[:3], et_label or seen or scheme.et_label]
     return findings
+
+
+def _tell_one_class(family: Sequence[Case]) -> None:
+    """Warn of labels that all hold 1 alone: of whole tumours, say, which are no masks of parts."""
+    labels = [case["label"] for case in family if case["label"]]
+    seen: set[float] = set()
+    for label in labels:
+        with contextlib.suppress(BundleError):  # named when the case is decoded
+            seen |= set(np.unique(without_rounding(read_array(label))).tolist())
+    if seen <= {0, 1} and 1 in seen:
+        text = (
+            "the %d label(s), first %s, hold 0 and 1 alone: 1 is taken for NCR (NETC of metastases), and ED and ET for "
+            "absent, which scores 1. Masks of whole tumours cannot train or score these classes"
+        )
+        _log.warning(text, len(labels), labels[0])
 
 
 def _seen_et_label(family: Iterable[Case], usual: int) -> tuple[int | None, str]:

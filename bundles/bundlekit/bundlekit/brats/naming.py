@@ -35,7 +35,8 @@ class NamingScheme:
 
     def match(self, name: str) -> tuple[str, str] | None:
         """Case and role (modality or "label") of a file name; None if it is not of this scheme."""
-        pattern = rf"(?P<case>.+){re.escape(self.separator)}(?P<suffix>{'|'.join(self.suffixes)})\.nii(\.gz)?"
+        # the shortest case is that before the longest suffix: P01_T2_FLAIR is P01's FLAIR
+        pattern = rf"(?P<case>.+?){re.escape(self.separator)}(?P<suffix>{'|'.join(self.suffixes)})\.nii(\.gz)?"
         found = re.fullmatch(pattern, name, re.IGNORECASE | re.ASCII)
         return (found["case"], self.suffixes[found["suffix"].lower()]) if found else None
 
@@ -48,10 +49,19 @@ class NamingScheme:
 # a T1 after contrast medium, by its gadolinium or by its time
 _T1CE = dict.fromkeys(("t1ce", "t1c", "t1gd", "t1post", "t1pc", "t1_ce", "t1_gd", "t1_post", "t1-ce", "t1-gd"), "T1ce")
 _T1CE |= {"t1-post": "T1ce"}
+_OTHERS = {"t1pre": "T1", "t1_pre": "T1", "t1-pre": "T1", "t2_flair": "FLAIR", "t2-flair": "FLAIR", "t2flair": "FLAIR"}
 
 SCHEMES = (
-    NamingScheme("2018-2021", "_", {"t1": "T1", **_T1CE, "t2": "T2", "flair": "FLAIR", "seg": "label"}, 4),
-    NamingScheme("2023+", "-", {"t1n": "T1", "t1c": "T1ce", **_T1CE, "t2w": "T2", "t2f": "FLAIR", "seg": "label"}, 3),
+    NamingScheme(
+        "2018-2021",
+        "_",
+        {"t1": "T1", **_T1CE, "t2": "T2", "flair": "FLAIR", "seg": "label"}
+        | {**_OTHERS, "t1n": "T1", "t2w": "T2", "t2f": "FLAIR"},
+        4,
+    ),
+    NamingScheme(
+        "2023+", "-", {"t1n": "T1", "t1c": "T1ce", **_T1CE, "t2w": "T2", "t2f": "FLAIR", "seg": "label"} | _OTHERS, 3
+    ),
 )
 
 # Medical Segmentation Decathlon Task01 stores FLAIR, T1w, T1gd, T2w in one 4-D file and numbers ED 1, NCR 2, ET 3

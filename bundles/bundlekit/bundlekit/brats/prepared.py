@@ -13,6 +13,7 @@ from bundlekit.images.stripping import LARGEST_BRAIN_ML, whole_head
 
 _THICK_MM = 2.0  # slices; a volume of coarse cubes is accepted, with a warning
 _RATIO = 1.5  # longest to shortest edge of a voxel
+_USUAL_MM = (0.7, 1.5)
 _log = logging.getLogger(__name__)
 
 
@@ -34,11 +35,15 @@ def refuse_unprepared(file: str, image: np.ndarray, affine: np.ndarray) -> None:
     )
     findings = []
     spacing = "x".join(f"{edge:.3g}" for edge in edges)
-    if edges.max() > _THICK_MM:
-        if edges.max() > _RATIO * edges.min():
-            findings.append(Finding(file, f"voxels of {spacing} mm: thick slices", "cubes of about 1 mm", fix))
-        else:
-            _log.warning("%s: voxels of %s mm; masks are best at 1 mm", file, spacing)
+    if edges.max() > _THICK_MM and edges.max() > _RATIO * edges.min():
+        findings.append(Finding(file, f"voxels of {spacing} mm: thick slices", "cubes of about 1 mm", fix))
+    if not findings and not (_USUAL_MM[0] <= edges.min() and edges.max() <= _USUAL_MM[1]):
+        _log.warning(
+            "%s: voxels of %s mm; the networks know 1 mm, and masks are worse at others. `python -m tools prepare` of "
+            "the project brings scans to 1 mm, and `restore` the mask back.",
+            file,
+            spacing,
+        )
     for modality, channel in zip(MODALITIES, image, strict=True):
         found = whole_head(channel, voxel_ml(affine))
         if found:

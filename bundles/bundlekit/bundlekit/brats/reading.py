@@ -14,7 +14,7 @@ from bundlekit.brats.cases import find_cases
 from bundlekit.brats.prepared import refuse_unprepared
 from bundlekit.cases.served import is_served, load_served
 from bundlekit.errors import BundleError, Finding
-from bundlekit.images.air import air_at_zero
+from bundlekit.images.air import air_at_zero, air_for_nan
 from bundlekit.images.nifti import check_voxels, read_affine, read_array, tells_orientation, without_rounding
 
 
@@ -114,13 +114,13 @@ class LoadCased(Transform):
                 findings += error.findings
                 continue
             if len(files) == 1:
-                for channel in data["channels"]:
-                    findings += check_voxels(f"{file} (channel {channel})", array[..., channel])
-                    channels.append(array[..., channel])
+                named = [(f"{file} (channel {channel})", array[..., channel]) for channel in data["channels"]]
             else:
-                array = array[..., 0] if array.ndim == 4 else array
-                findings += check_voxels(file, array)
-                channels.append(array)
+                named = [(file, array[..., 0] if array.ndim == 4 else array)]
+            for name, own in named:
+                own = air_for_nan(own, name)
+                findings += check_voxels(name, own)
+                channels.append(own)
         label = None
         if self.with_label:
             try:

@@ -55,8 +55,15 @@ def read_datalist(
             Finding(str(path), f"cannot be read as JSON ({error})", "a MONAI datalist", "check --datalist")
         ) from error
     parts = {"training": "training", "validation": "validation"}
+    tests = [key for key in content if key.startswith("test")]
     if not labelled:
-        parts.update({key: "" for key in content if key.startswith("test")})
+        parts.update(dict.fromkeys(tests, ""))
+    elif any(content[key] for key in tests):
+        _log.warning("%s: its %s is for scans without labels, and not used here", path, " and ".join(tests))
+    for part, listed in content.items():
+        if part not in (*parts, *tests) and isinstance(listed, list) and any(_is_entry(item) for item in listed):
+            fix = "call it training, validation or testing; or take it out"
+            raise BundleError(Finding(str(path), f"entries under {part!r}", "training, validation and testing", fix))
     for part in parts:
         if not isinstance(content.get(part) or [], list):
             found, expected = (
@@ -73,6 +80,10 @@ def read_datalist(
     if wrong:
         raise BundleError(wrong)
     return _where_they_lie(entries, Path(dataset_dir).expanduser(), path) if dataset_dir else entries
+
+
+def _is_entry(item: Any) -> bool:
+    return isinstance(item, dict) and "image" in item
 
 
 def _where_they_lie(

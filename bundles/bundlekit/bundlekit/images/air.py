@@ -35,6 +35,26 @@ def air_at_zero(voxels: np.ndarray, where: str, lowest: bool = False) -> np.ndar
     return below_the_brain(out) if lowest else out
 
 
+def air_for_nan(voxels: np.ndarray, where: str) -> np.ndarray:
+    """A scan with 0 where a program has left NaN outside of the head or of its field of view; any other as it is.
+
+    SPM and AFNI do so. What is NaN within the head, apart from the border of the volume, stays for `check_voxels`.
+
+    Args:
+        voxels: HWD.
+        where: the scan, for the log, which tells it.
+    """
+    if not np.issubdtype(voxels.dtype, np.floating) or not (gone := np.isnan(voxels)).any():
+        return voxels
+    pieces = cc3d.connected_components(gone, connectivity=26)
+    faces = [pieces.take(end, axis) for axis in range(pieces.ndim) for end in (0, -1)]
+    outside = np.unique(np.concatenate([face.ravel() for face in faces]))
+    if not np.isin(pieces[gone], outside).all():
+        return voxels
+    _log.warning("%s: %d voxels around the head are NaN; they are taken as air, 0", where, np.count_nonzero(gone))
+    return np.where(gone, 0, voxels)
+
+
 def without_ringing(image: np.ndarray, where: str) -> np.ndarray:
     """A stripped scan that was resampled by a spline, with air that is 0 again; any other scan as it is.
 

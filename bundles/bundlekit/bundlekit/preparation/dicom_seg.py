@@ -143,7 +143,8 @@ def write_seg(
     """Write a mask as DICOM-SEG of the study and the patient of its slices.
 
     BINARY, a segment for each of necrosis (of metastases: the core that does not enhance), oedema and enhancing tumour,
-    of which empty frames are left out. Each frame refers to the instance that it lies on.
+    of which empty frames are left out. Each frame refers to the instance that it lies on. The file holds the patient's
+    name, so that its owner alone can read it.
 
     Args:
         stack: slices whose grid the mask is on, see `source_of`.
@@ -166,7 +167,7 @@ def write_seg(
     frames = np.stack([np.isin(labels, values) for values in ([1], [2], [3, 4])], axis=-1).transpose(2, 1, 0, 3)
     seg = _segmentation(stack, frames.astype(np.uint8), case, maker)
     with as_it_comes():
-        write_result(path, lambda file: pydicom.dcmwrite(file, seg, enforce_file_format=True), "out")
+        write_result(path, lambda file: pydicom.dcmwrite(file, seg, enforce_file_format=True), "out", private=True)
 
 
 def _segmentation(stack: Stack, frames: np.ndarray, case: str, maker: Maker) -> Segmentation:

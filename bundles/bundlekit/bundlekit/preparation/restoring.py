@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bundlekit.brats.naming import RESTORED
+from bundlekit.brats.naming import MODALITIES, RESTORED
 from bundlekit.brats.regions import REGIONS, nested_labels
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import sha256_of, write_content, write_result
@@ -85,6 +85,11 @@ def restore_case(
         written[path] = on_grid_of(files[modality], back)
         written[path].header["descrip"] = signed(_SIGNATURE, back)
         volumes["on"][modality] = _volumes(back, values, Grid.from_dict(entry["grid"]))
+    for modality in MODALITIES:  # that an earlier run had and this one has not
+        path = path_on(record, modality, out)
+        if path not in written and path.is_file() and not unlike(path, _SIGNATURE):
+            _log.info("%s is of an earlier run, without its scan now, and removed", path)
+            path.unlink()
     for path, image in written.items():
         write_result(path, lambda file, image=image: to_gzip(image, file), "out")  # type: ignore[misc]
         _log.info("wrote %s", path)

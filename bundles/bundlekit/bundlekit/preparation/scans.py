@@ -17,7 +17,7 @@ from bundlekit.cases.folders import nothing_found, walk
 from bundlekit.cases.headers import check_headers
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import sha256_of
-from bundlekit.images.air import air_at_zero
+from bundlekit.images.air import air_at_zero, air_for_nan
 from bundlekit.images.nifti import check_voxels, is_dicom, read_affine, read_volume, tells_orientation
 from bundlekit.images.stripping import whole_head
 from bundlekit.preparation.grids import Grid
@@ -86,7 +86,7 @@ def read_scan(modality: str, file: str | os.PathLike) -> Scan:
         findings = [Finding(str(path), found, "an sform or a qform", fix)]
     if findings:
         raise BundleError(findings)
-    array = read_volume(str(path))
+    array = air_for_nan(read_volume(str(path)), str(path))
     findings = check_voxels(str(path), array)
     grid = Grid(array.shape, read_affine(str(path)))  # type: ignore[arg-type]
     if grid.sheared:

@@ -59,7 +59,8 @@ _NO_AGENT = re.compile(
     r"(pre|before|plain|unenhanced|nati[vf]e?)(?!\w)(?!.*post).*|"
     r"0([ .]*0*) ?(ml|cc|mmol.*|unit.*)?"
 )
-_LETTERS = str.maketrans({"ø": "o", "ł": "l", "ı": "i", "æ": "ae", "ß": "ss"})  # that have no form without an accent
+# letters that have no form without an accent
+_LETTERS = str.maketrans({"ø": "o", "ł": "l", "\u0131": "i", "æ": "ae", "ß": "ss"})
 _NOT_TOLD = re.compile(r"(unknown|null|n\.?[/ ]?a\.?|-+|not (applicable|specified|available)|)\.?")
 
 

@@ -182,6 +182,7 @@ class RecordRun:
         self.split = split
         self.settings = settings
         self.second = second
+        self.met = False
         self.started = False
         self.written: dict[str, bytes] = {}
 
@@ -193,6 +194,9 @@ class RecordRun:
 
     def __call__(self, engine: Engine) -> None:
         """Write the files; raises `BundleError` if that is not possible."""
+        if not self.met:
+            idist.barrier()  # no process reads weights any more that a new run in their folder puts aside
+            self.met = True
         if idist.get_rank() != 0 or not any(self.split.values()):
             return
         folder = Path(self.ckpt_dir)

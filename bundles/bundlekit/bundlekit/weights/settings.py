@@ -143,6 +143,12 @@ def recorded_settings(
     train = next((ConfigParser.load_config_file(file) for file in files if file.is_file()), {})
     defaults = {**train, **{k: v for k, v in train.get("settings", {}).items() if not is_expression(v)}}
     recorded = read_settings(checkpoint)
+    if Path(checkpoint).is_file() and not Path(checkpoint).with_name(SETTINGS).is_file():
+        _log.warning(
+            "%s has no %s beside it: it is taken as trained with the values of train.yaml, whatever they were",
+            checkpoint,
+            SETTINGS,
+        )
     chosen = {**recorded, **recorded.get(AFTER_TRAINING, {})}
     for name, nothing in _GONE.items():
         if chosen.get(name, nothing) != nothing:

@@ -56,6 +56,7 @@ def mask_of(stack: Stack, labels: np.ndarray, folder: Path) -> Path:
 def test_a_seg_is_the_mask_and_names_its_instances(study: Path, labels: np.ndarray, tmp_path: Path) -> None:
     stack = stacks(study)["T1ce"]
     write_seg(stack, mask_of(stack, labels, tmp_path), tmp_path / "seg.dcm", "case", MAKER)
+    assert (tmp_path / "seg.dcm").stat().st_mode & 0o077 == 0, "it holds the patient's name"
     seg = highdicom.seg.segread(tmp_path / "seg.dcm")
     uids = [uid("study", "T1ce", k) for k in range(8)]
     back = seg.get_pixels_by_source_instance(

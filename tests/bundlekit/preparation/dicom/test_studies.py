@@ -491,7 +491,9 @@ def test_an_agent_that_is_named_in_every_t1_is_asked_about(study: Path, rewrite:
     """A site that enters it when the patient comes: the finest of the T1s may be that before contrast medium."""
     rewrite("T1", ContrastBolusAgent="Gadovist")
     _thin(study, ContrastBolusAgent="Gadovist", AcquisitionTime="090000")
-    with pytest.raises(BundleError, match="contrast medium is named in all T1s, and the first may be before it") as told:
+    with pytest.raises(
+        BundleError, match="contrast medium is named in all T1s, and the first may be before it"
+    ) as told:
         chosen(study)
     assert "--t1 8" in str(told.value)
     assert "--t1ce 5" in str(told.value)
