@@ -355,3 +355,10 @@ def test_label_maps_of_synthseg() -> None:
     np.testing.assert_array_equal(np.asarray(TISSUE_OF_STRUCTURE, np.uint8)[structures], tissue)  # so, no rim
     assert 400e3 < (tissue == WM).sum() < 600e3
     assert 400e3 < (tissue == CSF).sum() < 600e3
+
+
+def test_a_mask_is_no_label_of_tissues() -> None:
+    with pytest.raises(BundleError, match="0 and 1 alone: a mask, of the brain for instance"):
+        detect([0, 1], "P01_seg.nii.gz")
+    assert detect([0, 1], "sub-01_dseg.nii.gz", ["bids"]) == "bids"
+    assert detect([0, 2], "P01_seg.nii.gz") == "tissue"

@@ -44,7 +44,7 @@ def air_for_nan(voxels: np.ndarray, where: str) -> np.ndarray:
         voxels: HWD.
         where: the scan, for the log, which tells it.
     """
-    if not np.issubdtype(voxels.dtype, np.floating) or not (gone := np.isnan(voxels)).any():
+    if not np.issubdtype(voxels.dtype, np.floating) or not (gone := np.isnan(voxels)).any() or gone.all():
         return voxels
     pieces = cc3d.connected_components(gone, connectivity=26)
     faces = [pieces.take(end, axis) for axis in range(pieces.ndim) for end in (0, -1)]

@@ -326,6 +326,9 @@ def detect(labels: np.ndarray | Iterable[int], file: str, candidates: Sequence[s
     array = labels if isinstance(labels, np.ndarray) else np.asarray(list(labels))
     ids = {int(number) for number in _ids_in(whole_numbers(array, file))}
     names = [check_numbering(name, file) for name in candidates or NUMBERINGS]
+    if ids == {0, 1} and candidates is None:
+        found, expected = "0 and 1 alone: a mask, of the brain for instance", "a label map of several tissues"
+        raise BundleError(Finding(file, found, expected, "give the label; if 1 is CSF: --numbering tissue"))
     if ids <= set(NUMBERINGS["tissue"].classes):
         names = [name for name in names if ids <= set(NUMBERINGS[name].classes)]
         return _first_or_refuse(names[:1], ids, file)
