@@ -25,27 +25,26 @@ class NativeClassesd(Transform):
     the network saw is background. Orientation, voxel size, crop and pad are undone at once, from the two affines, which
     must differ by them alone.
 
-    The output has `pred` (1HWD uint8 `MetaTensor`, class indices), `confident` (1HWD uint8: probability above 0.5)
-    and, if wanted, `probabilities` (NHWD float16), on the grid of `native_affine` and `native_shape`.
+    The input has `pred` (logits, NHWD) and `image`, whose affine is theirs. The output has `pred` (1HWD uint8
+    `MetaTensor`, class indices), `confident` (1HWD uint8: probability above 0.5) and, if wanted, `probabilities` (NHWD
+    float16), on the grid of `native_affine` and `native_shape`.
 
     Args:
         probabilities: keep them.
-        key: logits, NHWD; `image` beside it is the network's input with its affine.
 
     Raises:
         ValueError: if the two grids are rotated or sheared against each other; `shear.check_shear` finds such scans
             beforehand.
     """
 
-    def __init__(self, probabilities: bool = False, key: str = "pred") -> None:
+    def __init__(self, probabilities: bool = False) -> None:
         self.probabilities = probabilities
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace the logits."""
         affine = np.asarray(convert_to_numpy(data["native_affine"]), float)
         shape = [int(n) for n in data["native_shape"]]
-        logits = torch.as_tensor(data[self.key]).detach()
+        logits = torch.as_tensor(data["pred"]).detach()
         logits = (logits.as_tensor() if isinstance(logits, MetaTensor) else logits).float()
         here = np.asarray(convert_to_numpy(data["image"].affine), float)
         order, positions = grid_positions(affine, shape, here)
@@ -72,7 +71,7 @@ class NativeClassesd(Transform):
         confident[outside] = 1
         result = {
             **data,
-            self.key: MetaTensor(classes[None], affine=torch.from_numpy(affine)),
+            "pred": MetaTensor(classes[None], affine=torch.from_numpy(affine)),
             "confident": MetaTensor(confident[None], affine=torch.from_numpy(affine)),
         }
         return result if everything is None else {**result, "probabilities": everything}

@@ -42,24 +42,22 @@ def check_settings(window: Sequence[float], normalise: str, spacing: Sequence[fl
 
 
 class NormaliseCTd(Transform):
-    """Clip a CT to a window of HU and bring it to a standard range.
+    """Clip a CT, `image` (1HWD), to a window of HU and bring it to a standard range.
 
     Args:
         window: HU that become the smallest and the largest value; what lies outside is clipped.
         method: "unit": the window becomes 0 to 1, so that air is exactly 0; "zscore": after that, mean 0 and standard
             deviation 1 over the volume.
-        key: 1HWD.
     """
 
-    def __init__(self, window: Sequence[float] = (-160.0, 240.0), method: str = "unit", key: str = "image") -> None:
+    def __init__(self, window: Sequence[float] = (-160.0, 240.0), method: str = "unit") -> None:
         check_settings(window, method, None)
         self.window = [float(hu) for hu in window]
         self.method = method
-        self.key = key
         self._scale = ScaleIntensityRange(self.window[0], self.window[1], b_min=0.0, b_max=1.0, clip=True)
         self._standardise = NormalizeIntensity()
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Normalise the image."""
-        image = self._scale(data[self.key])
-        return {**data, self.key: self._standardise(image) if self.method == "zscore" else image}
+        image = self._scale(data["image"])
+        return {**data, "image": self._standardise(image) if self.method == "zscore" else image}

@@ -14,25 +14,23 @@ from scipy import ndimage
 
 
 class OneBraind(Transform):
-    """Probability of the brain (1HWD) in place of logits (2HWD): that of its largest component, its holes filled.
+    """Probability of the brain (1HWD) in place of the logits `pred` (2HWD).
 
-    On the network's grid, where it costs a fraction of what it costs at 1 mm, and on probabilities, so that their
-    interpolation to the scan's grid gives a smooth border.
+    That of its largest component, its holes filled. On the network's grid, where it costs a fraction of what it costs
+    at 1 mm, and on probabilities, so that their interpolation to the scan's grid gives a smooth border.
 
     Args:
         spacing: of the network's grid, mm.
         margin_mm: by how much the mask grows (above 0) or shrinks (below 0).
-        key: logits.
     """
 
-    def __init__(self, spacing: tuple[float, float, float], margin_mm: float = 0.0, key: str = "pred") -> None:
+    def __init__(self, spacing: tuple[float, float, float], margin_mm: float = 0.0) -> None:
         self.spacing = [float(mm) for mm in spacing]
         self.margin_mm = float(margin_mm)
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Decide which component is the brain."""
-        logits = data[self.key]
+        logits = data["pred"]
         plain = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
         probability = torch.softmax(plain.float(), dim=0)[1].cpu().numpy()
         found = probability >= 0.5
@@ -45,7 +43,7 @@ class OneBraind(Transform):
         out = torch.from_numpy(np.ascontiguousarray(probability))[None]
         if isinstance(logits, MetaTensor):
             out = MetaTensor(out, meta=dict(logits.meta), applied_operations=list(logits.applied_operations))
-        return {**data, self.key: out}
+        return {**data, "pred": out}
 
     def _grown(self, brain: np.ndarray) -> np.ndarray:
         """1 inside and 0 outside of the brain with its margin, a slope of two voxels between."""

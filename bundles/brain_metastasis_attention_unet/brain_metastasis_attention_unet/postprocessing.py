@@ -17,25 +17,25 @@ from bundlekit.brats.lesions import remove_small
 class RemoveSmallLesionsd(Transform):
     """Set predicted lesions below a volume to background; a lesion is a component of the whole tumour.
 
+    They are those of `pred`: class indices, 1HWD `MetaTensor` on the scan's own grid.
+
     Args:
         minimum_ml: 0 removes nothing.
-        key: class indices, 1HWD `MetaTensor` on the scan's own grid.
 
     Raises:
         ValueError: if `minimum_ml` is negative.
     """
 
-    def __init__(self, minimum_ml: float, key: str = "pred") -> None:
+    def __init__(self, minimum_ml: float) -> None:
         if minimum_ml < 0:
             raise ValueError(f"minimum_lesion_ml must be 0 or more, got {minimum_ml}.")
         self.minimum_ml = float(minimum_ml)
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Clean the prediction."""
         if not self.minimum_ml:
             return dict(data)
-        pred = data[self.key]
+        pred = data["pred"]
         spacing = voxel_sizes(convert_to_numpy(pred.affine))  # the image may still be the resized one
         kept = remove_small(convert_to_numpy(pred)[0].astype("uint8"), self.minimum_ml, spacing.tolist())
-        return {**data, self.key: MetaTensor(torch.from_numpy(kept)[None], meta=dict(getattr(pred, "meta", {})))}
+        return {**data, "pred": MetaTensor(torch.from_numpy(kept)[None], meta=dict(getattr(pred, "meta", {})))}

@@ -24,26 +24,20 @@ def fill_background(probabilities: torch.Tensor) -> torch.Tensor:
 
 
 class AirIsBackgroundd(Transform):
-    """Logits of background where the scan is air that was set to 0, as around a stripped brain.
+    """Logits of background in `pred` (NHWD) where `image` (1HWD) is air that was set to 0, as around a stripped brain.
 
     Such air is the scan's smallest intensity, a tenth of its voxels at least; noisy air is left to the network.
-
-    Args:
-        key: logits, NHWD; `image` beside it is the network's input, 1HWD.
     """
-
-    def __init__(self, key: str = "pred") -> None:
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Overwrite the logits of the air."""
-        logits, image = data[self.key], data["image"]
+        logits, image = data["pred"], data["image"]
         air = (image <= image.min() + 1e-4)[0].to(logits.device)
         if float(air.float().mean()) < ZERO_AIR:
             return dict(data)
         certain = torch.full((logits.shape[0], 1, 1, 1), -_CERTAIN, dtype=logits.dtype, device=logits.device)
         certain[0] = _CERTAIN
-        return {**data, self.key: torch.where(air[None], certain, logits)}
+        return {**data, "pred": torch.where(air[None], certain, logits)}
 
 
 class TissueMasksd(Transform):

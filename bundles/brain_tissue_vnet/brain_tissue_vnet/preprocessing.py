@@ -20,24 +20,23 @@ from bundlekit.images.stripping import LARGEST_BRAIN_ML, whole_head
 class CheckSkullStrippedd(Transform):
     """Refuse a scan with the skull where the network has seen none.
 
-    A scan counts as whole head if more than a brain's volume is not air of one value, see `bundlekit.images.stripping`.
+    `image` (1HWD `MetaTensor`; air that has one value is 0) counts as whole head if more than a brain's volume is not
+    air of one value, see `bundlekit.images.stripping`.
 
     Args:
         whole_head: whether the network was trained on scans of whole heads; True accepts everything.
-        key: 1HWD `MetaTensor`; air that has one value is 0.
 
     Raises:
         BundleError: while running, for a whole head where `whole_head` is False.
     """
 
-    def __init__(self, whole_head: bool, key: str = "image") -> None:
+    def __init__(self, whole_head: bool) -> None:
         self.whole_head = whole_head
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Check `data`, and return it as it is."""
         if not self.whole_head:
-            image = data[self.key]
+            image = data["image"]
             found = whole_head(image[0].numpy(), voxel_ml(image.affine))
             if found:
                 raise BundleError(
@@ -53,33 +52,33 @@ class CheckSkullStrippedd(Transform):
 
 
 class N4d(Transform):
-    """Bias field correction by N4 over what is not air, see `bundlekit.images.bias`; air that is 0 stays 0.
+    """Bias field correction of `image` (1HWD) by N4 over what is not air, see `bundlekit.images.bias`.
+
+    Air that is 0 stays 0; negative intensities are shifted to 0.
 
     Args:
-        key: 1HWD; negative intensities are shifted to 0.
         shrink: factor between the image's grid and that of the field.
         iterations: at each of the fitting levels.
     """
 
-    def __init__(self, key: str = "image", shrink: int = 4, iterations: Sequence[int] = (30, 30, 20)) -> None:
-        self.key = key
+    def __init__(self, shrink: int = 4, iterations: Sequence[int] = (30, 30, 20)) -> None:
         self.shrink = shrink
         self.iterations = [int(n) for n in iterations]
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Divide the image by its field."""
-        image = data[self.key]
+        image = data["image"]
         array = as_array(image)[0]
         array = array - min(float(array.min()), 0.0)
         corrected = without_bias_field(array, foreground(array), self.shrink, self.iterations)
-        return {**data, self.key: like(image, corrected[None])}
+        return {**data, "image": like(image, corrected[None])}
 
 
 class CLAHEd(Transform):
     """Contrast limited adaptive histogram equalisation in 3-D, scikit-image's.
 
-    The image is brought to 0 to 1 by its 0.5 and 99.5 % percentiles over what is not air; air that is 0 stays 0. About
-    1 s for a brain at 1 mm on one core; larger kernels cost more (64 voxels: 2 s).
+    `image` (1HWD) is brought to 0 to 1 by its 0.5 and 99.5 % percentiles over what is not air; air that is 0 stays 0.
+    About 1 s for a brain at 1 mm on one core; larger kernels cost more (64 voxels: 2 s).
 
     Zuiderveld, Contrast Limited Adaptive Histogram Equalization, Graphics Gems IV, 1994.
 
@@ -87,34 +86,30 @@ class CLAHEd(Transform):
         clip_limit: strength, from above 0 (hardly any) to 1 (full equalisation); 0 leaves the image as it is.
         kernel_size: voxels along each axis in which the histogram is equalised; None: an eighth of the image.
         bins: of the histograms.
-        key: 1HWD.
 
     Raises:
         ValueError: for a `clip_limit` outside 0 to 1.
     """
 
-    def __init__(
-        self, clip_limit: float = 0.01, kernel_size: int | None = None, bins: int = 256, key: str = "image"
-    ) -> None:
+    def __init__(self, clip_limit: float = 0.01, kernel_size: int | None = None, bins: int = 256) -> None:
         if not 0 <= clip_limit <= 1:
             raise ValueError(f"clahe (the clip limit) must be from 0 to 1, got {clip_limit}.")
         self.clip_limit = float(clip_limit)
         self.kernel_size = kernel_size
         self.bins = bins
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Equalise the image."""
         if not self.clip_limit:
             return dict(data)
-        image = data[self.key]
+        image = data["image"]
         array = as_array(image)[0]
         mask = foreground(array)
         low, high = np.percentile(array[mask], PERCENTILES) if mask.any() else (0.0, 1.0)
         scaled = np.clip((array - low) / max(high - low, 1e-6), 0, 1)
         equal = equalize_adapthist(scaled, kernel_size=self.kernel_size, clip_limit=self.clip_limit, nbins=self.bins)
         equal[array == 0] = 0
-        return {**data, self.key: like(image, equal[None])}
+        return {**data, "image": like(image, equal[None])}
 
 
 def check_settings(fit: str, clahe: float = 0.0, n4: bool = False, painted: bool = False) -> None:

@@ -67,11 +67,11 @@ def test_probabilities_are_sums_of_the_classes(parts: tuple[int, ...], expected:
 
 def test_probabilities_leave_the_rest_of_the_item_alone() -> None:
     logits = torch.randn(4, 2, 2, 2)
-    item = {"logits": logits, "case": "a"}
-    result = RegionProbabilitiesd("logits")(item)
-    assert set(item) == {"logits", "case"}
-    assert set(result) == {"logits", "case", "probabilities"}
-    assert result["logits"] is logits
+    item = {"pred": logits, "case": "a"}
+    result = RegionProbabilitiesd()(item)
+    assert set(item) == {"pred", "case"}
+    assert set(result) == {"pred", "case", "probabilities"}
+    assert result["pred"] is logits
 
 
 def test_probabilities_of_half_precision_are_single() -> None:

@@ -1,4 +1,7 @@
-"""What is known of the tumour core, put into predictions: no holes, oedema around it, enhancement at it."""
+"""What is known of the tumour core, put into predictions: no holes, oedema around it, enhancement at it.
+
+The transforms take `pred`: class indices, 1HWD `MetaTensor` on the scan's own grid.
+"""
 
 from __future__ import annotations
 
@@ -32,24 +35,22 @@ class FillCored(Transform):
 
     Args:
         enabled: False leaves the prediction as it is.
-        key: class indices, 1HWD `MetaTensor`.
 
     Raises:
         ValueError: if `enabled` is neither True nor False.
     """
 
-    def __init__(self, enabled: bool = True, key: str = "pred") -> None:
+    def __init__(self, enabled: bool = True) -> None:
         if not isinstance(enabled, bool):
             raise ValueError(f"fill_core must be true or false, got {enabled!r}.")
         self.enabled = enabled
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Fill the core."""
         if not self.enabled:
             return dict(data)
-        pred = data[self.key]
-        return {**data, self.key: _like(pred, fill_core(convert_to_numpy(pred)[0]))}
+        pred = data["pred"]
+        return {**data, "pred": _like(pred, fill_core(convert_to_numpy(pred)[0]))}
 
 
 class RelabelUnenhancedd(Transform):
@@ -60,22 +61,20 @@ class RelabelUnenhancedd(Transform):
 
     Args:
         minimum_ml: a case with this much ET or more enhances, in ml; 0 leaves every prediction as it is.
-        key: class indices, 1HWD `MetaTensor` on the scan's own grid.
 
     Raises:
         ValueError: if `minimum_ml` is negative or not finite.
     """
 
-    def __init__(self, minimum_ml: float, key: str = "pred") -> None:
+    def __init__(self, minimum_ml: float) -> None:
         self.minimum_ml = _volume("minimum_enhancing_ml", minimum_ml)
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Relabel the prediction."""
-        pred = data[self.key]
+        pred = data["pred"]
         if not self.minimum_ml or int((pred == ET).sum()) * voxel_ml(pred.affine) < self.minimum_ml * _NEARLY:
             return dict(data)
-        return {**data, self.key: _like(pred, relabel_unenhanced(convert_to_numpy(pred)[0]))}
+        return {**data, "pred": _like(pred, relabel_unenhanced(convert_to_numpy(pred)[0]))}
 
 
 class RemoveCorelessd(Transform):
@@ -87,24 +86,22 @@ class RemoveCorelessd(Transform):
 
     Args:
         minimum_ml: core (NCR and ET) that a 26-connected component must hold, in ml; 0 keeps all.
-        key: class indices, 1HWD `MetaTensor` on the scan's own grid.
 
     Raises:
         ValueError: if `minimum_ml` is negative or not finite.
     """
 
-    def __init__(self, minimum_ml: float, key: str = "pred") -> None:
+    def __init__(self, minimum_ml: float) -> None:
         self.minimum_ml = _volume("minimum_core_ml", minimum_ml)
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Clean the prediction."""
         if not self.minimum_ml:
             return dict(data)
-        pred = data[self.key]
+        pred = data["pred"]
         return {
             **data,
-            self.key: _like(pred, remove_coreless(convert_to_numpy(pred)[0], self.minimum_ml, voxel_ml(pred.affine))),
+            "pred": _like(pred, remove_coreless(convert_to_numpy(pred)[0], self.minimum_ml, voxel_ml(pred.affine))),
         }
 
 
@@ -121,23 +118,21 @@ class RemoveSmallPartsd(Transform):
 
     Args:
         minimum_share: of the largest 26-connected component, 0 to 1; smaller ones go. 0 keeps all.
-        key: class indices, 1HWD `MetaTensor` on the scan's own grid.
 
     Raises:
         ValueError: if `minimum_share` is outside 0..1.
     """
 
-    def __init__(self, minimum_share: float, key: str = "pred") -> None:
+    def __init__(self, minimum_share: float) -> None:
         if not 0 <= minimum_share <= 1:
             raise ValueError(f"minimum_share must be from 0 to 1, got {minimum_share}.")
         self.minimum_share = float(minimum_share)
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Clean the prediction."""
         if not self.minimum_share:
             return dict(data)
-        pred = data[self.key]
+        pred = data["pred"]
         labels = convert_to_numpy(pred)[0]
         kept = remove_small_parts(labels, self.minimum_share)
         removed_ml = float(np.count_nonzero(labels) - np.count_nonzero(kept)) * voxel_ml(pred.affine)
@@ -148,7 +143,7 @@ class RemoveSmallPartsd(Transform):
             told += f", in parts below {self.minimum_share:g} of it; --minimum_share 0 keeps them"
             level = logging.WARNING if enhancing_ml else logging.INFO
             _log.log(level, "%s: %s", data.get("case", "the mask"), told)
-        return {**data, self.key: _like(pred, kept), "removed_ml": removed_ml}
+        return {**data, "pred": _like(pred, kept), "removed_ml": removed_ml}
 
 
 class RelabelSmallComponentsd(Transform):
@@ -159,23 +154,21 @@ class RelabelSmallComponentsd(Transform):
 
     Args:
         minimum_ml: volume that a 26-connected component of the region must have, in ml; 0 leaves every prediction.
-        key: class indices, 1HWD `MetaTensor` on the scan's own grid.
 
     Raises:
         ValueError: if `minimum_ml` is negative or not finite.
     """
 
-    def __init__(self, minimum_ml: float, key: str = "pred") -> None:
+    def __init__(self, minimum_ml: float) -> None:
         self.minimum_ml = _volume("minimum_component_ml", minimum_ml)
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Relabel the prediction."""
-        pred = data[self.key]
+        pred = data["pred"]
         minimum = math.ceil(self.minimum_ml / voxel_ml(pred.affine) * _NEARLY) if self.minimum_ml else 0
         if minimum <= 1:
             return dict(data)
-        return {**data, self.key: _like(pred, relabel_small_components(convert_to_numpy(pred)[0], minimum))}
+        return {**data, "pred": _like(pred, relabel_small_components(convert_to_numpy(pred)[0], minimum))}
 
 
 def relabel_small_components(labels: np.ndarray, minimum_voxels: int) -> np.ndarray:

@@ -14,7 +14,7 @@ METHODS = ("minmax", "zscore")
 
 
 class NormaliseBraind(Transform):
-    """Bring each modality to a standard range by its voxels that are not 0; air stays 0.
+    """Bring each modality of `image` (CHWD) to a standard range by its voxels that are not 0; air stays 0.
 
     As MONAI's `NormalizeIntensity` and `ScaleIntensityRangePercentiles`, but in two steps: a patch that is read from
     the file is normalised by the statistics of its whole brain.
@@ -24,13 +24,12 @@ class NormaliseBraind(Transform):
             standard deviation 1.
         percentiles: of the brain's intensities that "minmax" takes in place of the extremes, what lies beyond is
             clipped; [0, 100] clips nothing, [0.5, 99.5] keeps bright vessels from darkening the rest.
-        key: CHWD.
 
     Raises:
         ValueError: for another method, or percentiles out of order.
     """
 
-    def __init__(self, method: str = "minmax", percentiles: Sequence[float] = (0, 100), key: str = "image") -> None:
+    def __init__(self, method: str = "minmax", percentiles: Sequence[float] = (0, 100)) -> None:
         if method not in METHODS:
             raise ValueError(f"normalise must be one of {', '.join(METHODS)}, got {method!r}.")
         low, high = (float(p) for p in percentiles)
@@ -38,16 +37,15 @@ class NormaliseBraind(Transform):
             raise ValueError(f"percentiles must be two numbers from 0 to 100 in order, got {list(percentiles)}.")
         self.method = method
         self.percentiles = (low, high)
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Normalise the image."""
-        image = data[self.key]
+        image = data["image"]
         plain = image.as_tensor() if isinstance(image, MetaTensor) else image
         out = self.apply(plain, *self.statistics(plain))
         if isinstance(image, MetaTensor):
             out = MetaTensor(out, meta=dict(image.meta), applied_operations=list(image.applied_operations))
-        return {**data, self.key: out}
+        return {**data, "image": out}
 
     def statistics(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Offset and scale of each modality of a whole brain (CHWD), C float32 each."""

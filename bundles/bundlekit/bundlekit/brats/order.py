@@ -33,22 +33,18 @@ _FITTED = Path(__file__).with_name("order.json")
 class CheckOrderd(Transform):
     """Add what the intensities of four scans tell of them.
 
+    They are `image`: T1, T1ce, T2, FLAIR, 4HWD, 0 outside of the brain, of any linear scale of intensities.
+
     `missing_modalities`: names of those that are zeros alone, as `fill_missing` makes them; "" where all are there.
     `order_doubt`: in words, which modalities look like others; "" where none does or one is missing.
     `intensity_distance`: squared Mahalanobis distance of the 26 numbers from those of the 37 gliomas; 0 where one is
     missing. Of one of them from the 36 others it is 37 or less but for one (87).
-
-    Args:
-        key: T1, T1ce, T2, FLAIR, 4HWD, 0 outside of the brain, of any linear scale of intensities.
     """
-
-    def __init__(self, key: str = "image") -> None:
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Look at the scans."""
-        doubt, distance = doubts(convert_to_numpy(data[self.key]))
-        missing = ", ".join(name for name, scan in zip(MODALITIES, data[self.key], strict=False) if not scan.any())
+        doubt, distance = doubts(convert_to_numpy(data["image"]))
+        missing = ", ".join(name for name, scan in zip(MODALITIES, data["image"], strict=False) if not scan.any())
         return {**data, "order_doubt": doubt, "intensity_distance": distance, "missing_modalities": missing}
 
 

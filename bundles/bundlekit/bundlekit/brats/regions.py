@@ -80,22 +80,20 @@ class RegionProbabilitiesd(Transform):
     """Add `probabilities`: the summed softmax of each region's classes, 3HWD float32 in the order WT, TC, ET.
 
     Args:
-        key: logits, NHWD.
-        temperature: that the logits are divided by, above 0 (Guo et al., On Calibration of Modern Neural Networks, ICML
-            2017). Above 1: less sure.
+        temperature: that the logits `pred` (NHWD) are divided by, above 0 (Guo et al., On Calibration of Modern Neural
+            Networks, ICML 2017). Above 1: less sure.
 
     Raises:
         ValueError: if `temperature` is not above 0.
     """
 
-    def __init__(self, key: str = "pred", temperature: float = 1.0) -> None:
+    def __init__(self, temperature: float = 1.0) -> None:
         if not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be above 0, got {temperature}.")
-        self.key = key
         self.temperature = temperature
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the probabilities to a copy of `data`, on the grid of the logits."""
-        logits = data[self.key]
+        logits = data["pred"]
         regions = region_probabilities(torch.as_tensor(logits).float()[None] / self.temperature)[0]
         return {**data, "probabilities": MetaTensor(regions, meta=dict(getattr(logits, "meta", {})))}

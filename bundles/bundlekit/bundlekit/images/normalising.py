@@ -16,29 +16,28 @@ _ABOVE_AIR = 1e-3
 
 
 class NormaliseForegroundd(Transform):
-    """Linear normalisation by what is not air; the air is mapped along, so that it stays darker than the brain.
+    """Linear normalisation of `image` (1HWD) by what is not air.
 
-    MONAI's `NormalizeIntensityd(nonzero=True)` leaves air that is 0 at 0, which is the mean of the brain then, and
-    counts air that is noise as head. Its `ScaleIntensityRangePercentilesd` takes the percentiles over the air, too, and
-    some scans have more of it than others.
+    The air is mapped along, so that it stays darker than the brain. MONAI's `NormalizeIntensityd(nonzero=True)` leaves
+    air that is 0 at 0, which is the mean of the brain then, and counts air that is noise as head. Its
+    `ScaleIntensityRangePercentilesd` takes the percentiles over the air, too, and some scans have more of it than
+    others.
 
     Args:
         method: "zscore": mean 0, standard deviation 1, clipped to -6 to 6; "percentile": 0.5 and 99.5 % percentiles to
             0 and 1, clipped to that.
-        key: 1HWD.
 
     Raises:
         ValueError: for another method.
     """
 
-    def __init__(self, method: str = "zscore", key: str = "image") -> None:
+    def __init__(self, method: str = "zscore") -> None:
         check_method(method)
         self.method = method
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Normalise the image."""
-        image = data[self.key]
+        image = data["image"]
         array = as_array(image)
         mask = foreground(array)
         offset, scale = statistics(array[mask] if mask.any() else array, self.method)
@@ -46,7 +45,7 @@ class NormaliseForegroundd(Transform):
         if mask.any() and not mask.all():  # what is clipped in the brain stays brighter than the air, too
             least = normal.min()
             normal[mask & (normal <= least)] = least + _ABOVE_AIR
-        return {**data, self.key: like(image, normal)}
+        return {**data, "image": like(image, normal)}
 
 
 def as_array(image: torch.Tensor) -> np.ndarray:

@@ -28,7 +28,8 @@ _CONFIGS = ("inference.yaml", "inference.json")
 class StripSkulld(Transform):
     """Set to 0 what lies outside of the brain, in scans that have their skull; stripped ones stay as they are.
 
-    A scan has its skull if more than a brain's volume is not air of one value, see `bundlekit.images.stripping`. The
+    A scan is `image`: 1HWD `MetaTensor`; air that has one value is 0. It has its skull if more than a brain's volume is
+    not air of one value, see `bundlekit.images.stripping`; without the skull it has `skull_stripped` in its `meta`. The
     mask is that of another bundle: its `inference.yaml` says how a scan is prepared, computed and brought back to its
     grid, from the second step of its `preprocessing` on; its weights are loaded with the first scan that needs them.
 
@@ -37,7 +38,6 @@ class StripSkulld(Transform):
         margin_mm: by how much its mask grows.
         device: that computes.
         settings: other values of its `inference.yaml`, e.g. `precision`.
-        key: 1HWD `MetaTensor`; air that has one value is 0. Without the skull it has `skull_stripped` in its `meta`.
 
     Raises:
         BundleError: while running, if what is found cannot be a brain; if the folder or its weights cannot be used, one
@@ -50,16 +50,14 @@ class StripSkulld(Transform):
         margin_mm: float = 0.0,
         device: torch.device | str = "cpu",
         settings: Mapping[str, Any] | None = None,
-        key: str = "image",
     ) -> None:
         self.bundle = Path(bundle)
         self.settings = {**(settings or {}), "margin_mm": margin_mm, "device": str(device)}
-        self.key = key
         self._parts: tuple[Compose, Any, Any, Compose, torch.device] | None = None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Strip the scan of `data`."""
-        image = data[self.key]
+        image = data["image"]
         found = whole_head(image[0].numpy(), voxel_ml(image.affine))
         if not found:
             return dict(data)
@@ -75,7 +73,7 @@ class StripSkulld(Transform):
         plain = plain - plain[brain].min().clamp(max=0)  # air is the smallest value then, as around any stripped brain
         stripped = torch.where(brain, plain, 0)
         meta = {**image.meta, "skull_stripped": True}
-        return {**data, self.key: MetaTensor(stripped, meta=meta, applied_operations=list(image.applied_operations))}
+        return {**data, "image": MetaTensor(stripped, meta=meta, applied_operations=list(image.applied_operations))}
 
     def mask(self, image: MetaTensor) -> torch.Tensor:
         """The brain of a scan (1HWD `MetaTensor`) on its own grid: 1HWD bool.
@@ -93,7 +91,7 @@ class StripSkulld(Transform):
                 raise BundleError(message, ends_run=True) from error
         prepare, inferer, network, finish, device = self._parts
         plain = MetaTensor(image.as_tensor(), affine=image.affine)
-        item: Any = prepare({self.key: plain})
+        item: Any = prepare({"image": plain})
         with torch.no_grad():
             logits = inferer(item["image"][None].to(device), network)
         item["pred"] = decollate_batch(logits)[0]

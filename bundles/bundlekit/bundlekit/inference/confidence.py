@@ -26,8 +26,7 @@ class AddConfidenced(Transform):
         regions: name -> channels that make it up; with "softmax" alone.
         activation: "softmax" of exclusive classes, or "sigmoid" of channels of their own.
         threshold: of a channel of its own, above which it is in the mask.
-        labels: with "softmax", what makes the mask (1HWD class indices) of logits (NHWD).
-        key: logits, NHWD.
+        labels: with "softmax", what makes the mask (1HWD class indices) of the logits `pred` (NHWD).
 
     Raises:
         ValueError: for another activation.
@@ -40,7 +39,6 @@ class AddConfidenced(Transform):
         activation: str = "softmax",
         threshold: float = 0.5,
         labels: Callable[[torch.Tensor], torch.Tensor] = argmax_labels,
-        key: str = "pred",
     ) -> None:
         if activation not in ("softmax", "sigmoid"):
             raise ValueError(f'activation must be "softmax" or "sigmoid", got {activation!r}.')
@@ -51,11 +49,10 @@ class AddConfidenced(Transform):
         self.activation = activation
         self.threshold = threshold
         self.labels = labels
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add the numbers to a copy of `data`."""
-        logits = torch.as_tensor(data[self.key])
+        logits = torch.as_tensor(data["pred"])
         n = len(logits)
         shared = torch.zeros(n, n, dtype=torch.float64)  # sum of channel i's probabilities in channel j's mask
         masses, sizes = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)

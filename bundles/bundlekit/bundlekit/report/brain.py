@@ -15,19 +15,13 @@ from bundlekit.images.nifti import voxel_ml
 class MeasureBraind(Transform):
     """Add volume (`brain_ml`) and middle (`midline_mm`, from left to right, RAS+) of the brain of a stripped scan.
 
-    It is what is not air. For `WriteVolumes`, on voxels of the scan: resized ones hold a bit of the brain where the
-    scan's hold none. Nothing is added of a scan that is air alone.
-
-    Args:
-        key: `MetaTensor`, CHWD, whose air is 0.
+    It is what is not air of `image` (CHWD `MetaTensor`, whose air is 0). For `WriteVolumes`, on voxels of the scan:
+    resized ones hold a bit of the brain where the scan's hold none. Nothing is added of a scan that is air alone.
     """
-
-    def __init__(self, key: str = "image") -> None:
-        self.key = key
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Add both."""
-        image = data[self.key]
+        image = data["image"]
         affine = np.asarray(image.affine, float)
         inside = is_not_air(image).any(0).numpy()
         count = int(inside.sum())
