@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Transform
 from scipy import ndimage
 
-from bundlekit.brats.cleaning import relabel_unenhanced, remove_coreless
+from bundlekit.brats.cleaning import RelabelUnenhancedd, RemoveCorelessd
 from bundlekit.images.components import components, large_components
 
 TOUCHING = np.ones((3, 3, 3))
@@ -43,6 +46,10 @@ def test_small_ones_are_left_out(minimum_voxels: int) -> None:
         np.testing.assert_array_equal(large_components(mask, minimum_voxels), mask & large[numbers])
 
 
+def cleaned(step: Transform, labels: np.ndarray) -> np.ndarray:
+    return step({"pred": MetaTensor(torch.from_numpy(labels)[None])})["pred"].numpy()[0]
+
+
 def test_cleaning_goes_by_scipys_components() -> None:
     random = np.random.default_rng(1)
     for mask in masks():
@@ -50,9 +57,9 @@ def test_cleaning_goes_by_scipys_components() -> None:
         core = np.isin(labels, (1, 3))
         numbers, count = ndimage.label(core, TOUCHING)
         enhancing = set(numbers[labels == 3].tolist())
-        expected = np.where(core & ~np.isin(numbers, list(enhancing)), 2, labels)
-        np.testing.assert_array_equal(relabel_unenhanced(labels), expected)
+        expected = np.where(core & ~np.isin(numbers, list(enhancing)), 2, labels) if enhancing else labels
+        np.testing.assert_array_equal(cleaned(RelabelUnenhancedd(0.001), labels), expected)
         numbers, count = ndimage.label(mask, TOUCHING)
         kept = [n for n in range(1, count + 1) if core[numbers == n].sum() >= 2]
         kept = kept or [1 + int(np.bincount(numbers.ravel())[1:].argmax())] if count else kept
-        np.testing.assert_array_equal(remove_coreless(labels, 0.002, 0.001), labels * np.isin(numbers, kept))
+        np.testing.assert_array_equal(cleaned(RemoveCorelessd(0.002), labels), labels * np.isin(numbers, kept))

@@ -1,14 +1,10 @@
-"""What is known of the tumour core, put into predictions: no holes, oedema around it, enhancement at it.
-
-The transforms take `pred`: class indices, 1HWD `MetaTensor` on the scan's own grid.
-"""
+"""What is known of the tumour core, put into predictions: no holes, oedema around it, enhancement at it."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Mapping
-from functools import partial
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,7 +23,34 @@ _log = logging.getLogger(__name__)
 _NEARLY = 1 - 1e-6  # headers hold 32-bit numbers: 50 voxels of 0.9999998 mm3 are 0.05 ml
 
 
-class FillCored(Transform):
+class _Cleaning(Transform):
+    """Replace `pred` by what `_clean` makes of it: class indices, 1HWD `MetaTensor` on the scan's own grid."""
+
+    setting: float  # 0 or False: the prediction stays as it is
+    region = "WT"  # in whose box `_clean` works
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Clean the prediction."""
+        if not self.setting:
+            return dict(data)
+        pred = data["pred"]
+        labels = convert_to_numpy(pred)[0].copy()
+        box = ndimage.find_objects(np.isin(labels, REGIONS[self.region]).view(np.uint8))
+        if box:
+            self._clean(labels[box[0]], voxel_ml(pred.affine))
+        return {**data, "pred": MetaTensor(torch.from_numpy(labels)[None], meta=dict(pred.meta))}
+
+    def _clean(self, labels: np.ndarray, voxel_ml: float) -> None:
+        """Change classes in place.
+
+        Args:
+            labels: class indices as in `regions`, HWD, in the box around `region`; 0 is background.
+            voxel_ml: volume of a voxel, in ml.
+        """
+        raise NotImplementedError
+
+
+class FillCored(_Cleaning):
     """Make what the tumour core encloses on all sides (3-D) part of it: NCR, whatever it was called.
 
     An enhancing rim has its necrosis within, never oedema or healthy tissue. MONAI's `FillHoles` takes one class at a
@@ -40,21 +63,20 @@ class FillCored(Transform):
         ValueError: if `enabled` is neither True nor False.
     """
 
+    region = "TC"
+
     def __init__(self, enabled: bool = True) -> None:
         if not isinstance(enabled, bool):
             raise ValueError(f"fill_core must be true or false, got {enabled!r}.")
-        self.enabled = enabled
+        self.setting = enabled
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Fill the core."""
-        if not self.enabled:
-            return dict(data)
-        pred = data["pred"]
-        return {**data, "pred": _like(pred, fill_core(convert_to_numpy(pred)[0]))}
+    def _clean(self, labels: np.ndarray, voxel_ml: float) -> None:
+        core = np.isin(labels, REGIONS["TC"])
+        labels[ndimage.binary_fill_holes(core) & ~core] = NCR  # face neighbours lead out of a hole
 
 
-class RelabelUnenhancedd(Transform):
-    """In a tumour that enhances, make parts of the core without any enhancement oedema.
+class RelabelUnenhancedd(_Cleaning):
+    """In a tumour that enhances, make 26-connected parts of the core without any enhancement oedema.
 
     A core that does not enhance at all is that of a low-grade glioma; beside one that does, it is oedema or healthy
     tissue that looks like necrosis.
@@ -66,18 +88,20 @@ class RelabelUnenhancedd(Transform):
         ValueError: if `minimum_ml` is negative or not finite.
     """
 
+    region = "TC"
+
     def __init__(self, minimum_ml: float) -> None:
-        self.minimum_ml = _volume("minimum_enhancing_ml", minimum_ml)
+        self.setting = _volume("minimum_enhancing_ml", minimum_ml)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Relabel the prediction."""
-        pred = data["pred"]
-        if not self.minimum_ml or int((pred == ET).sum()) * voxel_ml(pred.affine) < self.minimum_ml * _NEARLY:
-            return dict(data)
-        return {**data, "pred": _like(pred, relabel_unenhanced(convert_to_numpy(pred)[0]))}
+    def _clean(self, labels: np.ndarray, voxel_ml: float) -> None:
+        if np.count_nonzero(labels == ET) * voxel_ml < self.setting * _NEARLY:
+            return
+        numbers, n = components(np.isin(labels, REGIONS["TC"]))
+        enhances = np.bincount(numbers[labels == ET], minlength=n + 1) > 0
+        labels[(numbers > 0) & ~enhances[numbers]] = ED
 
 
-class RemoveCorelessd(Transform):
+class RemoveCorelessd(_Cleaning):
     """Set components of the whole tumour with less tumour core than a minimum to background.
 
     Oedema lies around a core, and networks that call bright tissue elsewhere oedema seldom see a core in it. Where no
@@ -92,20 +116,18 @@ class RemoveCorelessd(Transform):
     """
 
     def __init__(self, minimum_ml: float) -> None:
-        self.minimum_ml = _volume("minimum_core_ml", minimum_ml)
+        self.setting = _volume("minimum_core_ml", minimum_ml)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Clean the prediction."""
-        if not self.minimum_ml:
-            return dict(data)
-        pred = data["pred"]
-        return {
-            **data,
-            "pred": _like(pred, remove_coreless(convert_to_numpy(pred)[0], self.minimum_ml, voxel_ml(pred.affine))),
-        }
+    def _clean(self, labels: np.ndarray, voxel_ml: float) -> None:
+        numbers, n = components(labels)
+        core = np.bincount(numbers[np.isin(labels, REGIONS["TC"])], minlength=n + 1)
+        kept = core * voxel_ml >= self.setting * _NEARLY
+        if not kept.any():
+            kept[np.bincount(numbers[numbers > 0]).argmax()] = True
+        labels[~kept[numbers]] = 0
 
 
-class RemoveSmallPartsd(Transform):
+class RemoveSmallPartsd(_Cleaning):
     """Set components of the whole tumour that are small beside the largest to background, and say so.
 
     A glioma is mostly one mass; a small part that a network finds apart from it, near or far, is mostly false, and one
@@ -126,27 +148,32 @@ class RemoveSmallPartsd(Transform):
     def __init__(self, minimum_share: float) -> None:
         if not 0 <= minimum_share <= 1:
             raise ValueError(f"minimum_share must be from 0 to 1, got {minimum_share}.")
-        self.minimum_share = float(minimum_share)
+        self.setting = float(minimum_share)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Clean the prediction."""
-        if not self.minimum_share:
-            return dict(data)
-        pred = data["pred"]
-        labels = convert_to_numpy(pred)[0]
-        kept = remove_small_parts(labels, self.minimum_share)
-        removed_ml = float(np.count_nonzero(labels) - np.count_nonzero(kept)) * voxel_ml(pred.affine)
+        """Clean the prediction, and tell what is gone."""
+        cleaned = super().__call__(data)
+        if not self.setting:
+            return cleaned
+        before, after = (convert_to_numpy(item["pred"]) for item in (data, cleaned))
+        gone = before[after != before]
+        removed_ml = len(gone) * voxel_ml(data["pred"].affine)
+        enhancing_ml = int((gone == ET).sum()) * voxel_ml(data["pred"].affine)
         if removed_ml:
-            enhancing_ml = float(np.count_nonzero((labels == ET) & (kept == 0))) * voxel_ml(pred.affine)
             told = f"{removed_ml:.2f} ml apart from the largest part of the tumour removed"
             told += f", {enhancing_ml:.2f} ml of it enhancing" if enhancing_ml else ""
-            told += f", in parts below {self.minimum_share:g} of it; --minimum_share 0 keeps them"
+            told += f", in parts below {self.setting:g} of it; --minimum_share 0 keeps them"
             level = logging.WARNING if enhancing_ml else logging.INFO
             _log.log(level, "%s: %s", data.get("case", "the mask"), told)
-        return {**data, "pred": _like(pred, kept), "removed_ml": removed_ml}
+        return {**cleaned, "removed_ml": removed_ml}
+
+    def _clean(self, labels: np.ndarray, voxel_ml: float) -> None:
+        numbers, _ = components(labels)
+        sizes = np.bincount(numbers[numbers > 0])
+        labels[(sizes < self.setting * sizes.max())[numbers]] = 0
 
 
-class RelabelSmallComponentsd(Transform):
+class RelabelSmallComponentsd(_Cleaning):
     """Make components of TC that are smaller than a minimum ED, and those of ET within the core NCR.
 
     Lesion-wise scores count each of them as a lesion. MONAI's `RemoveSmallObjects` makes them background, a hole in the
@@ -159,121 +186,21 @@ class RelabelSmallComponentsd(Transform):
         ValueError: if `minimum_ml` is negative or not finite.
     """
 
+    region = "TC"
+
     def __init__(self, minimum_ml: float) -> None:
-        self.minimum_ml = _volume("minimum_component_ml", minimum_ml)
+        self.setting = _volume("minimum_component_ml", minimum_ml)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Relabel the prediction."""
-        pred = data["pred"]
-        minimum = math.ceil(self.minimum_ml / voxel_ml(pred.affine) * _NEARLY) if self.minimum_ml else 0
-        if minimum <= 1:
-            return dict(data)
-        return {**data, "pred": _like(pred, relabel_small_components(convert_to_numpy(pred)[0], minimum))}
-
-
-def relabel_small_components(labels: np.ndarray, minimum_voxels: int) -> np.ndarray:
-    """A copy of a class map HWD whose small components of TC are ED, and those of ET within the rest of TC are NCR.
-
-    Args:
-        labels: class indices as in `regions`, 0 is background.
-        minimum_voxels: components of fewer are small; a region of small ones alone is left as it is, but ET in a small
-            component of TC goes with it.
-    """
-    relabelled = labels.copy()
-    box = ndimage.find_objects(np.isin(labels, REGIONS["TC"]).view(np.uint8))
-    for region, instead in (("TC", ED), ("ET", NCR)) if box else ():
-        inside = relabelled[box[0]]
-        mask = np.isin(inside, REGIONS[region])
-        large = large_components(mask, minimum_voxels)
-        if large.any():
-            inside[mask & ~large] = instead
-    return relabelled
-
-
-def fill_core(labels: np.ndarray) -> np.ndarray:
-    """A copy of a class map HWD in which all that NCR and ET enclose (face neighbours lead out of a hole) becomes NCR.
-
-    Args:
-        labels: class indices as in `regions`, 0 is background.
-    """
-    filled = labels.copy()
-    core = np.isin(labels, REGIONS["TC"])
-    box = ndimage.find_objects(core.view(np.uint8))
-    if box:  # a hole does not leave the box
-        inside = filled[box[0]]
-        inside[ndimage.binary_fill_holes(core[box[0]]) & ~core[box[0]]] = NCR
-    return filled
-
-
-def relabel_unenhanced(labels: np.ndarray) -> np.ndarray:
-    """A copy of a class map HWD in which 26-connected components of the core without ET are oedema.
-
-    Args:
-        labels: class indices as in `regions`, 0 is background.
-    """
-    relabelled = labels.copy()
-    box = ndimage.find_objects(np.isin(labels, REGIONS["TC"]).view(np.uint8))
-    if box:
-        inside = relabelled[box[0]]
-        numbers, n = components(np.isin(inside, REGIONS["TC"]))
-        enhances = np.bincount(numbers[inside == ET], minlength=n + 1) > 0
-        inside[(numbers > 0) & ~enhances[numbers]] = ED
-    return relabelled
-
-
-def remove_coreless(labels: np.ndarray, minimum_ml: float, voxel_ml: float) -> np.ndarray:
-    """A copy of a class map HWD without the tumour components that hold less core than `minimum_ml`.
-
-    Args:
-        labels: class indices as in `regions`, 0 is background.
-        minimum_ml: volume of NCR and ET together, in ml; the largest component stays if none holds as much.
-        voxel_ml: volume of a voxel, in ml.
-    """
-    return _without_parts(labels, partial(_has_core, minimum_ml=minimum_ml, voxel_ml=voxel_ml))
-
-
-def remove_small_parts(labels: np.ndarray, minimum_share: float) -> np.ndarray:
-    """A copy of a class map HWD without the tumour components smaller than a share of the largest.
-
-    Args:
-        labels: class indices as in `regions`, 0 is background.
-        minimum_share: 0 to 1; the largest always stays.
-    """
-    return _without_parts(labels, lambda _, numbers, sizes: sizes >= minimum_share * sizes.max())
-
-
-def _without_parts(labels: np.ndarray, keep: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-    """A copy of a class map HWD with only those 26-connected components of the whole tumour that `keep` says.
-
-    Args:
-        labels: class indices, 0 is background.
-        keep: from the classes, the components' numbers 1 to N (0 is background), and their N sizes in voxels, whether
-            each of the N is kept.
-    """
-    kept = labels.copy()
-    box = ndimage.find_objects((labels != 0).view(np.uint8))
-    if box:
-        inside = kept[box[0]]
-        numbers, n = components(inside)
-        sizes = np.bincount(numbers.ravel(), minlength=n + 1)[1:]
-        inside[~np.concatenate([[False], keep(inside, numbers, sizes)])[numbers]] = 0
-    return kept
-
-
-def _has_core(
-    inside: np.ndarray, numbers: np.ndarray, sizes: np.ndarray, minimum_ml: float, voxel_ml: float
-) -> np.ndarray:
-    """Whether a component holds enough core; where none does, whether it is the largest."""
-    core = np.bincount(numbers[np.isin(inside, REGIONS["TC"])], minlength=len(sizes) + 1)[1:]
-    enough = core * voxel_ml >= minimum_ml * _NEARLY
-    return enough if enough.any() else np.arange(len(sizes)) == sizes.argmax()
+    def _clean(self, labels: np.ndarray, voxel_ml: float) -> None:
+        minimum_voxels = math.ceil(self.setting / voxel_ml * _NEARLY)
+        for region, instead in (("TC", ED), ("ET", NCR)):
+            mask = np.isin(labels, REGIONS[region])
+            large = large_components(mask, minimum_voxels)
+            if large.any():
+                labels[mask & ~large] = instead
 
 
 def _volume(name: str, value: float) -> float:
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"{name} must be a number of 0 or more, got {value}.")
     return float(value)
-
-
-def _like(pred: MetaTensor, labels: np.ndarray) -> MetaTensor:
-    return MetaTensor(torch.from_numpy(labels)[None], meta=dict(pred.meta))
