@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -56,7 +56,6 @@ def draw(
     names: Mapping[int, str] | None = None,
     window: Sequence[float] | None = None,
     title: str = "",
-    channel: int = 0,
     sides: bool = True,
 ) -> None:
     """Write a PNG of a mask's outlines over its scan: axial, coronal and sagittal, each where the mask is largest.
@@ -65,7 +64,7 @@ def draw(
     it: the patient's right is on the left. What is air all around is cut off.
 
     Args:
-        scan: NIfTI or MGH file; or its voxels HWD and affine (4x4, mm).
+        scan: NIfTI or MGH file, of whose channels the first is shown; or its voxels HWD and affine (4x4, mm).
         mask: whole numbers HWD, 0 outside, on the scan's grid; an array or a file.
         path: PNG, written whole or not at all; its folder is made if missing.
         reference: as `mask`; where it is not empty it chooses the planes.
@@ -73,7 +72,6 @@ def draw(
         window: intensities shown as black and as white; None: a little below the 1st to the 99.5th percentile of the
             voxels that are not 0.
         title: in the picture's upper left corner.
-        channel: of a 4-D scan.
         sides: whether to mark the patient's right; False where the affine does not tell it.
 
     Raises:
@@ -82,24 +80,14 @@ def draw(
     require_matplotlib("the picture")
     from matplotlib.figure import Figure
 
-    voxels, affine, called = _read(scan, channel)
+    voxels, affine, called = _read(scan)
     masks = {"reference": reference, "prediction": mask} if reference is not None else {"mask": mask}
     maps = {name: _labels(given, voxels.shape, called) for name, given in masks.items()}
-    named = dict(names) if names else {int(v): str(int(v)) for v in _values(maps)}
-    colours = {value: COLOURS[i % len(COLOURS)] for i, value in enumerate(named)}
+    named, colours = _named(names, maps.values())
+    image, turned, sizes, (low, high) = _turned(voxels, affine, maps.values(), window)
+    cuts = _largest(image.shape, next((labels for labels in turned if labels.any()), None))
 
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt("LAS"))
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])]  # mm, along the turned axes
-    image = apply_orientation(voxels, turn)
-    turned = {name: apply_orientation(labels, turn) for name, labels in maps.items()}
-    low, high = window_of(image) if window is None else (float(window[0]), float(window[1]))
-    box = box_around(np.logical_or.reduce([image > low, *(labels != 0 for labels in turned.values())]))
-    shown = next((labels for labels in turned.values() if labels.any()), None)
-    image = image[box]
-    turned = {name: labels[box] for name, labels in turned.items()}
-    cuts = _largest(image.shape, None if shown is None else shown[box])
-
-    rows: list[tuple[str, np.ndarray | None]] = [("scan", None), *turned.items()]
+    rows: list[tuple[str, np.ndarray | None]] = [("scan", None), *zip(maps, turned, strict=True)]
     height_mm = [image.shape[axis] * sizes[axis] for axis in (1, 2, 2)]  # of the three panels
     width_mm = [image.shape[axis] * sizes[axis] for axis in (0, 0, 1)]
     scale = 2.6 / max(height_mm)  # inches a mm
@@ -135,17 +123,15 @@ def draw_slices(
     path: str | os.PathLike,
     names: Mapping[int, str] | None = None,
     window: Sequence[float] | None = None,
-    number: int = 12,
 ) -> None:
-    """Write a PNG of axial slices with a mask's outlines, from the lowest to the highest that the mask has.
+    """Write a PNG of at most 12 axial slices with a mask's outlines, from the lowest to the highest that the mask has.
 
     Args:
-        scan: NIfTI or MGH file; or its voxels HWD and affine (4x4, mm).
+        scan: as of `draw`.
         mask: whole numbers HWD on the scan's grid, not all 0.
         path: PNG, written whole or not at all; its folder is made if missing.
         names: value -> name, for the legend; other values are not drawn. None: every value, by its number.
         window: as of `draw`.
-        number: of slices, at most.
 
     Raises:
         BundleError: if matplotlib is not installed, or the file cannot be written.
@@ -153,17 +139,11 @@ def draw_slices(
     require_matplotlib("the picture")
     from matplotlib.figure import Figure
 
-    voxels, affine, _ = _read(scan, 0)
-    named = dict(names) if names else {int(v): str(int(v)) for v in _values({"": mask})}
-    colours = {value: COLOURS[i % len(COLOURS)] for i, value in enumerate(named)}
-    turn = ornt_transform(io_orientation(affine), axcodes2ornt("LAS"))
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])]
-    image, labels = apply_orientation(voxels, turn), apply_orientation(mask, turn)
-    low, high = window_of(image) if window is None else (float(window[0]), float(window[1]))
-    box = box_around((image > low) | (labels != 0))
-    image, labels = image[box], labels[box]
+    voxels, affine, _ = _read(scan)
+    named, colours = _named(names, [mask])
+    image, (labels,), sizes, (low, high) = _turned(voxels, affine, [mask], window)
     where = np.flatnonzero(labels.any(axis=(0, 1)))
-    cuts = np.unique(np.linspace(where[0], where[-1], min(number, len(where))).round().astype(int))
+    cuts = np.unique(np.linspace(where[0], where[-1], min(12, len(where))).round().astype(int))
     columns = min(6, len(cuts))
     lines = -(-len(cuts) // columns)
     ratio = image.shape[1] * sizes[1] / (image.shape[0] * sizes[0])
@@ -239,12 +219,30 @@ def box_plot(
     return lambda file: figure.savefig(file, dpi=130, format="png")
 
 
-def _read(scan: str | os.PathLike | tuple[np.ndarray, np.ndarray], channel: int) -> tuple[np.ndarray, np.ndarray, str]:
+def _read(scan: str | os.PathLike | tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, str]:
     """Voxels HWD, affine and name of a scan."""
     if isinstance(scan, tuple):
         return np.asarray(scan[0]), np.asarray(scan[1], float), "the scan"
     voxels = read_array(str(scan))
-    return voxels[..., channel] if voxels.ndim == 4 else voxels, read_affine(str(scan)), str(scan)
+    return voxels[..., 0] if voxels.ndim == 4 else voxels, read_affine(str(scan)), str(scan)
+
+
+def _named(names: Mapping[int, str] | None, masks: Iterable[np.ndarray]) -> tuple[dict[int, str], dict[int, str]]:
+    """Names and colours of the values that are drawn."""
+    named = dict(names) if names else {v: str(v) for v in sorted({int(v) for m in masks for v in np.unique(m) if v})}
+    return named, {value: COLOURS[i % len(COLOURS)] for i, value in enumerate(named)}
+
+
+def _turned(
+    voxels: np.ndarray, affine: np.ndarray, masks: Iterable[np.ndarray], window: Sequence[float] | None
+) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, tuple[float, float]]:
+    """Scan and masks in LAS+ without the air around them, the voxel sizes (mm) of these axes, and the window."""
+    turn = ornt_transform(io_orientation(affine), axcodes2ornt("LAS"))
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])]
+    image, *turned = (apply_orientation(array, turn) for array in (voxels, *masks))
+    low, high = window_of(image) if window is None else (float(window[0]), float(window[1]))
+    box = box_around(np.logical_or.reduce([image > low, *(labels != 0 for labels in turned)]))
+    return image[box], [labels[box] for labels in turned], sizes, (low, high)
 
 
 def _legend(figure: Any, named: Mapping[int, str], colours: Mapping[int, str]) -> None:
@@ -269,11 +267,6 @@ def _labels(given: np.ndarray | str | os.PathLike, shape: tuple[int, ...], scan:
         where = "a mask" if isinstance(given, np.ndarray) else str(given)
         raise BundleError(Finding(where, f"shape {labels.shape}", f"the grid of {scan}: {shape}", "give its own mask"))
     return labels
-
-
-def _values(maps: Mapping[str, np.ndarray]) -> list[float]:
-    """Values of the maps, 0 not among them, in order."""
-    return sorted({float(v) for labels in maps.values() for v in np.unique(labels) if v})
 
 
 def window_of(image: np.ndarray) -> tuple[float, float]:
