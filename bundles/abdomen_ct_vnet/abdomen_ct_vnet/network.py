@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from monai.networks.blocks import Convolution, ResidualUnit
 from torch import nn
 
 from bundlekit.bfloat16 import channels_last_norms
+from bundlekit.unet import padded, require_volumes
 
 ACTIVATIONS = ("relu", "prelu")
 NORMS = ("instance", "batch", "none")
@@ -105,20 +106,9 @@ class ResidualVNet(nn.Module):
             ValueError: if `x` has another number of axes or channels.
         """
         if not torch.jit.is_scripting() and not torch.jit.is_tracing():  # sizes are tensors then
-            return self._any_size(x)
+            require_volumes(x, self.in_channels)
+            return padded(self._forward, x, self.stride)
         return self._forward(x)
-
-    def _any_size(self, x: torch.Tensor) -> torch.Tensor:
-        if x.ndim != 5 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"the network takes volumes in a batch, of {self.in_channels} channel(s), got shape {tuple(x.shape)}."
-            )
-        size = x.shape[2:]
-        lacking = [-int(n) % self.stride for n in size]
-        if not any(lacking):
-            return self._forward(x)
-        x = F.pad(x, [side for n in reversed(lacking) for side in (0, n)], mode="replicate")
-        return self._forward(x)[:, :, : size[0], : size[1], : size[2]]
 
     def inference_bytes(self, shape: tuple[int, ...]) -> int:
         """Estimate of the memory that one forward pass without gradients takes, in bytes, in single precision.
@@ -129,9 +119,7 @@ class ResidualVNet(nn.Module):
         Args:
             shape: HWD of the input, in voxels.
         """
-        voxels = 1
-        for n in shape:
-            voxels *= int(n) + -int(n) % self.stride
+        voxels = math.prod(int(n) + -int(n) % self.stride for n in shape)
         return 4 * voxels * (8 * self.channels[0] + self.head.out_channels + 2 * self.in_channels)
 
     @staticmethod

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from monai.networks.nets import vnet
 from torch import nn
 
 from bundlekit.bfloat16 import ChannelsLastInstanceNorm3d
+from bundlekit.unet import padded, require_volumes
 
 _STRIDE = 16  # four halvings
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
@@ -99,21 +100,13 @@ class TissueVNet(vnet.VNet):
         return self.out_tr(self.up_tr32(x, out16))
 
     def _any_size(self, x: torch.Tensor) -> torch.Tensor:
-        if x.ndim != 5 or x.shape[1] != self.in_channels:
-            raise ValueError(
-                f"the network takes volumes in a batch, of {self.in_channels} channel(s), got shape {tuple(x.shape)}."
-            )
-        size = x.shape[2:]
-        if self.norm == "instance" and max(size) <= _STRIDE:
+        require_volumes(x, self.in_channels)
+        if self.norm == "instance" and max(x.shape[2:]) <= _STRIDE:
             raise ValueError(
                 f"with norm 'instance' the network takes more than {_STRIDE} voxels along one axis at least, got shape "
                 f"{tuple(x.shape)}: of a single voxel in the coarsest resolution there are no statistics."
             )
-        lacking = [-int(n) % _STRIDE for n in size]
-        if not any(lacking):
-            return self._forward(x)
-        x = F.pad(x, [side for n in reversed(lacking) for side in (0, n)], mode="replicate")
-        return self._forward(x)[:, :, : size[0], : size[1], : size[2]]
+        return padded(self._forward, x, _STRIDE)
 
     def inference_bytes(self, shape: tuple[int, ...]) -> int:
         """Estimate of the memory that one forward pass without gradients takes, in bytes, in single precision.
@@ -124,9 +117,7 @@ class TissueVNet(vnet.VNet):
         Args:
             shape: HWD of the input, in voxels.
         """
-        voxels = 1
-        for n in shape:
-            voxels *= int(n) + -int(n) % _STRIDE
+        voxels = math.prod(int(n) + -int(n) % _STRIDE for n in shape)
         return 4 * voxels * (9 * self.init_filters + 2 * self.in_channels)
 
     def translate(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

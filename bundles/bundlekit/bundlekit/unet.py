@@ -1,11 +1,12 @@
-"""What checks and messages ask of MONAI's `UNet`: its widths by its weights, and the sizes that it takes."""
+"""What networks that halve the resolution share: their widths by their weights, and the sizes that they take."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 
@@ -43,6 +44,22 @@ def require_divisible(network: nn.Module, factor: int, setting: str = "patch_siz
     """
     network.divides_by = (factor, setting)  # type: ignore[assignment]
     network.register_forward_pre_hook(_check_size)
+
+
+def require_volumes(x: torch.Tensor, channels: int) -> None:
+    """ValueError unless `x` is BCHWD, with so many channels."""
+    if x.ndim != 5 or x.shape[1] != channels:
+        raise ValueError(f"the network takes volumes in a batch, of {channels} channel(s), got shape {tuple(x.shape)}.")
+
+
+def padded(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, factor: int) -> torch.Tensor:
+    """`forward` of `x` (BCHWD), its border repeated at the far ends so that each size divides by `factor`; cut back."""
+    size = x.shape[2:]
+    lacking = [-int(n) % factor for n in size]
+    if not any(lacking):
+        return forward(x)
+    x = F.pad(x, [side for n in reversed(lacking) for side in (0, n)], mode="replicate")
+    return forward(x)[:, :, : size[0], : size[1], : size[2]]
 
 
 def _check_size(self: Any, inputs: tuple[torch.Tensor]) -> None:
