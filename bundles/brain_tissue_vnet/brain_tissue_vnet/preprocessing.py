@@ -85,18 +85,16 @@ class CLAHEd(Transform):
     Args:
         clip_limit: strength, from above 0 (hardly any) to 1 (full equalisation); 0 leaves the image as it is.
         kernel_size: voxels along each axis in which the histogram is equalised; None: an eighth of the image.
-        bins: of the histograms.
 
     Raises:
         ValueError: for a `clip_limit` outside 0 to 1.
     """
 
-    def __init__(self, clip_limit: float = 0.01, kernel_size: int | None = None, bins: int = 256) -> None:
+    def __init__(self, clip_limit: float = 0.01, kernel_size: int | None = None) -> None:
         if not 0 <= clip_limit <= 1:
             raise ValueError(f"clahe (the clip limit) must be from 0 to 1, got {clip_limit}.")
         self.clip_limit = float(clip_limit)
         self.kernel_size = kernel_size
-        self.bins = bins
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Equalise the image."""
@@ -107,7 +105,7 @@ class CLAHEd(Transform):
         mask = foreground(array)
         low, high = np.percentile(array[mask], PERCENTILES) if mask.any() else (0.0, 1.0)
         scaled = np.clip((array - low) / max(high - low, 1e-6), 0, 1)
-        equal = equalize_adapthist(scaled, kernel_size=self.kernel_size, clip_limit=self.clip_limit, nbins=self.bins)
+        equal = equalize_adapthist(scaled, kernel_size=self.kernel_size, clip_limit=self.clip_limit)
         equal[array == 0] = 0
         return {**data, "image": like(image, equal[None])}
 

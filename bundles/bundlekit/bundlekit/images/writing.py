@@ -34,27 +34,17 @@ class WriteSegmentations:
 
     Args:
         output_dir: folder, made if missing.
-        suffix: of the mask's name.
         classes: names of the classes but the background, for the log, which tells the volume of each.
         written_by: the bundle, at most 50 characters. Its name goes into the headers (`descrip`) with the CRC-32 of the
             mask's voxels, by which probabilities are known as those of the mask (`are_of`). A mask that is there
             already is replaced only if it has that name and its voxels still have that checksum: what another bundle
             wrote or somebody corrected stays. The mask decides for the other files of its case. "": no name, and every
             mask is replaced.
-        probabilities: suffix of the probabilities' name.
     """
 
-    def __init__(
-        self,
-        output_dir: str,
-        suffix: str = "seg",
-        classes: Sequence[str] = (),
-        written_by: str = "",
-        probabilities: str = "probabilities",
-    ) -> None:
+    def __init__(self, output_dir: str, classes: Sequence[str] = (), written_by: str = "") -> None:
         self.output_dir = Path(output_dir)
-        self.suffix = suffix
-        self.probabilities = probabilities
+        self.suffix, self.probabilities = "seg", "probabilities"  # in BIDS others, see `cohort.pipeline`
         self.classes = list(classes)
         self.signature = f"{_SIGNATURE}{written_by}" if written_by else ""
 

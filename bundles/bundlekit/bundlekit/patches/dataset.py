@@ -38,7 +38,6 @@ class PatchDataset(torch.utils.data.Dataset):
         patches_per_case: how often each case is seen in an epoch.
         samples_per_epoch: patches in an epoch, from cases drawn anew for each epoch (without repeating one before all
             have been drawn), `patches_per_case` from each. None: `patches_per_case` of every case.
-        num_workers: threads that fill the memory cache.
         cache_days: prepared cases in `cache_dir` that no run has used for so many days are removed first; None: kept.
 
     Raises:
@@ -54,7 +53,6 @@ class PatchDataset(torch.utils.data.Dataset):
         seed: int = 0,
         patches_per_case: int = 1,
         samples_per_epoch: int | None = None,
-        num_workers: int = 2,
         cache_days: float | None = None,
     ) -> None:
         if cache not in ("disk", "memory", "none"):
@@ -89,7 +87,7 @@ class PatchDataset(torch.utils.data.Dataset):
         elif cache == "memory":
             # by hash, so that a case that is listed several times is kept once
             self.cases = CacheDataset(
-                self.data, prepare, num_workers=num_workers, copy_cache=False, hash_as_key=True, hash_func=json_hashing
+                self.data, prepare, num_workers=2, copy_cache=False, hash_as_key=True, hash_func=json_hashing
             )
         else:
             self.cases = Dataset(self.data, prepare)

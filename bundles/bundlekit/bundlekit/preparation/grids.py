@@ -72,16 +72,15 @@ class Grid:
         return Grid(tuple(shape), np.asarray(values["affine_ras"], np.float64))  # type: ignore[arg-type]
 
 
-def cubes(grid: Grid, spacing_mm: float = 1.0, axes: str = "LPS") -> Grid:
-    """The grid of cubes that covers the same box along the same directions.
+def cubes(grid: Grid, spacing_mm: float = 1.0) -> Grid:
+    """The grid of cubes that covers the same box along the same directions, its axes in the order of BraTS (LPS).
 
     Args:
         grid: of a scan.
         spacing_mm: edge of a voxel.
-        axes: where its axes lead to, as nearly as those of the scan do; BraTS has LPS.
     """
     now = nib.io_orientation(grid.affine)
-    turn = nib.orientations.ornt_transform(now, nib.orientations.axcodes2ornt(axes))
+    turn = nib.orientations.ornt_transform(now, nib.orientations.axcodes2ornt("LPS"))
     affine = grid.affine @ nib.orientations.inv_ornt_aff(turn, grid.shape)
     lengths = np.asarray(grid.shape, float)[np.argsort(turn[:, 0])]  # voxels along the new axes
     edges = np.linalg.norm(affine[:3, :3], axis=0)

@@ -145,21 +145,22 @@ def distance_mm(one: np.ndarray, other: np.ndarray, points: np.ndarray) -> float
     return float(np.linalg.norm(points @ (one - other)[:3, :3].T + (one - other)[:3, 3], axis=1).mean())
 
 
-def mutual_information(one: np.ndarray, other: np.ndarray, bins: int = _BINS) -> float:
+def mutual_information(one: np.ndarray, other: np.ndarray) -> float:
     """Mutual information of the intensities of two images at the same places, in nats.
+
+    The bins of each lie between its percentiles of 0.5 and 99.5 %.
 
     Args:
         one: intensities, of any shape.
         other: intensities, as many.
-        bins: of each, between the percentiles of 0.5 and 99.5 %.
     """
-    joint = np.histogram2d(_binned(one, bins), _binned(other, bins), bins=bins, range=[[0, bins], [0, bins]])[0]
+    joint = np.histogram2d(_binned(one), _binned(other), bins=_BINS, range=[[0, _BINS], [0, _BINS]])[0]
     return float(mutual_info_score(None, None, contingency=joint))
 
 
-def _binned(values: np.ndarray, bins: int) -> np.ndarray:
+def _binned(values: np.ndarray) -> np.ndarray:
     low, high = np.percentile(values, (0.5, 99.5))
-    return np.clip((values.ravel() - low) / max(high - low, 1e-6) * bins, 0, bins - 1e-3)
+    return np.clip((values.ravel() - low) / max(high - low, 1e-6) * _BINS, 0, _BINS - 1e-3)
 
 
 def _doubts(result: Registration, best_start: float) -> list[str]:
