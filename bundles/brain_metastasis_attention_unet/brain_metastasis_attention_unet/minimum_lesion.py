@@ -6,7 +6,6 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import ignite.distributed as idist
@@ -17,7 +16,7 @@ from nibabel.affines import voxel_sizes
 from bundlekit.brats.lesions import lesion_scores, remove_small
 from bundlekit.brats.reading import read_label
 from bundlekit.brats.regions import REGIONS
-from bundlekit.files import write_result
+from bundlekit.files import write_content
 from bundlekit.scores.handler import ScoreHandler
 from bundlekit.weights.settings import record_setting
 
@@ -82,7 +81,7 @@ class ChooseMinimumLesion(ScoreHandler):
                 "candidates": [{"minimum_lesion_ml": volume, "lesion_dice": score} for volume, score in mean.items()],
             }
             text = json.dumps(found, indent=2) + "\n"
-            write_result(self.output_dir / "minimum_lesion.json", partial(_write, text), "output_dir")
+            write_content(self.output_dir / "minimum_lesion.json", text, "output_dir")
             table = "\n".join(f"{volume:>8g} ml  {score:.4f}" for volume, score in mean.items())
             alike = len(mean) > 1 and min(mean.values()) == max(mean.values())
             _log.info(
@@ -97,7 +96,3 @@ class ChooseMinimumLesion(ScoreHandler):
             for checkpoint in self.checkpoints:
                 record_setting(checkpoint, "minimum_lesion_ml", chosen)
                 record_setting(checkpoint, CHOSEN_ON, sorted(str(row["case"]) for row in rows))
-
-
-def _write(text: str, file: Any) -> None:
-    file.write(text.encode())

@@ -7,9 +7,8 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ignite.distributed as idist
 import numpy as np
@@ -17,7 +16,7 @@ from ignite.engine import Engine, Events
 from monai.utils import convert_to_numpy
 
 from bundlekit.errors import BundleError
-from bundlekit.files import write_result
+from bundlekit.files import write_content, write_result
 from bundlekit.images.drawing import box_plot
 from bundlekit.progress import installed
 from bundlekit.scores.statistics import csv_text, summarise
@@ -110,7 +109,7 @@ class ScoreHandler(ABC):
                 "summary.json": json.dumps(summary, indent=2, allow_nan=False) + "\n",
             }
             for name, text in files.items():
-                write_result(self.output_dir / name, partial(_write_text, text), "output_dir")
+                write_content(self.output_dir / name, text, "output_dir")
             write_picture(rows, self.output_dir, "output_dir")
             _log.info("%s", _table(summary))
 
@@ -134,10 +133,6 @@ def write_picture(rows: Sequence[Mapping[str, Any]], folder: Path, setting: str)
         return
     boxes = {name.removeprefix("dice_").replace("_", " "): [row[name] for row in rows] for name in names}
     write_result(folder / PICTURE, box_plot(boxes, f"Dice of {len(rows)} case(s)"), setting)
-
-
-def _write_text(text: str, file: BinaryIO) -> None:
-    file.write(text.encode())
 
 
 def _table(summary: Mapping[str, Any]) -> str:
