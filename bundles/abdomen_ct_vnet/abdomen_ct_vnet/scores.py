@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from bundlekit.cases.case import Case
 from bundlekit.scores.handler import ScoreHandler
-from bundlekit.scores.statistics import hd95
+from bundlekit.scores.masks import COMMON_DEFINITIONS, confusion_matrix, counts_of, hd95, require_one_grid
 
 from .organs import Classes, tolerance_of
 from .reading import read_label
@@ -28,7 +28,7 @@ EMPTY_RULE = (
     "and NSD 0, HD95 = length of the image diagonal in mm."
 )
 METRIC_DEFINITIONS = {
-    "dice": "2 TP / (2 TP + FP + FN), 0 to 1",
+    **COMMON_DEFINITIONS,
     "iou": "TP / (TP + FP + FN), 0 to 1",
     "iou50": "IoU of the mask of voxels whose softmax probability of the class is above 0.5; a voxel where no class "
     "reaches that is in no mask, neither an organ's nor the background's",
@@ -37,15 +37,10 @@ METRIC_DEFINITIONS = {
     "mean_iou50": "mean of iou50 over the classes, background among them, as upstream",
     "nsd": "normalised surface Dice at the tolerance in tolerance_mm: share of the surface voxels of both masks that "
     "are at most that far from the other surface, 0 to 1",
-    "hd95": "mm; the larger of the two directed 95th percentiles of the distances from each surface voxel to the "
-    "nearest surface voxel of the other mask",
     "accuracy": "share of all voxels of the image whose class is right, air included",
     "accuracy_of_empty_mask": "accuracy of predicting background everywhere. An accuracy means nothing but by its "
     "distance from this one",
-    "volume_truth_ml": "ml; reference voxels x voxel volume",
-    "volume_pred_ml": "ml; predicted voxels x voxel volume",
     "mean_dice": "mean of the classes' Dice in a case, without background",
-    "ci95": "95 % percentile bootstrap interval of the mean over cases",
 }
 
 
@@ -77,24 +72,21 @@ def case_scores(
     Raises:
         ValueError: the shapes differ or are not 3-D, or a value is no class.
     """
-    if pred.shape != truth.shape or truth.ndim != 3 or not truth.size:
-        raise ValueError(f"pred and truth must share one 3-D grid: pred has shape {pred.shape}, truth {truth.shape}")
+    require_one_grid(pred, truth)
     count = len(tolerances_mm) + 1
     if max(int(pred.max()), int(truth.max())) >= count:
         raise ValueError(f"pred and truth must hold the classes 0 to {count - 1} only")
     spacing = [float(mm) for mm in spacing_mm]
     voxel_ml, diagonal_mm = float(np.prod(spacing)) / 1000, float(np.linalg.norm(np.multiply(spacing, truth.shape)))
-    # One pass over the volume yields every count: rows are truth, columns pred; where the prediction is not sure it is
-    # of a further class that the truth does not have.
-    confusion = _confusion(truth, pred, count)
+    confusion = confusion_matrix(pred, truth, count)
     sure = np.full((count, count + 1), np.nan)
     if confident is not None:
-        sure = _confusion(truth, np.where(confident.astype(bool), pred, count), count + 1)[:count]
+        # Where the prediction is not sure it is of a further class that the truth does not have
+        sure = confusion_matrix(np.where(confident.astype(bool), pred, count), truth, count + 1)[:count]
     boxes = [ndimage.find_objects(labels, max_label=count - 1) for labels in (pred, truth)]
     scores: dict[str, float] = {}
     for index, (name, tolerance_mm) in enumerate(tolerances_mm.items(), 1):
-        n_truth, n_pred = int(confusion[index].sum()), int(confusion[:, index].sum())
-        both = int(confusion[index, index])
+        both, n_pred, n_truth = counts_of(confusion, (index,))
         distance, surface = 0.0, 1.0
         if n_truth and n_pred:
             box = _around(boxes[0][index - 1], boxes[1][index - 1])
@@ -180,11 +172,6 @@ class ScoreOrgans(ScoreHandler):
         self._confident = {str(item["case"]): output["confident"] for item, output in pairs if "confident" in output}
         super()._score(engine)
         self._confident = {}
-
-
-def _confusion(truth: np.ndarray, pred: np.ndarray, count: int) -> np.ndarray:
-    flat = truth.ravel().astype(np.uint16) * np.uint16(count) + pred.ravel().astype(np.uint16)
-    return np.bincount(flat, minlength=count * count).reshape(count, count)
 
 
 def _iou(confusion: np.ndarray, index: int) -> float:

@@ -13,7 +13,7 @@ from nibabel.affines import voxel_sizes
 from bundlekit.cases.case import Case
 from bundlekit.images.nifti import voxel_ml
 from bundlekit.scores.handler import ScoreHandler
-from bundlekit.scores.statistics import hd95
+from bundlekit.scores.masks import COMMON_DEFINITIONS, hd95, require_one_grid
 
 from .reading import read_mask
 
@@ -22,14 +22,9 @@ NOTES = {
     "Dice 0, HD95 = length of the image diagonal in mm. Sensitivity of an empty reference and precision of an empty "
     "prediction are undefined: left out of the statistics, counted in n_undefined.",
     "metric_definitions": {
-        "dice": "2 TP / (2 TP + FP + FN), 0 to 1",
+        **COMMON_DEFINITIONS,
         "sensitivity": "TP / (TP + FN), 0 to 1: share of the reference that the mask holds",
         "precision": "TP / (TP + FP), 0 to 1: share of the mask that the reference holds",
-        "hd95": "mm; the larger of the two directed 95th percentiles of the distances from each surface voxel to the "
-        "nearest surface voxel of the other mask",
-        "volume_truth_ml": "ml; reference voxels x voxel volume",
-        "volume_pred_ml": "ml; predicted voxels x voxel volume",
-        "ci95": "95 % percentile bootstrap interval of the mean over cases",
     },
 }
 
@@ -49,16 +44,14 @@ def mask_scores(pred: np.ndarray, truth: np.ndarray, affine: np.ndarray) -> dict
     Raises:
         ValueError: if the shapes differ or are not 3-D.
     """
-    if pred.shape != truth.shape or truth.ndim != 3:
-        raise ValueError(f"pred and truth must share one 3-D grid: pred has shape {pred.shape}, truth {truth.shape}")
+    require_one_grid(pred, truth)
     p, t = pred > 0, truth > 0
     n_pred, n_truth, both = int(p.sum()), int(t.sum()), int((p & t).sum())
     spacing = voxel_sizes(affine)
     one_ml, diagonal_mm = voxel_ml(affine), float(np.linalg.norm(spacing * truth.shape))
-    one_sided = diagonal_mm if n_pred or n_truth else 0.0
     return {
         "dice_brain": 2 * both / (n_pred + n_truth) if n_pred or n_truth else 1.0,
-        "hd95_brain": hd95(p, t, spacing.tolist()) if n_pred and n_truth else one_sided,
+        "hd95_brain": hd95(p, t, spacing.tolist(), diagonal_mm),
         "sensitivity_brain": both / n_truth if n_truth else math.nan,
         "precision_brain": both / n_pred if n_pred else math.nan,
         "volume_truth_ml": n_truth * one_ml,

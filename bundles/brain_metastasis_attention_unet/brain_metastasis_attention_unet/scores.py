@@ -24,7 +24,7 @@ from bundlekit.brats.reading import read_label as read_original_label
 from bundlekit.brats.regions import REGIONS
 from bundlekit.cases.patients import patient_of
 from bundlekit.scores.handler import ScoreHandler
-from bundlekit.scores.statistics import hd95
+from bundlekit.scores.masks import COMMON_DEFINITIONS, as_classes, confusion_matrix, counts_of, hd95, require_one_grid
 
 # non-enhancing tumour core, surrounding non-enhancing FLAIR hyperintensity, enhancing tumour; 0 is background
 CLASSES: dict[str, int] = {"NETC": 1, "SNFH": 2, "ET": 3}
@@ -38,11 +38,9 @@ EMPTY_RULE = (
     "lesion of that size is undefined: left out of the statistics, counted in n_undefined."
 )
 METRIC_DEFINITIONS = {
+    **COMMON_DEFINITIONS,
     "dice": "2 TP / (2 TP + FP + FN) over the voxels of the region, 0 to 1",
-    "hd95": "mm; the larger of the two directed 95th percentiles of the distances from each surface voxel to the "
-    "nearest surface voxel of the other mask (a surface voxel has a face neighbour outside the mask or the image)",
-    "volume_truth_ml": "ml; reference voxels x voxel volume",
-    "volume_pred_ml": "ml; predicted voxels x voxel volume",
+    "hd95": COMMON_DEFINITIONS["hd95"] + " (a surface voxel has a face neighbour outside the mask or the image)",
     "lesion_dice": "sum of the lesions' Dice / (lesions + false positives), 0 to 1; see lesion_rule",
     "lesion_hd95": "mm; mean of HD95 over lesions and false positives; see lesion_rule",
     "lesions": "reference lesions that count (more than 2 mm3)",
@@ -58,7 +56,6 @@ METRIC_DEFINITIONS = {
     "(or, of one class, not of that class). An accuracy means nothing but by its distance from this one",
     "iou": "TP / (TP + FP + FN) over the voxels of the class, 0 to 1",
     "mean_dice": "mean of the regions' voxel-wise Dice in a case",
-    "ci95": "95 % percentile bootstrap interval of the mean over cases",
 }
 NOTES = {
     "empty_region_rule": EMPTY_RULE,
@@ -91,28 +88,21 @@ def case_scores(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]
         ValueError: the shapes differ or are not 3-D, a value is not one of the classes, the spacing is not three
             positive numbers, or the image has no voxel.
     """
-    if pred.shape != truth.shape or truth.ndim != 3 or not truth.size:
-        raise ValueError(f"pred and truth must share one 3-D grid: pred has shape {pred.shape}, truth {truth.shape}")
+    require_one_grid(pred, truth)
     voxel_ml = voxel_mm3(spacing_mm) / 1000
     diagonal_mm = float(np.linalg.norm(np.asarray(spacing_mm, dtype=float) * truth.shape))
-    pred, truth = _classes(pred, "pred"), _classes(truth, "truth")
-    # One pass over the volume yields every count of every region: rows are truth, columns pred.
-    confusion = np.bincount((truth * np.uint8(N_CLASSES) + pred).ravel(), minlength=N_CLASSES**2)
-    confusion = confusion.reshape(N_CLASSES, N_CLASSES)
+    pred, truth = as_classes(pred, "pred", N_CLASSES), as_classes(truth, "truth", N_CLASSES)
+    confusion = confusion_matrix(pred, truth, N_CLASSES)
     # Surfaces and lesions are sought in the tumour's box, never in the air around it.
     box = ndimage.find_objects(((pred | truth) > 0).view(np.uint8))
     pred, truth = (pred[box[0]], truth[box[0]]) if box else (pred[:1, :1, :1], truth[:1, :1, :1])
 
     scores: dict[str, float] = {}
     for region, classes in REGIONS.items():
-        tp, n_pred, n_truth = _counts(confusion, classes)
+        tp, n_pred, n_truth = counts_of(confusion, classes)
         in_pred, in_truth = np.isin(pred, classes), np.isin(truth, classes)
-        if n_truth and n_pred:
-            distance_mm = hd95(in_pred, in_truth, spacing_mm)
-        else:
-            distance_mm = diagonal_mm if n_truth or n_pred else 0.0
         scores[f"dice_{region}"] = 2 * tp / (n_truth + n_pred) if n_truth or n_pred else 1.0
-        scores[f"hd95_{region}"] = distance_mm
+        scores[f"hd95_{region}"] = hd95(in_pred, in_truth, spacing_mm, diagonal_mm)
         scores[f"volume_truth_ml_{region}"] = n_truth * voxel_ml
         scores[f"volume_pred_ml_{region}"] = n_pred * voxel_ml
         scores |= _lesion_wise(region, in_pred, in_truth, spacing_mm)
@@ -179,27 +169,12 @@ def _class_wise(confusion: np.ndarray) -> dict[str, float]:
     n = int(confusion.sum())
     scores = {"accuracy": int(np.trace(confusion)) / n, "accuracy_of_empty_mask": int(confusion[0].sum()) / n}
     for name, value in CLASSES.items():
-        tp, n_pred, n_truth = _counts(confusion, (value,))
+        tp, n_pred, n_truth = counts_of(confusion, (value,))
         union = n_pred + n_truth - tp
         scores[f"accuracy_{name}"] = (n - union + tp) / n
         scores[f"accuracy_of_empty_mask_{name}"] = (n - n_truth) / n
         scores[f"iou_{name}"] = tp / union if union else 1.0
     return scores
-
-
-def _counts(confusion: np.ndarray, classes: Sequence[int]) -> tuple[int, int, int]:
-    """Voxels that are of `classes` in both, in the prediction and in the reference."""
-    inside = np.isin(np.arange(N_CLASSES), classes)
-    return int(confusion[np.ix_(inside, inside)].sum()), int(confusion[:, inside].sum()), int(confusion[inside].sum())
-
-
-def _classes(values: np.ndarray, name: str) -> np.ndarray:
-    """`values` as uint8; ValueError if one of them is not a class."""
-    with np.errstate(invalid="ignore"):  # NaN is no class either, and says so below
-        classes = values.astype(np.uint8, copy=False)
-    if classes.max(initial=0) >= N_CLASSES or not np.array_equal(classes, values):
-        raise ValueError(f"{name} must hold the classes 0 to {N_CLASSES - 1} only")
-    return classes
 
 
 def _lesion_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:

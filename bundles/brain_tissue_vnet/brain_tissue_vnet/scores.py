@@ -15,7 +15,7 @@ from bundlekit.cases.case import Case
 from bundlekit.images.nifti import voxel_ml
 from bundlekit.label_maps.numberings import CSF, CSF_OR_GM, GM, WM
 from bundlekit.scores.handler import ScoreHandler
-from bundlekit.scores.statistics import hd95
+from bundlekit.scores.masks import COMMON_DEFINITIONS, hd95, require_one_grid
 
 from .reading import read_tissue
 
@@ -31,17 +31,14 @@ IGNORE_RULE = (
     "for white matter, which is wrong there."
 )
 METRIC_DEFINITIONS = {
-    "dice": "2 TP / (2 TP + FP + FN), 0 to 1",
+    **COMMON_DEFINITIONS,
     "sensitivity": "TP / (TP + FN), 0 to 1; of GM in Neuromorphometrics labels: of the deep grey matter",
     "union_dice_CSF_GM": "Dice of CSF and grey matter taken together, 0 to 1",
-    "hd95": "mm; the larger of the two directed 95th percentiles of the distances from each surface voxel to the "
-    "nearest surface voxel of the other mask",
     "volume_truth_ml": "ml; reference voxels x voxel volume, without the voxels left out",
     "volume_pred_ml": "ml; predicted voxels x voxel volume, without the voxels that count for none of it",
     "volume_difference_ml": "ml; predicted less reference",
     "ignored_ml": "ml; voxels left out",
     "mean_dice": "mean of the three classes' Dice in a case",
-    "ci95": "95 % percentile bootstrap interval of the mean over cases",
 }
 NOTES = {
     "empty_class_rule": EMPTY_RULE,
@@ -65,8 +62,7 @@ def tissue_scores(pred: np.ndarray, truth: np.ndarray, affine: np.ndarray) -> di
     Raises:
         ValueError: the shapes differ or are not 3-D, or pred holds another value.
     """
-    if pred.shape != truth.shape or truth.ndim != 3:
-        raise ValueError(f"pred and truth must share one 3-D grid: pred has shape {pred.shape}, truth {truth.shape}")
+    require_one_grid(pred, truth)
     if not np.isin(np.unique(pred), (0, CSF, GM, WM)).all():
         raise ValueError(f"pred must hold the classes 0 to 3 only, not {np.unique(pred)[:8].tolist()}")
     spacing = voxel_sizes(affine)
@@ -82,10 +78,8 @@ def tissue_scores(pred: np.ndarray, truth: np.ndarray, affine: np.ndarray) -> di
     for name, value in TISSUES.items():
         p, t = known_pred[inside] == value, known_truth[inside] == value
         n_pred, n_truth = int(p.sum()), int(t.sum())
-        one_sided = diagonal_mm if n_pred or n_truth else 0.0
-        distance = hd95(p, t, spacing.tolist()) if n_pred and n_truth else one_sided
         scores[f"dice_{name}"] = _dice(p, t)
-        scores[f"hd95_{name}"] = distance
+        scores[f"hd95_{name}"] = hd95(p, t, spacing.tolist(), diagonal_mm)
         scores[f"sensitivity_{name}"] = int((p & t).sum()) / n_truth if n_truth else math.nan
         scores[f"volume_truth_ml_{name}"] = n_truth * one_ml
         scores[f"volume_pred_ml_{name}"] = n_pred * one_ml

@@ -18,7 +18,7 @@ import numpy as np
 from scipy import ndimage
 
 from bundlekit.images.components import components, large_components
-from bundlekit.scores.statistics import hd95
+from bundlekit.scores.masks import hd95, require_one_grid
 
 DILATION_VOXELS = 1
 MINIMUM_MM3 = 2.0
@@ -151,7 +151,7 @@ def lesion_scores(
        evaluation keeps what is larger than 2: the evaluation is followed.
     7. Dice and HD95 of the case are means over lesions and false positives; 1 and 0 mm where there is neither.
 
-    One departure: HD95 is `scores.statistics.hd95`, the percentile over surface voxels. The challenge weights surface
+    One departure: HD95 is `scores.masks.hd95`, the percentile over surface voxels. The challenge weights surface
     elements by their area.
 
     Args:
@@ -167,10 +167,7 @@ def lesion_scores(
         ValueError: the shapes differ or are not 3-D, the spacing is not three positive numbers, or a setting is
             negative.
     """
-    if pred_mask.shape != truth_mask.shape or truth_mask.ndim != 3:
-        raise ValueError(
-            f"pred and truth must share one 3-D grid: pred has shape {pred_mask.shape}, truth {truth_mask.shape}"
-        )
+    require_one_grid(pred_mask, truth_mask)
     if dilation_voxels < 0 or minimum_mm3 < 0 or penalty_mm < 0:
         raise ValueError(
             f"dilation_voxels, minimum_mm3 and penalty_mm must not be negative: "

@@ -20,7 +20,7 @@ from bundlekit.brats.lesions import SOURCE, lesion_rule, lesion_scores
 from bundlekit.brats.reading import read_label as read_original_label
 from bundlekit.brats.regions import REGIONS
 from bundlekit.scores.handler import ScoreHandler
-from bundlekit.scores.statistics import hd95
+from bundlekit.scores.masks import COMMON_DEFINITIONS, as_classes, confusion_matrix, counts_of, hd95, require_one_grid
 
 DILATION_VOXELS = 3
 MINIMUM_MM3 = 50.0
@@ -31,20 +31,16 @@ EMPTY_RULE = (
     "penalty). Sensitivity of an empty reference is undefined: left out of the statistics, counted in n_undefined."
 )
 METRIC_DEFINITIONS = {
-    "dice": "2 TP / (2 TP + FP + FN), 0 to 1",
-    "hd95": "mm; the larger of the two directed 95th percentiles of the distances from each surface voxel to the "
-    "nearest surface voxel of the other mask (a surface voxel has a face neighbour outside the mask or the image)",
+    **COMMON_DEFINITIONS,
+    "hd95": COMMON_DEFINITIONS["hd95"] + " (a surface voxel has a face neighbour outside the mask or the image)",
     "sensitivity": "TP / (TP + FN), 0 to 1",
     "specificity": "TN / (TN + FP) over all voxels of the volume, 0 to 1",
-    "volume_truth_ml": "ml; reference voxels x voxel volume",
-    "volume_pred_ml": "ml; predicted voxels x voxel volume",
     "lesion_dice": "sum of the lesions' Dice / (lesions + false positives), 0 to 1; see lesion_rule",
     "lesion_hd95": "mm; mean of HD95 over lesions and false positives; see lesion_rule",
     "lesions": "reference lesions that count",
     "lesions_detected": "those of them that a predicted component reaches: overlaps the lesion or its dilation",
     "false_positives": "predicted components of the case that reach no reference lesion",
     "mean_dice": "mean of the regions' Dice in a case",
-    "ci95": "95 % percentile bootstrap interval of the mean over cases",
 }
 NOTES = {
     "empty_region_rule": EMPTY_RULE,
@@ -82,15 +78,12 @@ def region_scores(
         ValueError: the shapes differ or are not 3-D, a value is not one of the classes, or the spacing is not three
             positive numbers.
     """
-    if pred.shape != truth.shape or truth.ndim != 3:
-        raise ValueError(f"pred and truth must share one 3-D grid: pred has shape {pred.shape}, truth {truth.shape}")
+    require_one_grid(pred, truth)
     spacing = np.asarray(spacing_mm, dtype=float)
     if spacing.shape != (3,) or not (np.isfinite(spacing) & (spacing > 0)).all():
         raise ValueError(f"spacing_mm must be three positive numbers, not {spacing_mm}")
-    pred, truth = _classes(pred, "pred"), _classes(truth, "truth")
-    # One pass over the volume yields every count of every region: rows are truth, columns pred.
-    confusion = np.bincount((truth * np.uint8(N_CLASSES) + pred).ravel(), minlength=N_CLASSES**2)
-    confusion = confusion.reshape(N_CLASSES, N_CLASSES)
+    pred, truth = as_classes(pred, "pred", N_CLASSES), as_classes(truth, "truth", N_CLASSES)
+    confusion = confusion_matrix(pred, truth, N_CLASSES)
     # Only the tumour's box is searched for surfaces, never the air around it.
     box = ndimage.find_objects(((pred | truth) > 0).view(np.uint8))
     pred_box, truth_box = (pred[box[0]], truth[box[0]]) if box else (pred, truth)
@@ -99,16 +92,11 @@ def region_scores(
 
     scores: dict[str, float] = {}
     for name, classes in regions.items():
-        inside = np.isin(np.arange(N_CLASSES), classes)
-        tp = int(confusion[np.ix_(inside, inside)].sum())
-        n_truth, n_pred = int(confusion[inside].sum()), int(confusion[:, inside].sum())
+        tp, n_pred, n_truth = counts_of(confusion, classes)
         fp, n_outside = n_pred - tp, truth.size - n_truth
-        if n_truth and n_pred:
-            distance_mm = hd95(np.isin(pred_box, classes), np.isin(truth_box, classes), spacing.tolist())
-        else:
-            distance_mm = diagonal_mm if n_truth or n_pred else 0.0
+        in_pred, in_truth = np.isin(pred_box, classes), np.isin(truth_box, classes)
         scores[f"dice_{name}"] = 2 * tp / (n_truth + n_pred) if n_truth or n_pred else 1.0
-        scores[f"hd95_{name}"] = distance_mm
+        scores[f"hd95_{name}"] = hd95(in_pred, in_truth, spacing.tolist(), diagonal_mm)
         scores[f"sensitivity_{name}"] = tp / n_truth if n_truth else math.nan
         scores[f"specificity_{name}"] = (n_outside - fp) / n_outside if n_outside else math.nan
         scores[f"volume_truth_ml_{name}"] = n_truth * voxel_ml
@@ -163,11 +151,3 @@ class ScoreCases(ScoreHandler):
         spacing = voxel_sizes(affine)
         scores = region_scores(pred, truth, spacing, self.regions)
         return scores | lesion_wise_scores(pred, truth, spacing, self.regions)
-
-
-def _classes(values: np.ndarray, name: str) -> np.ndarray:
-    """`values` as uint8; ValueError if one of them is not a class."""
-    classes = values.astype(np.uint8, copy=False)
-    if classes.max(initial=0) >= N_CLASSES or not np.array_equal(classes, values):
-        raise ValueError(f"{name} must hold the classes 0 to {N_CLASSES - 1} only")
-    return classes

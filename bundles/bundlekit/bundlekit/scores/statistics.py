@@ -1,16 +1,14 @@
-"""Statistics of scores over cases, and distances between masks."""
+"""Statistics of scores over cases."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from monai.metrics import compute_hausdorff_distance
 from scipy import stats
 
 _RESAMPLES = 5000
@@ -41,28 +39,6 @@ def summarise(rows: Sequence[Mapping[str, Any]], notes: Mapping[str, Any], seed:
         "best_cases": ranked[::-1][:_LISTED],
         **notes,
     }
-
-
-def hd95(pred: np.ndarray, truth: np.ndarray, spacing_mm: Sequence[float]) -> float:
-    """95th percentile Hausdorff distance in mm of two masks HWD, neither empty.
-
-    The larger of the two directed 95th percentiles of the distances from each surface voxel to the nearest surface
-    voxel of the other mask. MONAI crops to the masks with a margin of one voxel, padded where they touch the border,
-    so a surface at the border of the image, or of a box cut out of it, counts as surface. The package surface-distance
-    is not used: it weighs surface elements by their area, which is another measure and one more dependency. MONAI's
-    search trees take about 0.1 s for a tumour of 60 ml, but tens of seconds for a prediction that is noise all over the
-    volume.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*always_return_as_numpy")  # MONAI 1.6 warns of its own call
-        distance = compute_hausdorff_distance(
-            pred[None, None],
-            truth[None, None],
-            include_background=True,
-            percentile=95,
-            spacing=[float(mm) for mm in spacing_mm],
-        )
-    return float(distance)
 
 
 def _mean(values: Sequence[float]) -> float:
