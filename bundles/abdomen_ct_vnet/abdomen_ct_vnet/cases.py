@@ -21,11 +21,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bundlekit.cases.case import Case, check_names, refusing
-from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.datalist import image_in, listed_cases
 from bundlekit.cases.folders import absolute, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import patient_of
@@ -80,7 +81,8 @@ def scan_cases(
         return [], []
     where = str(datalist or absolute(dataset_dir))
     if datalist:
-        cases, findings = _from_datalist(absolute(datalist), dataset_dir, labelled, classes)
+        case_of = partial(_listed, labelled=labelled, classes=classes)
+        cases, findings = listed_cases(datalist, dataset_dir, labelled, case_of)
     else:
         cases, findings = _from_folder(absolute(dataset_dir), labelled, classes)
     if not cases and not findings:
@@ -221,31 +223,15 @@ def _spread(parts: Mapping[str, Path | None]) -> dict[str, Any]:
 # --- datalist ---------------------------------------------------------------------------------------------------------
 
 
-def _from_datalist(
-    path: Path, dataset_dir: str | os.PathLike | None, labelled: bool, classes: Classes
-) -> tuple[list[Case], list[Finding]]:
-    base = absolute(dataset_dir) if dataset_dir else path.parent
-    cases, findings = [], []
-    for where, subset, entry in read_datalist(path, labelled, dataset_dir):
-        try:
-            cases.append({**_listed(entry, base, where, labelled, classes), "subset": subset})
-        except BundleError as error:
-            findings += error.findings
-    return cases, findings
-
-
 def _listed(entry: Mapping[str, Any], base: Path, where: str, labelled: bool, classes: Classes) -> Case:
-    image = entry.get("image") or []
-    images = image if isinstance(image, list) else [image]
-    if len(images) != 1 or not isinstance(images[0], str):
-        raise BundleError(Finding(where, f"image: {entry.get('image')!r}", "one CT file", "mend the entry"))
+    image = image_in(entry, where, "one CT file")
     parts, organs = entry.get("label_parts") or [], entry.get("part_organs") or []
     label = entry.get("label") or (parts[0] if parts else "")
     if labelled and not label:
         raise BundleError(Finding(where, "no label", "a segmentation file", "add it to the entry"))
-    file = file_of(base / images[0])
-    name = str(entry.get("case") or (file.case if file else stem_of(Path(images[0]))))
-    case = _case(name, base / images[0], base / label if label else "")
+    file = file_of(base / image)
+    name = str(entry.get("case") or (file.case if file else stem_of(Path(image))))
+    case = _case(name, base / image, base / label if label else "")
     case["patient"] = str(entry.get("patient") or case["patient"])
     of_label = file_of(base / label) if label else None
     told = of_label.layout if of_label and of_label.layout not in ("plain", "totalsegmentator") else ""

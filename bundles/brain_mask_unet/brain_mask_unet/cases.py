@@ -27,11 +27,12 @@ import logging
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bundlekit.cases.case import Case, check_names, refusing
-from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.datalist import image_in, listed_cases
 from bundlekit.cases.folders import absolute, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import join_longitudinal, patient_of, without_contrast
@@ -76,7 +77,7 @@ def scan_cases(
         return [], []
     where = str(datalist or absolute(dataset_dir))
     if datalist:
-        cases, findings = _from_datalist(absolute(datalist), dataset_dir, labelled)
+        cases, findings = listed_cases(datalist, dataset_dir, labelled, partial(_listed_case, labelled=labelled))
     else:
         cases, findings = _from_folder(absolute(dataset_dir), labelled)
     if not cases and not findings:
@@ -175,21 +176,14 @@ def _with_masks(
     return cases, findings
 
 
-def _from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Case], list[Finding]]:
-    base = absolute(dataset_dir) if dataset_dir else path.parent
-    cases, findings = [], []
-    for where, subset, entry in read_datalist(path, labelled, dataset_dir):
-        image = entry.get("image") or []
-        images = image if isinstance(image, list) else [image]
-        if len(images) != 1 or not isinstance(images[0], str):
-            findings.append(Finding(where, f"image: {entry.get('image')!r}", "one scan", "mend the entry"))
-        elif labelled and not entry.get("label"):
-            findings.append(Finding(where, "no label", "a brain mask", "add it to the entry"))
-        else:
-            name = str(entry.get("case") or stem_of(Path(images[0])))
-            case = _case(name, base / images[0], base / entry["label"] if entry.get("label") else "")
-            cases.append({**case, "patient": str(entry.get("patient") or case["patient"]), "subset": subset})
-    return cases, findings
+def _listed_case(entry: Mapping[str, Any], base: Path, where: str, labelled: bool) -> Case:
+    image = image_in(entry, where, "one scan")
+    label = entry.get("label")
+    if labelled and not label:
+        raise BundleError(Finding(where, "no label", "a brain mask", "add it to the entry"))
+    name = str(entry.get("case") or stem_of(Path(image)))
+    case = _case(name, base / image, base / label if label else "")
+    return {**case, "patient": str(entry.get("patient") or case["patient"])}
 
 
 def _case(name: str, image: Path, label: Path | str = "") -> Case:

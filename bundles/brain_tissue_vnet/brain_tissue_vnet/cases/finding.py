@@ -26,8 +26,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 
 from bundlekit.cases.case import Case, check_names, refusing
+from bundlekit.cases.datalist import listed_cases
 from bundlekit.cases.folders import absolute, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import join_longitudinal
@@ -36,7 +38,7 @@ from bundlekit.label_maps.numberings import check_numbering
 
 from .folders import from_folder
 from .layouts import LAYOUTS
-from .listed import from_datalist
+from .listed import listed_case
 
 
 def scan_cases(
@@ -72,7 +74,7 @@ def scan_cases(
         check_numbering(numbering, "--numbering")
     where = str(datalist or absolute(dataset_dir))
     if datalist:
-        cases, findings = from_datalist(absolute(datalist), dataset_dir, labelled)
+        cases, findings = listed_cases(datalist, dataset_dir, labelled, partial(listed_case, labelled=labelled))
     else:
         cases, findings = from_folder(absolute(dataset_dir), labelled, numbering)
     if not cases and not findings:

@@ -1,4 +1,4 @@
-"""The cases of a MONAI datalist, entry by entry."""
+"""The case of an entry of a MONAI datalist."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bundlekit.cases.case import Case
-from bundlekit.cases.datalist import numbers_in, read_datalist
-from bundlekit.cases.folders import absolute
+from bundlekit.cases.datalist import image_in, numbers_in
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 from bundlekit.label_maps.file_names import stem_of
@@ -19,35 +18,17 @@ from .case import PARTS, make_case
 from .layouts import file_of
 
 
-def from_datalist(path: Path, dataset_dir: Any, labelled: bool) -> tuple[list[Case], list[Finding]]:
-    """Cases that a datalist names, and what is wrong with its entries; paths are relative to `dataset_dir`, if given.
-
-    Raises:
-        BundleError: if the datalist cannot be read.
-    """
-    base = absolute(dataset_dir) if dataset_dir else path.parent
-    cases, findings = [], []
-    for where, subset, entry in read_datalist(path, labelled, dataset_dir):
-        try:
-            cases.append({**_listed_case(entry, base, where, labelled), "subset": subset})
-        except BundleError as error:
-            findings += error.findings
-    return cases, findings
-
-
-def _listed_case(entry: Mapping[str, Any], base: Path, where: str, labelled: bool) -> Case:
-    image = entry.get("image") or []
-    images = image if isinstance(image, list) else [image]
+def listed_case(entry: Mapping[str, Any], base: Path, where: str, labelled: bool) -> Case:
+    """The case of an entry at `where`, with paths relative to `base`; BundleError if anything is wrong with it."""
+    image = base / image_in(entry, where, "one T1 file")
     label_parts = entry.get("label_parts") or []
     label = entry.get("label") or (label_parts[0] if label_parts else "")
-    if len(images) != 1 or not all(isinstance(file, str) for file in images):
-        raise BundleError(Finding(where, f"image: {entry.get('image')!r}", "one T1 file", "mend the entry"))
     if labelled and not label:
         raise BundleError(Finding(where, "no label", "a segmentation file", "add it to the entry"))
     if label_parts and len(label_parts) != len(PARTS):
         found = f"label_parts: {len(label_parts)} file(s)"
         raise BundleError(Finding(where, found, "the probability maps of CSF, GM and WM", "mend the entry"))
-    case = make_case(_case_of(base / images[0]), base / images[0])
+    case = make_case(_case_of(image), image)
     if label:
         case["label"] = str(base / label)
         case["numbering"] = "" if label_parts or entry.get("numbering") else _numbering_of(base / label)

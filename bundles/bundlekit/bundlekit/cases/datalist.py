@@ -7,11 +7,12 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bundlekit.cases.case import Case
+from bundlekit.cases.folders import absolute
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 from bundlekit.files import write_content
@@ -30,6 +31,35 @@ def write_datalist(split: Mapping[str, Sequence[Case]], path: str) -> None:
     if any(split.values()):
         text = json.dumps({part: [_entry(case) for case in cases] for part, cases in split.items()}, indent=2)
         write_content(path, text, "ckpt_dir")
+
+
+def listed_cases(
+    datalist: str | os.PathLike,
+    dataset_dir: str | os.PathLike | None,
+    labelled: bool,
+    case_of: Callable[[Mapping[str, Any], Path, str], Case],
+) -> tuple[list[Case], list[Finding]]:
+    """Cases that a datalist names, and what is wrong with its other entries.
+
+    Args:
+        datalist: JSON, see `read_datalist`.
+        dataset_dir: folder that paths in it are relative to; None: its own.
+        labelled: as for `read_datalist`.
+        case_of: called with an entry, that folder and where the entry stands; its `subset` is set here. It raises a
+            `BundleError` with what is wrong.
+
+    Raises:
+        BundleError: if the datalist cannot be read.
+    """
+    path = absolute(datalist)
+    base = absolute(dataset_dir) if dataset_dir else path.parent
+    cases, findings = [], []
+    for where, subset, entry in read_datalist(path, labelled, dataset_dir):
+        try:
+            cases.append({**case_of(entry, base, where), "subset": subset})
+        except BundleError as error:
+            findings += error.findings
+    return cases, findings
 
 
 def read_datalist(
@@ -141,6 +171,15 @@ def _wrong_labels(entry: Mapping[str, Any], where: str) -> list[Finding]:
     if not isinstance(parts, list) or not all(isinstance(part, str) and part for part in parts):
         findings.append(Finding(where, f"label_parts: {parts!r}", "a list of files", "mend the entry"))
     return findings
+
+
+def image_in(entry: Mapping[str, Any], where: str, expected: str) -> str:
+    """The file of an entry that has one image, by itself or in a list; else BundleError, with what was `expected`."""
+    image = entry.get("image") or []
+    images = image if isinstance(image, list) else [image]
+    if len(images) != 1 or not isinstance(images[0], str):
+        raise BundleError(Finding(where, f"image: {entry.get('image')!r}", expected, "mend the entry"))
+    return images[0]
 
 
 def numbers_in(entry: Mapping[str, Any], key: str, count: int, where: str) -> list[int]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bundlekit.cases.case import Case, check_names, refusing
-from bundlekit.cases.datalist import read_datalist
+from bundlekit.cases.datalist import listed_cases
 from bundlekit.cases.folders import absolute, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import join_longitudinal, patient_of, without_contrast
@@ -60,7 +60,7 @@ def scan_label_maps(
         return [], []
     where = str(datalist or absolute(dataset_dir))
     if datalist:
-        cases, findings = _from_datalist(absolute(datalist), dataset_dir)
+        cases, findings = listed_cases(datalist, dataset_dir, True, _listed_case)
     else:
         cases, findings = _from_folder(absolute(dataset_dir)), []
     if not cases and not findings:
@@ -95,17 +95,6 @@ def _preferred(paths: Iterable[Path]) -> list[Path]:
             if FREESURFER_LABELS[stem_of(path)] < FREESURFER_LABELS[stem_of(best)]:
                 subjects[path.parent] = path
     return others + list(subjects.values())
-
-
-def _from_datalist(path: Path, dataset_dir: Any) -> tuple[list[Case], list[Finding]]:
-    base = absolute(dataset_dir) if dataset_dir else path.parent
-    cases, findings = [], []
-    for where, subset, entry in read_datalist(path, True, dataset_dir):
-        try:
-            cases.append({**_listed_case(entry, base, where), "subset": subset})
-        except BundleError as error:
-            findings += error.findings
-    return cases, findings
 
 
 def _listed_case(entry: Mapping[str, Any], base: Path, where: str) -> Case:
