@@ -18,7 +18,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from bundlekit.brats.naming import (
     scheme_of,
 )
 from bundlekit.cases.case import MOST_MISSING, Case, check_names, refusing
-from bundlekit.cases.datalist import numbers_in, read_datalist
+from bundlekit.cases.datalist import listed_cases, numbers_in
 from bundlekit.cases.folders import absolute, nothing_found, walk
 from bundlekit.cases.headers import check_headers, without_results
 from bundlekit.cases.patients import patient_of
@@ -96,7 +97,8 @@ def scan_cases(
                 f"channel_order is {order}; expected the channels of T1, T1ce, T2 and FLAIR, e.g. [1,2,3,0]."
             )
     if datalist:
-        cases, findings = _from_datalist(absolute(datalist), dataset_dir, labelled, fill_missing)
+        case_of = partial(_listed_case, labelled=labelled, fill_missing=fill_missing)
+        cases, findings = listed_cases(datalist, dataset_dir, labelled, case_of)
     else:
         cases, findings = _from_folder(absolute(dataset_dir), labelled, fill_missing)
     if not cases and not findings:
@@ -252,47 +254,35 @@ def _volume_cases(files: Iterable[Path], labelled: bool) -> tuple[list[Case], li
     return cases, findings
 
 
-def _from_datalist(
-    path: Path, dataset_dir: Any, labelled: bool, fill_missing: bool
-) -> tuple[list[Case], list[Finding]]:
-    base = absolute(dataset_dir) if dataset_dir else path.parent
-    cases, findings = [], []
-    for where, subset, entry in read_datalist(path, labelled, dataset_dir):
-        images = entry.get("image")
-        images = images if isinstance(images, list) else [images]
-        files = [base / image for image in images if isinstance(image, str) and image]
-        least = 4 - MOST_MISSING if fill_missing and len(images) == 4 else 4  # "" is a modality that is filled
-        allowed = (1,) if len(images) == 1 else range(least, 5)
-        if len(files) not in allowed or len(files) != len(images) - images.count("") * fill_missing:
-            found = f"image: {entry.get('image')!r}"
-            findings.append(Finding(where, found, "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it"))
-            continue
-        given: list[Path | str] = [base / image if image else "" for image in images]
-        roles = [role_of(file.name) if isinstance(file, Path) else None for file in given]
-        roles = roles if len(given) == len(MODALITIES) else []
-        if any(role is not None and role[1] != wanted for role, wanted in zip(roles, MODALITIES, strict=False)):
-            order = ", ".join(role[1] if role else "?" for role in roles)
-            findings.append(Finding(where, f"images in the order {order}", "T1, T1ce, T2, FLAIR", "put them in order"))
-            continue
-        label = entry.get("label") or ""
-        if labelled and not label:
-            findings.append(Finding(where, "no label", "a segmentation file", "add it to the entry"))
-            continue
-        named = role_of(files[0].name)
-        name = str(entry.get("case") or (named[0] if named else NIFTI.sub("", files[0].name)))
-        values = label_values_of(files[0].name)
-        case = _case(name, given, base / label if label else "", [0, 1, 2, 3], values)
-        if files[0].parent.name in DECATHLON_IMAGES:
-            case.update(channels=DECATHLON_CHANNELS, label_values=DECATHLON_LABELS)
-        try:
-            own = {key: numbers_in(entry, key, 4, where) for key in ("label_values", "channels")}
-        except BundleError as error:
-            findings += error.findings
-            continue
-        case.update({key: numbers for key, numbers in own.items() if numbers})
-        case["assumed"] = len(files) == 1 and not own["channels"] and files[0].parent.name not in DECATHLON_IMAGES
-        cases.append({**case, "patient": str(entry.get("patient") or case["patient"]), "subset": subset})
-    return cases, findings
+def _listed_case(entry: Mapping[str, Any], base: Path, where: str, labelled: bool, fill_missing: bool) -> Case:
+    images = entry.get("image")
+    images = images if isinstance(images, list) else [images]
+    files = [base / image for image in images if isinstance(image, str) and image]
+    least = 4 - MOST_MISSING if fill_missing and len(images) == 4 else 4  # "" is a modality that is filled
+    allowed = (1,) if len(images) == 1 else range(least, 5)
+    if len(files) not in allowed or len(files) != len(images) - images.count("") * fill_missing:
+        found = f"image: {entry.get('image')!r}"
+        raise BundleError(Finding(where, found, "4 files (T1, T1ce, T2, FLAIR) or one 4-D file", "mend it"))
+    given: list[Path | str] = [base / image if image else "" for image in images]
+    roles = [role_of(file.name) if isinstance(file, Path) else None for file in given]
+    roles = roles if len(given) == len(MODALITIES) else []
+    if any(role is not None and role[1] != wanted for role, wanted in zip(roles, MODALITIES, strict=False)):
+        order = ", ".join(role[1] if role else "?" for role in roles)
+        found = f"images in the order {order}"
+        raise BundleError(Finding(where, found, "T1, T1ce, T2, FLAIR", "put them in order"))
+    label = entry.get("label") or ""
+    if labelled and not label:
+        raise BundleError(Finding(where, "no label", "a segmentation file", "add it to the entry"))
+    named = role_of(files[0].name)
+    name = str(entry.get("case") or (named[0] if named else NIFTI.sub("", files[0].name)))
+    values = label_values_of(files[0].name)
+    case = _case(name, given, base / label if label else "", [0, 1, 2, 3], values)
+    if files[0].parent.name in DECATHLON_IMAGES:
+        case.update(channels=DECATHLON_CHANNELS, label_values=DECATHLON_LABELS)
+    own = {key: numbers_in(entry, key, 4, where) for key in ("label_values", "channels")}
+    case.update({key: numbers for key, numbers in own.items() if numbers})
+    case["assumed"] = len(files) == 1 and not own["channels"] and files[0].parent.name not in DECATHLON_IMAGES
+    return {**case, "patient": str(entry.get("patient") or case["patient"])}
 
 
 def _too_many_channels(cases: Sequence[Case]) -> list[Finding]:
