@@ -27,7 +27,7 @@ from typing import Any
 
 from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import image_in, listed_cases
-from bundlekit.cases.folders import absolute, nothing_found
+from bundlekit.cases.folders import absolute, data_set, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
@@ -84,7 +84,7 @@ def scan_cases(
         case_of = partial(_listed, labelled=labelled, classes=classes)
         cases, findings = listed_cases(datalist, dataset_dir, labelled, case_of)
     else:
-        cases, findings = _from_folder(absolute(dataset_dir), labelled, classes)
+        cases, findings = _from_folder(data_set(dataset_dir), labelled, classes)
     if not cases and not findings:
         raise BundleError(nothing_found(where, LAYOUTS))
     for case in cases:
@@ -136,8 +136,6 @@ def _numbering_findings(cases: Sequence[Case], where: str) -> list[Finding]:
 
 
 def _from_folder(root: Path, labelled: bool, classes: Classes) -> tuple[list[Case], list[Finding]]:
-    if not root.exists():
-        raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
     if root.is_file():
         if not VOLUME.search(root.name):
             raise BundleError(Finding(str(root), "a file of another type", "a .nii or .nii.gz file", "give the CT"))

@@ -33,7 +33,7 @@ from typing import Any
 
 from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import image_in, listed_cases
-from bundlekit.cases.folders import absolute, nothing_found
+from bundlekit.cases.folders import absolute, data_set, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import join_longitudinal, patient_of, without_contrast
 from bundlekit.errors import BundleError, Finding
@@ -79,7 +79,7 @@ def scan_cases(
     if datalist:
         cases, findings = listed_cases(datalist, dataset_dir, labelled, partial(_listed_case, labelled=labelled))
     else:
-        cases, findings = _from_folder(absolute(dataset_dir), labelled)
+        cases, findings = _from_folder(data_set(dataset_dir, "scans"), labelled)
     if not cases and not findings:
         raise BundleError(nothing_found(where, EXPECTED))
     cases.sort(key=lambda case: case["case"])
@@ -96,8 +96,6 @@ find_cases = refusing(scan_cases)
 
 
 def _from_folder(root: Path, labelled: bool) -> tuple[list[Case], list[Finding]]:
-    if not root.exists():
-        raise BundleError(Finding(str(root), "no such file or folder", "scans", "check --dataset_dir"))
     if root.is_file():
         if not VOLUME.search(root.name):
             raise BundleError(

@@ -28,7 +28,7 @@ from bundlekit.brats.cases import GO_ON
 from bundlekit.brats.naming import MODALITIES
 from bundlekit.cases.case import MOST_MISSING, Case, check_names, refusing
 from bundlekit.cases.datalist import numbers_in, read_datalist
-from bundlekit.cases.folders import absolute, nothing_found, walk
+from bundlekit.cases.folders import absolute, data_set, nothing_found, walk
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.hdf5 import affine_in, open_h5
@@ -134,7 +134,7 @@ def scan_cases(
     if datalist:
         cases, findings = _from_datalist(absolute(datalist), dataset_dir, labelled, fill_missing)
     else:
-        cases, findings = _from_folder(absolute(dataset_dir))
+        cases, findings = _from_folder(data_set(dataset_dir))
     cases.sort(key=lambda case: case["case"])
     findings += check_names(cases, str(datalist or dataset_dir))
     complete = []
@@ -159,8 +159,6 @@ find_cases = refusing(scan_cases)
 
 
 def _from_folder(root: Path) -> tuple[list[Case], list[Finding]]:
-    if not root.exists():
-        raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
     only = None
     if root.is_file():
         named = SLICE.match(root.name)

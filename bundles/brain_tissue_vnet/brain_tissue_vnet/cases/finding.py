@@ -30,7 +30,7 @@ from functools import partial
 
 from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import listed_cases
-from bundlekit.cases.folders import absolute, nothing_found
+from bundlekit.cases.folders import absolute, data_set, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import join_longitudinal
 from bundlekit.errors import BundleError, Finding
@@ -76,7 +76,7 @@ def scan_cases(
     if datalist:
         cases, findings = listed_cases(datalist, dataset_dir, labelled, partial(listed_case, labelled=labelled))
     else:
-        cases, findings = from_folder(absolute(dataset_dir), labelled, numbering)
+        cases, findings = from_folder(data_set(dataset_dir), labelled, numbering)
     if not cases and not findings:
         raise BundleError(nothing_found(where, LAYOUTS))
     for case in cases:

@@ -22,10 +22,8 @@ def from_folder(root: Path, labelled: bool, numbering: str | None) -> tuple[list
     """Cases below a folder, or that of one file, and what is wrong with them.
 
     Raises:
-        BundleError: if there is nothing of that name, or it is no volume.
+        BundleError: if a file is no volume.
     """
-    if not root.exists():
-        raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
     if root.is_file():
         return _from_file(root, labelled, numbering)
     return _from_files(volumes_below(root), root, labelled, numbering, tell=not labelled)

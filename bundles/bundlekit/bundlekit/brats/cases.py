@@ -40,7 +40,7 @@ from bundlekit.brats.naming import (
 )
 from bundlekit.cases.case import MOST_MISSING, Case, check_names, refusing
 from bundlekit.cases.datalist import listed_cases, numbers_in
-from bundlekit.cases.folders import absolute, nothing_found, walk
+from bundlekit.cases.folders import absolute, data_set, nothing_found, walk
 from bundlekit.cases.headers import check_headers, without_results
 from bundlekit.cases.patients import patient_of
 from bundlekit.errors import BundleError, Finding
@@ -100,7 +100,7 @@ def scan_cases(
         case_of = partial(_listed_case, labelled=labelled, fill_missing=fill_missing)
         cases, findings = listed_cases(datalist, dataset_dir, labelled, case_of)
     else:
-        cases, findings = _from_folder(absolute(dataset_dir), labelled, fill_missing)
+        cases, findings = _from_folder(data_set(dataset_dir), labelled, fill_missing)
     if not cases and not findings:
         raise BundleError(nothing_found(str(datalist or absolute(dataset_dir)), EXPECTED))
     for case in cases:
@@ -139,8 +139,6 @@ find_cases = refusing(scan_cases)
 
 
 def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[Case], list[Finding]]:
-    if not root.exists():
-        raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
     only = None
     if root.is_file():
         named = role_of(root.name)

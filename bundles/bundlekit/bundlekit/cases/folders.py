@@ -31,6 +31,14 @@ def absolute(path: object) -> Path:
     return given.resolve() if given.name in ("", "..") else given.parent.resolve() / given.name
 
 
+def data_set(dataset_dir: object, expected: str = "the data set") -> Path:
+    """`absolute` of --dataset_dir; BundleError, with what was `expected`, if there is no such file or folder."""
+    root = absolute(dataset_dir)
+    if not root.exists():
+        raise BundleError(Finding(str(root), "no such file or folder", expected, "check --dataset_dir"))
+    return root
+
+
 def walk(
     root: str | os.PathLike, prune: Callable[[Path, Sequence[str]], bool] | None = None
 ) -> Iterator[tuple[Path, list[str]]]:

@@ -23,7 +23,7 @@ from typing import Any
 
 from bundlekit.cases.case import Case, check_names, refusing
 from bundlekit.cases.datalist import listed_cases
-from bundlekit.cases.folders import absolute, nothing_found
+from bundlekit.cases.folders import absolute, data_set, nothing_found
 from bundlekit.cases.headers import check_headers
 from bundlekit.cases.patients import join_longitudinal, patient_of, without_contrast
 from bundlekit.errors import BundleError, Finding
@@ -62,7 +62,7 @@ def scan_label_maps(
     if datalist:
         cases, findings = listed_cases(datalist, dataset_dir, True, _listed_case)
     else:
-        cases, findings = _from_folder(absolute(dataset_dir)), []
+        cases, findings = _from_folder(data_set(dataset_dir)), []
     if not cases and not findings:
         expected = "label maps, .nii, .nii.gz or .mgz"
         raise BundleError(nothing_found(where, expected))
@@ -78,8 +78,6 @@ find_label_maps = refusing(scan_label_maps)
 
 
 def _from_folder(root: Path) -> list[Case]:
-    if not root.exists():
-        raise BundleError(Finding(str(root), "no such file or folder", "the data set", "check --dataset_dir"))
     return [_case(path) for path in _preferred([root] if root.is_file() else volumes_below(root))]
 
 
