@@ -8,10 +8,12 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from pydoc import locate
 from typing import Any, cast
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset
@@ -30,7 +32,10 @@ from bundlekit import (
     prepare_run,
 )
 from bundlekit.brats import LowresEnsembleInferer
+from bundlekit.label_maps.numberings import STRUCTURES
+from bundlekit.virtual import LabelPainter
 from bundlekit.virtual.anatomy import maps_of
+from bundlekit.virtual.painting import RIMS
 from bundlekit.virtual.patches import Glioma
 from tools.bundles import names, parse
 
@@ -183,8 +188,22 @@ def virtual_gliomas(where: Where) -> str:
     return f"{int((label > 0).sum())} voxels of tumour in a patch"
 
 
+def painted_images(where: Where) -> str:
+    """What label maps train on: every step of the painter, on the device; a seed gives one image."""
+    every: dict[str, Any] = {name: 1.0 for name in signature(LabelPainter).parameters if name.endswith("_probability")}
+    painter = LabelPainter(**every | {"strip_probability": 0.5})
+    structures = torch.randint(0, len(STRUCTURES), (1, *where.patch), device=where.device)
+    counts = np.ones((RIMS + 1, len(STRUCTURES)))
+    for seed in range(4):  # stripped or not, thick slices or large voxels, cut or not
+        image, label = painter.paint(structures, painter.draw(counts, seed))
+        again, _ = painter.paint(structures, painter.draw(counts, seed))
+        _require(_finite(image.sum()) and bool(label.any()), f"the image of seed {seed} has no brain, or is not finite")
+        _require(torch.equal(image, again), f"seed {seed} gives two images")
+    return "four images, each the same twice"
+
+
 def several_processes(where: Where) -> str:
-    """A group of one process: channels last, synchronised batch norms and gradients in mixed precision."""
+    """A group of one process, on one GPU: channels last, wrapped batch norms, gradients kept back and exchanged."""
     backend = "nccl" if where.gpu else "gloo"
     torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
@@ -322,6 +341,7 @@ CHECKS: tuple[Callable[[Where], str], ...] = (
     bundles_in_mixed_precision,
     labels_of_coarser_levels,
     virtual_gliomas,
+    painted_images,
     several_processes,
     resuming_in_mixed_precision,
     pinned_batches,
