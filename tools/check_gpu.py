@@ -191,15 +191,16 @@ def virtual_gliomas(where: Where) -> str:
 def painted_images(where: Where) -> str:
     """What label maps train on: every step of the painter, on the device; a seed gives one image."""
     every: dict[str, Any] = {name: 1.0 for name in signature(LabelPainter).parameters if name.endswith("_probability")}
-    painter = LabelPainter(**every | {"strip_probability": 0.5})
+    either = dict.fromkeys(("strip_probability", "t1_probability", "cut_probability"), 0.5)  # this or that step
+    painter = LabelPainter(**every | either)
     structures = torch.randint(0, len(STRUCTURES), (1, *where.patch), device=where.device)
     counts = np.ones((RIMS + 1, len(STRUCTURES)))
-    for seed in range(4):  # stripped or not, thick slices or large voxels, cut or not
+    for seed in range(6):  # stripped or not, T1 or any contrast, thick slices or large voxels, cut or not
         image, label = painter.paint(structures, painter.draw(counts, seed))
         again, _ = painter.paint(structures, painter.draw(counts, seed))
         _require(_finite(image.sum()) and bool(label.any()), f"the image of seed {seed} has no brain, or is not finite")
         _require(torch.equal(image, again), f"seed {seed} gives two images")
-    return "four images, each the same twice"
+    return "six images, each the same twice"
 
 
 def several_processes(where: Where) -> str:

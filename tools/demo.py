@@ -56,6 +56,7 @@ def _own_folder(root: Path) -> Path:
     for name in ("tissue", "cases", "glioma"):
         if (root / name).exists():
             shutil.rmtree(root / name)
+    (root / "glioma.png").unlink(missing_ok=True)  # of earlier versions
     root.mkdir(parents=True, exist_ok=True)
     mark.touch()
     return root

@@ -536,8 +536,9 @@ def test_datalist_without_a_case(listed: Callable[..., Path], content: dict) -> 
     assert caught.value.findings[0].file == str(path)
 
 
-def test_a_part_of_a_datalist_of_another_name_is_refused(listed: Callable[..., Path]) -> None:
-    path = listed(training=[entry("a")], val=[entry("b")])
+@pytest.mark.parametrize("val", [[entry("b")], [{"label": "b_seg.nii.gz"}], ["b_t1.nii.gz"]])
+def test_a_part_of_a_datalist_of_another_name_is_refused(val: list, listed: Callable[..., Path]) -> None:
+    path = listed(training=[entry("a")], val=val)
     with pytest.raises(BundleError, match=r"entries under 'val'[\s\S]*call it training, validation or testing"):
         find_cases(None, datalist=path)
 
@@ -570,6 +571,7 @@ def test_labels_of_one_class_are_told(tmp_path: Path, caplog: pytest.LogCaptureF
         ("PatientID_0003_Timepoint_1_brain_t1n.nii.gz", "PatientID_0003_Timepoint_1_brain", "T1"),
         ("PatientID_0003_Timepoint_1_brain_t2f.nii.gz", "PatientID_0003_Timepoint_1_brain", "FLAIR"),
         ("A_T1_ce.nii.gz", "A", "T1ce"),
+        ("P01-T2_FLAIR.nii.gz", "P01", "FLAIR"),
     ],
 )
 def test_what_people_call_a_modality(name: str, case: str, role: str) -> None:
@@ -595,6 +597,37 @@ def test_a_lone_label_ends_no_inference(tmp_path: Path, caplog: pytest.LogCaptur
     assert "a segmentation without a scan, which is left aside" in caplog.text
     with pytest.raises(BundleError, match="a segmentation without a scan"):
         find_cases(tmp_path)
+
+
+def test_a_lone_label_hides_no_4d_scans(tmp_path: Path) -> None:
+    write_decathlon(tmp_path / "data")
+    write_case(tmp_path / "results")
+    for file in (tmp_path / "results").iterdir():
+        if "seg" not in file.name:
+            file.unlink()
+    assert names(find_cases(tmp_path, labelled=False)) == ["BRATS_001"]
+
+
+@pytest.mark.parametrize(
+    ("parts", "values"),
+    [
+        (["_t1n", "_t1c", "_t2w", "_t2f"], [0, 1, 2, 3]),  # as MU-Glioma-Post has them
+        (["_t1", "_t1c", "_t2", "_flair"], [0, 1, 2, 4]),
+    ],
+)
+def test_enhancing_tumour_by_the_newest_of_the_names(parts: list[str], values: list[int], tmp_path: Path) -> None:
+    write_case(tmp_path / "P01", parts, values=None)
+    (case,) = find_cases(tmp_path, labelled=False)
+    assert case["label_values"] == values
+
+
+def test_filling_tells_what_lies_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_case(tmp_path / "a", values=None)
+    (folder / "a_t1.nii.gz").rename(folder / "a_T1w.nii.gz")
+    assert names(find_cases(tmp_path, labelled=False, fill_missing=True)) == ["a"]
+    assert (
+        "case a is taken without T1, though these lie beside it, whose names say nothing: a_T1w.nii.gz" in caplog.text
+    )
 
 
 @pytest.mark.parametrize(

@@ -159,25 +159,22 @@ def test_unknown_numbering_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "candidates", "expected"),
+    ("ids", "expected"),
     [
-        ([0, 1, 2, 3], None, "tissue"),
-        ([0, 2], None, "tissue"),
-        ([0], None, "tissue"),
-        ([0, 1, 2, 3], ["bids", "freesurfer"], "bids"),
-        ([0, 1, 2, 3], ["mrbrains"], "mrbrains"),
-        ([0, 1, 2, 3, 11], None, "bids"),
-        ([0, 1, 2, 3, 4, 5, 6, 7, 8], ["mrbrains"], "mrbrains"),
-        ([0, 2, 3, 4, 10, 16, 41, 42], None, "freesurfer"),
-        ([0, 4, 41, 1005, 2030], None, "freesurfer"),
-        ([0, 4, 16, 1005, 3005], None, "freesurfer"),
-        ([0, 4, 11, 44, 45, 100, 207], None, "neuromorphometrics"),
+        ([0, 1, 2, 3], "tissue"),
+        ([0, 2], "tissue"),
+        ([0], "tissue"),
+        ([0, 1, 2, 3, 11], "bids"),
+        ([0, 2, 3, 4, 10, 16, 41, 42], "freesurfer"),
+        ([0, 4, 41, 1005, 2030], "freesurfer"),
+        ([0, 4, 16, 1005, 3005], "freesurfer"),
+        ([0, 4, 11, 44, 45, 100, 207], "neuromorphometrics"),
     ],
 )
-def test_detection(ids: list[int], candidates: list[str] | None, expected: str) -> None:
-    assert detect(ids, "x", candidates) == expected
+def test_detection(ids: list[int], expected: str) -> None:
+    assert detect(ids, "x") == expected
     array = np.resize(np.asarray(ids, np.float32), (5, 5, 5))
-    assert detect(array, "x", candidates) == expected
+    assert detect(array, "x") == expected
 
 
 @pytest.mark.parametrize(
@@ -360,5 +357,4 @@ def test_label_maps_of_synthseg() -> None:
 def test_a_mask_is_no_label_of_tissues() -> None:
     with pytest.raises(BundleError, match="0 and 1 alone: a mask, of the brain for instance"):
         detect([0, 1], "P01_seg.nii.gz")
-    assert detect([0, 1], "sub-01_dseg.nii.gz", ["bids"]) == "bids"
     assert detect([0, 2], "P01_seg.nii.gz") == "tissue"

@@ -57,7 +57,7 @@ def test_train_yaml_counts_where_nothing_is_recorded(
     (tmp_path / "copied").mkdir()
     (tmp_path / "copied" / "model.pt").touch()
     assert settings_of(tmp_path / "copied" / "model.pt", root) == DEFAULTS
-    assert "has no settings.json beside it: it is taken as trained with the values of train.yaml" in caplog.text
+    assert "has no settings.json beside it and is taken as trained with the values of train.yaml" in caplog.text
     write_settings({"init_filters": 4}, str(tmp_path))
     assert settings_of(tmp_path / "last.pt", root) == {**DEFAULTS, "init_filters": 4}
     (root / "configs" / "train.yaml").rename(root / "configs" / "train.json")

@@ -31,12 +31,10 @@ from bundlekit.brats.naming import (
     EXPECTED,
     MODALITIES,
     NIFTI,
-    RESTORED,
-    SCHEMES,
     label_values_of,
     may_be_4d,
+    newest_scheme,
     role_of,
-    scheme_of,
 )
 from bundlekit.cases.case import MOST_MISSING, Case, check_names, refusing
 from bundlekit.cases.datalist import listed_cases, numbers_in
@@ -47,7 +45,7 @@ from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import open_nifti
 
 _log = logging.getLogger(__name__)
-_RESULT = re.compile(rf"seg|mask|label|prob|{RESTORED}", re.IGNORECASE)  # in names of what is no scan
+_RESULT = re.compile(r"seg|mask|label|prob", re.IGNORECASE)  # in names of what is no scan
 GO_ON = "or go on without it, for a worse mask: --fill_missing True"
 
 
@@ -155,7 +153,7 @@ def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[C
                 other.append(folder / name)
             elif only in (None, named[0]):
                 named_files.setdefault(named[0], {}).setdefault(named[1], []).append(folder / name)
-    if named_files:
+    if (named_files and labelled) or any(set(roles) != {"label"} for roles in named_files.values()):
         _tell_unknown(named_files, other)
         return _named_cases(named_files, other, labelled, fill_missing)
     return _volume_cases([file for file in other if may_be_4d(file)], labelled)
@@ -170,6 +168,11 @@ def _tell_unknown(files: dict[str, dict[str, list[Path]]], other: Sequence[Path]
         _log.warning(text, len(left), left[0], EXPECTED)
 
 
+def _beside(file: Path, other: Sequence[Path]) -> list[str]:
+    """Names of some of the scans in a file's folder that are not known by their names."""
+    return [one.name for one in other if one.parent == file.parent and not _RESULT.search(one.name)][:6]
+
+
 def _named_cases(
     files: dict[str, dict[str, list[Path]]], other: Sequence[Path], labelled: bool, fill_missing: bool
 ) -> tuple[list[Case], list[Finding]]:
@@ -177,12 +180,16 @@ def _named_cases(
     for name in sorted(files):
         roles = files[name]
         any_file = next(iter(roles.values()))[0]
-        scheme = scheme_of(any_file.name) or SCHEMES[0]
+        names = [file.name for found in roles.values() for file in found]
+        scheme = newest_scheme(names)
         wanted = MODALITIES + (("label",) if labelled else ())
         missing = [role for role in wanted if role not in roles]
         absent = [role for role in missing if role != "label"]
         if fill_missing and len(absent) <= MOST_MISSING:
             missing = [role for role in missing if role == "label"]
+            if absent and (beside := _beside(any_file, other)):
+                text = "%s: case %s is taken without %s, though these lie beside it, whose names say nothing: %s"
+                _log.warning(text, any_file.parent, name, " and ".join(absent), ", ".join(beside))
         if set(roles) == {"label"} and not labelled:
             _log.warning("%s: a segmentation without a scan, which is left aside", any_file)
             continue
@@ -198,8 +205,8 @@ def _named_cases(
             continue
         doubled = [role for role, found in roles.items() if len(found) > 1]
         if missing:
-            beside = [file.name for file in other if file.parent == any_file.parent]
-            rename = f"rename the file if it is one of {', '.join(beside[:6])}; " if beside else ""
+            beside = _beside(any_file, other)
+            rename = f"rename the file if it is one of {', '.join(beside)}; " if beside else ""
             findings.append(
                 Finding(
                     str(any_file.parent),
@@ -224,7 +231,7 @@ def _named_cases(
         if not missing and not doubled:
             label = roles["label"][0] if "label" in roles else ""
             images = [roles[m][0] if m in roles else "" for m in MODALITIES]
-            cases.append(_case(name, images, label, [0, 1, 2, 3], label_values_of(any_file.name)))
+            cases.append(_case(name, images, label, [0, 1, 2, 3], label_values_of(*names)))
     return cases, findings
 
 
@@ -273,7 +280,7 @@ def _listed_case(entry: Mapping[str, Any], base: Path, where: str, labelled: boo
         raise BundleError(Finding(where, "no label", "a segmentation file", "add it to the entry"))
     named = role_of(files[0].name)
     name = str(entry.get("case") or (named[0] if named else NIFTI.sub("", files[0].name)))
-    values = label_values_of(files[0].name)
+    values = label_values_of(*(file.name for file in files))
     case = _case(name, given, base / label if label else "", [0, 1, 2, 3], values)
     if files[0].parent.name in DECATHLON_IMAGES:
         case.update(channels=DECATHLON_CHANNELS, label_values=DECATHLON_LABELS)

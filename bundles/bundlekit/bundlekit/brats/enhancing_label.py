@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from bundlekit.brats.naming import SCHEMES
 from bundlekit.cases.case import Case
 from bundlekit.errors import BundleError, Finding
 from bundlekit.images.nifti import read_array, without_rounding
@@ -30,30 +28,22 @@ def set_et_label(cases: Sequence[Case], et_label: int | None) -> list[Finding]:
         A finding where somebody has to say what the 4 is.
     """
     findings = []
-    for scheme in SCHEMES:
-        values = [0, 1, 2, scheme.et_label]
-        family = [case for case in cases if case["label_values"] == values]
-        seen, file = (None, "") if et_label else _seen_et_label(family, usual=scheme.et_label)
-        if not et_label and seen is None and any(case["label"] for case in family):
-            _tell_one_class(family)
-        if seen == 4 != scheme.et_label:
+    families = {usual: [case for case in cases if case["label_values"] == [0, 1, 2, usual]] for usual in (4, 3)}
+    for usual, family in families.items():
+        seen, file = (None, "") if et_label else _seen_et_label(family, usual)
+        if seen == 4 != usual:
             expected = "3 (ET), with names of BraTS 2023 and later; there, 4 is the resection cavity of BraTS 2024"
             fix = "give --et_label 4 if it is enhancing tumour in all of them; cavities are another task"
             findings.append(Finding(file, "the value 4, and no label with names like it holds a 3", expected, fix))
             seen = None
         for case in family:
-            case["label_values"] = [*values[:3], et_label or seen or scheme.et_label]
+            case["label_values"] = [0, 1, 2, et_label or seen or usual]
     return findings
 
 
-def _tell_one_class(family: Sequence[Case]) -> None:
+def _tell_one_class(labels: Sequence[str], values: set[float]) -> None:
     """Warn of labels that all hold 1 alone: of whole tumours, say, which are no masks of parts."""
-    labels = [case["label"] for case in family if case["label"]]
-    seen: set[float] = set()
-    for label in labels:
-        with contextlib.suppress(BundleError):  # named when the case is decoded
-            seen |= set(np.unique(without_rounding(read_array(label))).tolist())
-    if seen <= {0, 1} and 1 in seen:
+    if values <= {0, 1} and 1 in values:
         text = (
             "the %d label(s), first %s, hold 0 and 1 alone: 1 is taken for NCR (NETC of metastases), and ED and ET for "
             "absent, which scores 1. Masks of whole tumours cannot train or score these classes"
@@ -68,16 +58,19 @@ def _seen_et_label(family: Iterable[Case], usual: int) -> tuple[int | None, str]
     the case is refused, by name, when it is decoded.
     """
     unusual: tuple[int | None, str] = (None, "")
-    for case in family:
-        file = case["label"]
+    labels = [case["label"] for case in family if case["label"]]
+    values: set[float] = set()
+    for file in labels:
         try:
-            seen = {3, 4} & set(np.unique(without_rounding(read_array(file))).tolist()) if file else set()
+            values |= (held := set(np.unique(without_rounding(read_array(file))).tolist()))
         except BundleError:  # named, with everything else, when the case is decoded
             continue
+        seen = held & {3, 4}
         if seen == {usual}:
             return usual, file
         if len(seen) == 1:
             unusual = int(seen.pop()), file
             if unusual[0] == 3:  # under the older names nothing else is numbered 3
                 return unusual
+    _tell_one_class(labels, values)
     return unusual

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 RESTORED = "_seg_on_"  # in the name of a mask on the grid of an original scan, before the modality
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class NamingScheme:
     """Names of the form `<case><separator><suffix>.nii[.gz]`, of any case of letters.
 
@@ -50,18 +50,12 @@ class NamingScheme:
 _T1CE = dict.fromkeys(("t1ce", "t1c", "t1gd", "t1post", "t1pc", "t1_ce", "t1_gd", "t1_post", "t1-ce", "t1-gd"), "T1ce")
 _T1CE |= {"t1-post": "T1ce"}
 _OTHERS = {"t1pre": "T1", "t1_pre": "T1", "t1-pre": "T1", "t2_flair": "FLAIR", "t2-flair": "FLAIR", "t2flair": "FLAIR"}
+_OF_2023 = {"t1n": "T1", "t1c": "T1ce", "t2w": "T2", "t2f": "FLAIR"}
 
 SCHEMES = (
-    NamingScheme(
-        "2018-2021",
-        "_",
-        {"t1": "T1", **_T1CE, "t2": "T2", "flair": "FLAIR", "seg": "label"}
-        | {**_OTHERS, "t1n": "T1", "t2w": "T2", "t2f": "FLAIR"},
-        4,
-    ),
-    NamingScheme(
-        "2023+", "-", {"t1n": "T1", "t1c": "T1ce", **_T1CE, "t2w": "T2", "t2f": "FLAIR", "seg": "label"} | _OTHERS, 3
-    ),
+    NamingScheme("2018-2021", "_", {"t1": "T1", **_T1CE, "t2": "T2", "flair": "FLAIR", "seg": "label"} | _OTHERS, 4),
+    NamingScheme("2023+", "-", {**_OF_2023, **_T1CE, "seg": "label"} | _OTHERS, 3),
+    NamingScheme("2023+", "_", {**_OF_2023, "seg": "label"}, 3),
 )
 
 # Medical Segmentation Decathlon Task01 stores FLAIR, T1w, T1gd, T2w in one 4-D file and numbers ED 1, NCR 2, ET 3
@@ -70,7 +64,7 @@ DECATHLON_CHANNELS = [1, 2, 3, 0]
 DECATHLON_LABELS = [0, 2, 1, 3]
 
 EXPECTED = (
-    "<case>_{t1,t1ce,t2,flair}.nii[.gz] (BraTS 2018-2021), <case>-{t1n,t1c,t2w,t2f}.nii[.gz] (BraTS 2023+), "
+    "<case>_{t1,t1ce,t2,flair}.nii[.gz] (BraTS 2018-2021), <case>-{t1n,t1c,t2w,t2f}.nii[.gz] (BraTS 2023+, or with _), "
     "imagesTr/<case>.nii.gz (Medical Segmentation Decathlon Task01) or 4-D NIfTI files"
 )
 """The schemes, as a message tells them."""
@@ -78,7 +72,17 @@ EXPECTED = (
 
 def scheme_of(name: str) -> NamingScheme | None:
     """The scheme that a file is named by, None if no scheme has such a name."""
-    return next((scheme for scheme in SCHEMES if scheme.match(name)), None)
+    fitting = {scheme: found[0] for scheme in SCHEMES if (found := scheme.match(name))}
+    return min(fitting, key=lambda scheme: len(fitting[scheme]), default=None)  # P01-T2_FLAIR is P01's FLAIR
+
+
+def newest_scheme(names: Iterable[str]) -> NamingScheme:
+    """The newest scheme that a case's files are named by, since `_t1c` and `_seg` are older names, too.
+
+    The oldest if no file is named by any.
+    """
+    found = [scheme for name in names if (scheme := scheme_of(name))]
+    return max(found, key=lambda scheme: scheme.years, default=SCHEMES[0])
 
 
 def role_of(name: str) -> tuple[str, str] | None:
@@ -89,9 +93,9 @@ def role_of(name: str) -> tuple[str, str] | None:
     return scheme.match(name) if scheme else None
 
 
-def label_values_of(name: str) -> list[int]:
-    """Values of background, NCR, ED and ET that go with a file's name; those of the oldest scheme for other names."""
-    return [0, 1, 2, (scheme_of(name) or SCHEMES[0]).et_label]
+def label_values_of(*names: str) -> list[int]:
+    """Values of background, NCR, ED and ET that go with the names of a case's files."""
+    return [0, 1, 2, newest_scheme(names).et_label]
 
 
 def may_be_4d(file: Path) -> bool:

@@ -113,7 +113,9 @@ def read_datalist(
 
 
 def _is_entry(item: Any) -> bool:
-    return isinstance(item, dict) and "image" in item
+    if isinstance(item, str):
+        return item.lower().endswith((".nii", ".nii.gz", ".h5"))
+    return isinstance(item, dict) and bool({"image", "label", "label_parts"} & set(item))
 
 
 def _where_they_lie(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 
-import cc3d
 import numpy as np
 from scipy import ndimage
 
+from bundlekit.images.components import components
 from bundlekit.images.intensities import ZERO_AIR, air_of, without_air
 
 _NOTHING = 1e-3  # of the bright intensities: noise in the air of a head with its skull is larger
@@ -46,7 +46,7 @@ def air_for_nan(voxels: np.ndarray, where: str) -> np.ndarray:
     """
     if not np.issubdtype(voxels.dtype, np.floating) or not (gone := np.isnan(voxels)).any() or gone.all():
         return voxels
-    pieces = cc3d.connected_components(gone, connectivity=26)
+    pieces, _ = components(gone)
     faces = [pieces.take(end, axis) for axis in range(pieces.ndim) for end in (0, -1)]
     outside = np.unique(np.concatenate([face.ravel() for face in faces]))
     if not np.isin(pieces[gone], outside).all():
@@ -69,7 +69,7 @@ def without_ringing(image: np.ndarray, where: str) -> np.ndarray:
     bright = _bright(image)
     if not bright or _is_z_scored(image, bright):
         return image
-    pieces, count = cc3d.connected_components(np.abs(image) > _TISSUE * bright, connectivity=26, return_N=True)
+    pieces, count = components(np.abs(image) > _TISSUE * bright)
     sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
     kept = np.concatenate([[False], sizes >= _PIECE * sizes.max()])  # a brain may be cut in two
     brain = ndimage.binary_fill_holes(kept[pieces])

@@ -309,32 +309,29 @@ def _some(ids: set[int]) -> str:
     return ", ".join(str(number) for number in sorted(ids)[:16]) + (" ..." if len(ids) > 16 else "")
 
 
-def detect(labels: np.ndarray | Iterable[int], file: str, candidates: Sequence[str] | None = None) -> str:
+def detect(labels: np.ndarray | Iterable[int], file: str) -> str:
     """Name of the numbering of a label map, by the numbers it has.
 
-    No more numbers than 0 to 3 are `tissue`, unless `candidates` says otherwise: BIDS has the same numbers for other
-    tissues, which only the layout of a data set tells. Other sets are named where exactly one numbering fits.
+    No more numbers than 0 to 3 are `tissue`, though BIDS has the same numbers for other tissues, which only the layout
+    of a data set tells. Other sets are named where exactly one numbering fits.
 
     Args:
         labels: label map, or the numbers in it.
         file: name for the messages.
-        candidates: names that the file's layout allows, the likeliest first; None allows all.
 
     Raises:
         BundleError: if no numbering or more than one fits, and for fractions.
     """
     array = labels if isinstance(labels, np.ndarray) else np.asarray(list(labels))
     ids = {int(number) for number in _ids_in(whole_numbers(array, file))}
-    names = [check_numbering(name, file) for name in candidates or NUMBERINGS]
-    if ids == {0, 1} and candidates is None:
+    if ids == {0, 1}:
         found, expected = "0 and 1 alone: a mask, of the brain for instance", "a label map of several tissues"
         raise BundleError(Finding(file, found, expected, "give the label; if 1 is CSF: --numbering tissue"))
     if ids <= set(NUMBERINGS["tissue"].classes):
-        names = [name for name in names if ids <= set(NUMBERINGS[name].classes)]
-        return _first_or_refuse(names[:1], ids, file)
+        return "tissue"
     fits = [
         name
-        for name in names
+        for name in NUMBERINGS
         if ids <= set(NUMBERINGS[name].classes) and all(ids & set(group) for group in NUMBERINGS[name].telltale)
     ]
     return _first_or_refuse(fits, ids, file)

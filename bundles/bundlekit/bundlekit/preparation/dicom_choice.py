@@ -278,7 +278,7 @@ def _prefer(choice: Choice, modality: str, given: Sequence[str]) -> None:
     first = all(_later(left[0].stack, one.stack) is False for one in others)
     if modality == "T1" and left[0].medium is None and not first:
         return  # the finer T1 is not known to be the first, and may be after contrast medium: asked, not guessed
-    last = all(_later(left[0].stack, one.stack) for one in others)
+    last = all(_later(left[0].stack, one.stack) for one in others if not _reformatted(one.stack))
     if modality == "T1ce" and not last and not _has_t1(choice, given):
         for one in all_of:  # some sites name the agent in every series of a study
             one.modality, one.maybe = "", ("T1", "T1ce")

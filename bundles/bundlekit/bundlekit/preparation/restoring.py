@@ -85,14 +85,14 @@ def restore_case(
         written[path] = on_grid_of(files[modality], back)
         written[path].header["descrip"] = signed(_SIGNATURE, back)
         volumes["on"][modality] = _volumes(back, values, Grid.from_dict(entry["grid"]))
+    for path, image in written.items():
+        write_result(path, lambda file, image=image: to_gzip(image, file), "out")  # type: ignore[misc]
+        _log.info("wrote %s", path)
     for modality in MODALITIES:  # that an earlier run had and this one has not
         path = path_on(record, modality, out)
         if path not in written and path.is_file() and not unlike(path, _SIGNATURE):
             _log.info("%s is of an earlier run, without its scan now, and removed", path)
             path.unlink()
-    for path, image in written.items():
-        write_result(path, lambda file, image=image: to_gzip(image, file), "out")  # type: ignore[misc]
-        _log.info("wrote %s", path)
     text = json.dumps(volumes, indent=2) + "\n"
     write_content(folder / f"{record['case']}_volumes.json", text, "out")
     return volumes

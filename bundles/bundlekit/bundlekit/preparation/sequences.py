@@ -37,7 +37,7 @@ _HINTS = {
     "FLAIR": r"flair|tirm|dark[- ]?fl|fluid[- ]?att",
     "T2": r"t2",
 }
-_MEDIUM = r"(ce?|con|[ck]ontrast\w*|gd|gad\w*|km|inj\w*|medium|agent)"
+_MEDIUM = r"(ce?|con|[ck]ontrast\w*|gd|gad\w*|km|mdc|pdc|inj\w*|medium|agent)"
 # what follows "post" and "without" where they are about contrast medium; not "post fossa", "post RT", "without FS"
 _NEXT = (
     rf"{_MEDIUM}|t1\w*|ax(ial)?|tra(nsv\w*)?|sag(it\w*)?|cor(onal)?|obl(ique)?|[23] ?d|mp\w*|f?se|tse|f?spgr|vibe|"
@@ -45,8 +45,11 @@ _NEXT = (
 )
 _BEFORE = re.compile(
     rf"(\b(pre(?![- ]?op)|nati[vf]e?|before|prior to|avant|vor|antes( de)?|prima di)\b[- ]*({_MEDIUM}\b)?)|"
-    rf"\b(without|w ?o|sans|ohne|sin|sem|senza|uden|utan|zonder|bez|ilman)[- ]*(({_NEXT})\b|$)|"
-    rf"\b(non|no|voor|przed|prae?|fore?(?= *k))[- ]*{_MEDIUM}\b|\bv\.? ?km\b|\bpre{_MEDIUM}\b|\bkontrastsiz"
+    r"\bw ?o( \w+)? ?(&|and|\+) ?w(ith)?\b|"  # of a study, with and without: the text tells both
+    rf"\b(without|w ?o|sans|ohne|sin|sem|senza|uden|utan|zonder|bez|ilman)([- ]*(({_NEXT})\b|$)|"
+    rf"(?![- ]*(fs|fat|mt|rt)\b)([- ]+(?!post|after|with)\w+){{1,3}}?[- ]+{_MEDIUM}\b)|"
+    rf"\b(non|no|voor|przed|prae?|fore?(?= *k))[- ]*{_MEDIUM}\b|"
+    rf"(?<!\bi)(?<!\bi[. ])(?<!\bi\. )\bv\.? ?km\b|\bpre{_MEDIUM}\b|\bkontrastsiz"
 )
 _POST = rf"\bpost[- ]*(({_NEXT}|fs|fat ?sat)\b|$)"
 _AFTER = re.compile(
@@ -56,7 +59,7 @@ _AFTER = re.compile(
 )
 _NO_AGENT = re.compile(
     r"(no|non|none|not|nil|without|w/?o|kein\w*|nein|sans|ohne|sin|null|unknown|n|n\.?[/ ]?a\.?|-+)(?!\w).*|"
-    r"(pre|before|plain|unenhanced|nati[vf]e?)(?!\w)(?!.*post).*|"
+    r"(pre|before|plain|unenhanced|nati[vf]e?)([- ]*([ck]ontrast\w*|gd|gad\w*|km|scan|only))?|"
     r"0([ .]*0*) ?(ml|cc|mmol.*|unit.*)?"
 )
 # letters that have no form without an accent

@@ -165,8 +165,8 @@ class RecordRun:
     command with all its settings: `python -m monai.bundle run --args_file .../resume.json` goes on with the run. They
     are written before the first epoch, that is after `ResumeRun` has accepted it, and again, as they were, if they are
     gone after an epoch. Weights of an earlier run are moved to a folder in `earlier/` first, with what belongs to them:
-    none lie beside the settings of the new run until it has saved its own. By rank 0 alone. At the end of the training
-    the folder is open to others again.
+    none lie beside the settings of the new run until it has saved its own. Rank 0 alone writes, but every process has
+    it: they wait for each other before weights are moved. At the end the folder is open to others again.
 
     Args:
         ckpt_dir: folder, made if missing.

@@ -145,8 +145,9 @@ def recorded_settings(
     recorded = read_settings(checkpoint)
     if Path(checkpoint).is_file() and not Path(checkpoint).with_name(SETTINGS).is_file():
         _log.warning(
-            "%s has no %s beside it: it is taken as trained with the values of train.yaml, whatever they were",
+            "%s has no %s beside it and is taken as trained with the values of train.yaml; copy the %s of its training",
             checkpoint,
+            SETTINGS,
             SETTINGS,
         )
     chosen = {**recorded, **recorded.get(AFTER_TRAINING, {})}

@@ -114,6 +114,20 @@ def test_what_disagrees_is_doubted(parameters: Parameters, doubt: str) -> None:
         *(("", f"T1 {words}", True) for words in ("post", "POST FS", "post 5 min", "post GAD", "PÓS CONTRASTE")),
         *(("", f"T1 {words}", None) for words in ("W/O FS", "ohne FS", "without fat sat", "sin FS", "W/O MT")),
         *((agent, "T1", False) for agent in ("W/O", "PRE", "nil", "plain", "unenhanced", "nativ", "PRE CONTRAST")),
+        *(
+            ("", f"T1 {words}", False)
+            for words in (
+                "v. KM",
+                "WITHOUT IV CONTRAST",
+                "sin medio de contraste",
+                "sans produit de contraste",
+                "senza mezzo di contrasto",
+                "senza mdc",
+            )
+        ),
+        *(("", f"T1 {words}", True) for words in ("i.v. KM", "nach i.v. KM", "iv KM", "without FS post contrast")),
+        *(("", f"T1 {words}", None) for words in ("W/O & W CONTRAST", "WO AND W GD")),  # what a study is called
+        *((agent, "T1", True) for agent in ("NATIV + KM", "before and after Gadovist", "Pre-filled Gadavist")),
         ("PRE AND POST", "T1", True),
         ("", "T1 FS +C W/O FS", True),
         ("", "T1 apres injection", True),

@@ -503,6 +503,12 @@ def test_an_agent_that_is_named_in_every_t1_is_asked_about(study: Path, rewrite:
     assert numbers(chosen(study, fill_missing=True))["T1ce"] == "8", "the last one"
 
 
+def test_a_reformat_does_not_make_its_original_doubtful(study: Path) -> None:
+    shutil.rmtree(study / "T1")
+    _thin(study, ContrastBolusAgent="Gadovist", AcquisitionTime="120000", ImageType=["DERIVED", "SECONDARY", "MPR"])
+    assert numbers(chosen(study, fill_missing=True))["T1ce"] == "5"
+
+
 @pytest.mark.parametrize(
     ("time", "told"),
     [
