@@ -17,7 +17,7 @@ from bundlekit.inference.windows import argmax_labels
 from bundlekit.virtual import brats, metastases, tissue
 from bundlekit.virtual.anatomy import grid
 from bundlekit.virtual.cohorts import SHAPE
-from bundlekit.weights.shipped import check_shipped, shipped_files, shipped_hash
+from bundlekit.weights.shipped import check_shipped, shipped_files, shipped_folders, shipped_hash
 from tests.bundles import BUNDLES, options
 from tests.conftest import ROOT, Run, bundle_run
 from tools.bundles import names, parse
@@ -30,16 +30,23 @@ def test_none_is_left_out() -> None:
     assert set(SHIPPED) == {name for name in names() if (ROOT / "bundles" / name / "models" / "model.pt").exists()}
 
 
-@pytest.mark.parametrize("bundle", SHIPPED)
-def test_the_file_is_whole_and_fits_its_settings(bundle: str) -> None:
-    models = ROOT / "bundles" / bundle / "models"
+def folders() -> list[tuple[str, str]]:
+    """Every bundle with weights, and the folder of each of its networks: that of most is `models/` itself."""
+    models = {name: ROOT / "bundles" / name / "models" for name in SHIPPED}
+    return [(name, str(one.relative_to(there))) for name, there in models.items() for one in shipped_folders(there)]
+
+
+@pytest.mark.parametrize(("bundle", "folder"), folders())
+def test_the_file_is_whole_and_fits_its_settings(bundle: str, folder: str) -> None:
+    models = ROOT / "bundles" / bundle / "models" / folder
     weights = models / "model.pt"
     assert shipped_hash(weights)
     for file in shipped_files(models):
         check_shipped(file)
     recorded = json.loads((models / "settings.json").read_text())
-    assert BUNDLES[bundle].shipped.items() <= (recorded | recorded.get("after_training", {})).items()
-    parser = parse(bundle, "inference.yaml")
+    expected = BUNDLES[bundle].shipped if folder == "." else {"network": folder}
+    assert expected.items() <= (recorded | recorded.get("after_training", {})).items()
+    parser = parse(bundle, "inference.yaml", ckpt_dir=str(models))
     parser.get_parsed_content("network_def").load_state_dict(torch.load(weights, weights_only=True))
     assert weights.stat().st_size < 50 * 2**20
 

@@ -16,7 +16,7 @@ import yaml
 from bundlekit.cases.datalist import TRAINED_ON
 from bundlekit.files import write_whole
 from bundlekit.weights.settings import SETTINGS
-from bundlekit.weights.shipped import RECORD, check_shipped, shipped_files
+from bundlekit.weights.shipped import RECORD, check_shipped, shipped_files, shipped_folders
 from tools.bundles import KIT, ROOT, folder_of, names
 
 _KIT = (".py", ".json", ".html", ".css", ".js", ".txt")  # of bundlekit: modules, templates and viewer of reports
@@ -76,14 +76,14 @@ def _contents(bundle: str) -> dict[str, bytes]:
     found = [folder / "LICENSE"]
     for part, endings in _PARTS.items():
         found += [file for file in (folder / part).iterdir() if file.suffix in endings]
-    models = folder / "models"
-    if (models / RECORD).is_file():  # else what lies there is of a run on this machine
+    shipped = shipped_folders(folder / "models")  # what else lies there is of a run on this machine
+    for models in shipped:
         for weights in shipped_files(models):
             check_shipped(weights)
             found.append(weights)
         found += [models / SETTINGS, models / RECORD]
         found += [file for file in [models / TRAINED_ON] if file.is_file()]
-    else:
+    if not shipped:
         print(f"{bundle}: ships no weights")
     found += (folder / bundle).rglob("*.py")
     placed = {file.resolve(): file.relative_to(folder).as_posix() for file in found}

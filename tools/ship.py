@@ -19,7 +19,7 @@ from tools.bundles import ROOT, folder_of, parse, plain_errors
 _LARGEST = 50 * 2**20  # bytes
 
 
-def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
+def ship(bundle: str, checkpoint: str, half: bool = True, folder: str = "") -> str:
     """Copy trained weights to a bundle's `models/model.pt`, with their settings and their SHA-256.
 
     Writes `model.pt` (a plain state dict, loadable with `weights_only=True`), the second network beside it where its
@@ -34,13 +34,17 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
         bundle: name of a bundle.
         checkpoint: `model.pt` of a training, with its `settings.json` beside it.
         half: store floating-point weights in half precision; they are computed with in single precision.
+        folder: name of a folder in `models/` for weights beside the bundle's own, such as those of another of its
+            networks.
 
     Raises:
-        ValueError: if there is no such file, no settings beside it, a weight that half precision cannot hold, or more
-            than 50 MB.
+        ValueError: if there is no such file, no settings beside it, a weight that half precision cannot hold, more
+            than 50 MB, or a folder that is no plain name.
         BundleError: if the file is damaged, or holds the weights of another network than the bundle's.
     """
     folder_of(bundle)  # refuses an unknown name
+    if folder and not folder.isidentifier():
+        raise ValueError(f"--folder {folder}: expected the name of a folder in models/, such as unet.")
     source = Path(checkpoint)
     for file in (source, source.parent / SETTINGS):
         if not file.is_file():
@@ -50,12 +54,12 @@ def ship(bundle: str, checkpoint: str, half: bool = True) -> str:
         parser = parse(bundle, "inference.yaml", checkpoint=str(source))
         network = parser.get_parsed_content("network_def")
     load_network(network, state, str(source))  # refuses those of another bundle
+    models = ROOT / bundle / "models" / folder
     weights = {"model.pt": _content(source, state, half)}
     for second in [source.with_name(name) for name in companions(source)]:
         state = read_weights(str(second))
         load_network(parser.get_parsed_content("lowres_network"), state, str(second))
         weights[second.name] = _content(second, state, half)
-    models = ROOT / bundle / "models"
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in weights.items()}
     files = {
         **weights,

@@ -81,6 +81,18 @@ def test_the_smallest_lesion_is_chosen_and_recorded(run: Run, metastases: Path, 
     assert built(NAME, "minimum_lesion_cases", *files, **where, minimum_lesion_ml=7.0) == []
 
 
+def test_the_unet_begins_with_the_second_network(tmp_path: Path) -> None:
+    """All but its last layer, whose classes are others."""
+    parser = parse(NAME, "train.yaml", "warm_start.yaml", network="unet", ckpt_dir=str(tmp_path))
+    (parser["begin"],) = [step for step in parser.get("initialize") if "load_matching" in step]
+    parser.get_parsed_content("begin")
+    network = parser.get_parsed_content("network_def")
+    given = torch.load(parser.get_parsed_content("warm_start"), weights_only=True)
+    other = [key for key, value in network.state_dict().items() if key not in given or given[key].shape != value.shape]
+    assert other == [key for key in given if key.startswith("model.2.")]
+    assert all(torch.equal(network.state_dict()[key], given[key].float()) for key in given if key not in other)
+
+
 def test_cleaning_recorded_by_earlier_versions_is_handed_on(trained, tmp_path: Path) -> None:
     """They wrote it among the settings of the network."""
     cleaning = {"minimum_core_ml": 0.01, "fill_core": True, "minimum_enhancing_ml": 2.0}

@@ -21,7 +21,7 @@ from bundlekit.training.saving import RecordRun, require_new_run
 from bundlekit.weights.aside import keep_aside
 from bundlekit.weights.loading import LoadWeights
 from bundlekit.weights.settings import record_setting
-from bundlekit.weights.shipped import check_shipped, shipped_files, training_folder
+from bundlekit.weights.shipped import check_shipped, shipped_files, shipped_folders, training_folder
 from tests.conftest import ROOT
 
 
@@ -69,6 +69,16 @@ def test_shipped_weights_load_and_are_checked(bundles: Path, trained: Path, half
         shipped.write_bytes(spoilt)
         with pytest.raises(BundleError, match=r"the file that came with the bundle.*\n.*copy it again"):
             LoadWeights(str(shipped), other)(Engine(lambda *_: None))
+
+
+def test_another_network_lies_beside_the_bundles_own(bundles: Path, trained: Path) -> None:
+    models = Path(tools.ship.ship("brats_resunet", str(trained))).parent
+    other = Path(tools.ship.ship("brats_resunet", str(trained), folder="wide"))
+    assert other == models / "wide" / "model.pt"
+    assert shipped_folders(models) == [models, other.parent]
+    check_shipped(other)
+    with pytest.raises(ValueError, match="expected the name of a folder in models/"):
+        tools.ship.ship("brats_resunet", str(trained), folder="../wide")
 
 
 def test_a_second_network_goes_along(bundles: Path, trained: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bundlekit.version import __version__
-from bundlekit.weights.shipped import shipped_files
+from bundlekit.weights.shipped import shipped_files, shipped_folders
 from tools.pack import requirements_of
 
 if TYPE_CHECKING:
@@ -44,8 +44,10 @@ def sbom(folder: Path, metadata: dict[str, Any], zipped: bytes, when: int) -> st
         description=metadata["description"], copyright=metadata["copyright"],
     )  # fmt: skip
     parts = [_component("bundlekit", __version__, _LICENCE)]
-    for weights in shipped_files(folder / "models"):
-        called = f"{name} weights" if weights.name == "model.pt" else f"{name} {weights.stem} weights"
+    models = folder / "models"
+    for weights in [file for there in shipped_folders(models) for file in shipped_files(there)]:
+        own = weights if weights.name != "model.pt" else weights.parent  # models/unet/model.pt: unet
+        called = f"{name} weights" if own == models else f"{name} {own.stem} weights"
         kind = ComponentType.MACHINE_LEARNING_MODEL
         parts.append(_component(called, version, _LICENCE, type=kind, hashes=sha256(weights.read_bytes())))
     licence = folder / _VIEWER / "LICENSE.txt"

@@ -22,6 +22,11 @@ def shipped_hash(checkpoint: str | Path) -> str | None:
     return shipped_hashes(Path(checkpoint).parent).get(Path(checkpoint).name)
 
 
+def shipped_folders(models: str | Path) -> list[Path]:
+    """A bundle's `models/`, if weights came with it, and the folders in it with weights of its other networks."""
+    return sorted(record.parent for record in Path(models).glob(f"**/{RECORD}"))
+
+
 def shipped_files(models: str | Path) -> list[Path]:
     """The weight files that came with a bundle, as the record in its `models/` names them; none without a record.
 
