@@ -26,6 +26,7 @@ class Row:
     shipped: dict[str, Any] = field(default_factory=dict)
     golden: dict[str, float] = field(default_factory=dict)
     golden_within: float = 0.01
+    others: dict[str, dict[str, float]] = field(default_factory=dict)  # golden, of networks in folders of models/
     golden_settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -96,6 +97,10 @@ BUNDLES = {
         },
         golden={"dice_WT": 0.927, "dice_TC": 0.721, "dice_ET": 0.685},
         golden_within=0.02,
+        others={
+            "unet": {"dice_WT": 0.919, "dice_TC": 0.717, "dice_ET": 0.662},
+            "resunet": {"dice_WT": 0.887, "dice_TC": 0.579, "dice_ET": 0.636},
+        },
     ),
     "brats_unet_h5": Row(
         data="h5_cohort",
