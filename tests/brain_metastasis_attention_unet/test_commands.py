@@ -15,7 +15,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose
 
 from tests.bundles import BUNDLES, options
-from tests.conftest import Run, built, bundle_run, config, losses, printed, refusal, training
+from tests.conftest import ROOT, Run, built, bundle_run, config, losses, printed, refusal, training
 from tools.bundles import parse
 
 NAME = "brain_metastasis_attention_unet"
@@ -83,7 +83,9 @@ def test_the_smallest_lesion_is_chosen_and_recorded(run: Run, metastases: Path, 
 
 def test_the_unet_begins_with_the_second_network(tmp_path: Path) -> None:
     """All but its last layer, whose classes are others."""
-    parser = parse(NAME, "train.yaml", "warm_start.yaml", network="unet", ckpt_dir=str(tmp_path))
+    second = str(ROOT / "bundles" / NAME / "models" / "lowres.pt")
+    files = ("train.yaml", "warm_start.yaml")
+    parser = parse(NAME, *files, network="unet", warm_start=second, ckpt_dir=str(tmp_path))
     (parser["begin"],) = [step for step in parser.get("initialize") if "load_matching" in step]
     parser.get_parsed_content("begin")
     network = parser.get_parsed_content("network_def")

@@ -621,6 +621,15 @@ def test_enhancing_tumour_by_the_newest_of_the_names(parts: list[str], values: l
     assert case["label_values"] == values
 
 
+def test_a_label_of_another_name_is_told(tmp_path: Path) -> None:
+    folder = write_case(tmp_path / "a")
+    (folder / "a_seg.nii.gz").rename(folder / "a_mask.nii.gz")
+    with pytest.raises(BundleError, match=r"rename the file if it is one of a_mask\.nii\.gz"):
+        find_cases(tmp_path)
+    with pytest.raises(BundleError):
+        find_cases(folder / "a_mask.nii.gz", labelled=False)
+
+
 def test_filling_tells_what_lies_beside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = write_case(tmp_path / "a", values=None)
     (folder / "a_t1.nii.gz").rename(folder / "a_T1w.nii.gz")

@@ -153,7 +153,8 @@ def _from_folder(root: Path, labelled: bool, fill_missing: bool) -> tuple[list[C
                 other.append(folder / name)
             elif only in (None, named[0]):
                 named_files.setdefault(named[0], {}).setdefault(named[1], []).append(folder / name)
-    if (named_files and labelled) or any(set(roles) != {"label"} for roles in named_files.values()):
+    lone = not labelled and only is None and all(set(roles) == {"label"} for roles in named_files.values())
+    if named_files and not lone:
         _tell_unknown(named_files, other)
         return _named_cases(named_files, other, labelled, fill_missing)
     return _volume_cases([file for file in other if may_be_4d(file)], labelled)
@@ -168,9 +169,9 @@ def _tell_unknown(files: dict[str, dict[str, list[Path]]], other: Sequence[Path]
         _log.warning(text, len(left), left[0], EXPECTED)
 
 
-def _beside(file: Path, other: Sequence[Path]) -> list[str]:
-    """Names of some of the scans in a file's folder that are not known by their names."""
-    return [one.name for one in other if one.parent == file.parent and not _RESULT.search(one.name)][:6]
+def _beside(file: Path, other: Sequence[Path], but: re.Pattern[str] | None) -> list[str]:
+    """Some of the files in a file's folder whose names say nothing, but for those that match a pattern."""
+    return [one.name for one in other if one.parent == file.parent and not (but and but.search(one.name))][:6]
 
 
 def _named_cases(
@@ -187,7 +188,7 @@ def _named_cases(
         absent = [role for role in missing if role != "label"]
         if fill_missing and len(absent) <= MOST_MISSING:
             missing = [role for role in missing if role == "label"]
-            if absent and (beside := _beside(any_file, other)):
+            if absent and (beside := _beside(any_file, other, _RESULT)):
                 text = "%s: case %s is taken without %s, though these lie beside it, whose names say nothing: %s"
                 _log.warning(text, any_file.parent, name, " and ".join(absent), ", ".join(beside))
         if set(roles) == {"label"} and not labelled:
@@ -205,7 +206,7 @@ def _named_cases(
             continue
         doubled = [role for role, found in roles.items() if len(found) > 1]
         if missing:
-            beside = _beside(any_file, other)
+            beside = _beside(any_file, other, _RESULT if "label" not in missing else None)
             rename = f"rename the file if it is one of {', '.join(beside)}; " if beside else ""
             findings.append(
                 Finding(

@@ -45,21 +45,22 @@ _NEXT = (
 )
 _BEFORE = re.compile(
     rf"(\b(pre(?![- ]?op)|nati[vf]e?|before|prior to|avant|vor|antes( de)?|prima di)\b[- ]*({_MEDIUM}\b)?)|"
-    r"\bw ?o( \w+)? ?(&|and|\+) ?w(ith)?\b|"  # of a study, with and without: the text tells both
+    # of a study, with and without: the text tells both
+    r"\b(w ?o( \w+)? ?(&|and|\+) ?w(ith)?|w(ith)? ?(&|and|\+)? ?(w ?o|without))\b|"
     rf"\b(without|w ?o|sans|ohne|sin|sem|senza|uden|utan|zonder|bez|ilman)([- ]*(({_NEXT})\b|$)|"
-    rf"(?![- ]*(fs|fat|mt|rt)\b)([- ]+(?!post|after|with)\w+){{1,3}}?[- ]+{_MEDIUM}\b)|"
+    rf"([- ]+(i ?v|i\. ?v\.?|any|the|medio|mezzo|produit|moyen|de|du|di|del)){{1,3}}[- ]+{_MEDIUM}\b)|"
     rf"\b(non|no|voor|przed|prae?|fore?(?= *k))[- ]*{_MEDIUM}\b|"
     rf"(?<!\bi)(?<!\bi[. ])(?<!\bi\. )\bv\.? ?km\b|\bpre{_MEDIUM}\b|\bkontrastsiz"
 )
 _POST = rf"\bpost[- ]*(({_NEXT}|fs|fat ?sat)\b|$)"
 _AFTER = re.compile(
     rf"\+ ?{_MEDIUM}\b|\bc ?\+|{_POST}|\b(gd|km|ce|t1ce|t1c)\b|"
-    r"\bgad|kontrast|contrast|\b(after|apres|nach|despues|dopo)\b|\binj|"
+    r"\bgad|kontrast|contrast|\bmdc\b|\b(after|apres|nach|despues|dopo)\b|\binj|"
     "dotarem|prohance|magnevist|clariscan|multihance|omniscan|eovist|primovist|elucirem"
 )
 _NO_AGENT = re.compile(
     r"(no|non|none|not|nil|without|w/?o|kein\w*|nein|sans|ohne|sin|null|unknown|n|n\.?[/ ]?a\.?|-+)(?!\w).*|"
-    r"(pre|before|plain|unenhanced|nati[vf]e?)([- ]*([ck]ontrast\w*|gd|gad\w*|km|scan|only))?|"
+    r"(pre|before|plain|unenhanced|nati[vf]e?)([- ]*([ck]ontrast\w*|gd|gad\w*|km|t1|mri?|scan|only))*|"
     r"0([ .]*0*) ?(ml|cc|mmol.*|unit.*)?"
 )
 # letters that have no form without an accent

@@ -111,7 +111,8 @@ def load_matching(network: nn.Module, path: str | None) -> None:
         raise BundleError(
             Finding(path, found, "one with layers of this network's names and shapes", "give another file, or none")
         )
-    _log.info("%s: %d tensors are taken over, %d begin anew", path, len(copied), len(left))
+    level = logging.INFO if len(copied) > len(left) else logging.WARNING  # the network may be meant to be another
+    _log.log(level, "%s: %d tensors are taken over, %d begin anew", path, len(copied), len(left))
 
 
 def load_network(network: nn.Module, state: Mapping[str, torch.Tensor], path: str) -> None:

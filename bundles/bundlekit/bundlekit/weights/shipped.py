@@ -24,7 +24,8 @@ def shipped_hash(checkpoint: str | Path) -> str | None:
 
 def shipped_folders(models: str | Path) -> list[Path]:
     """A bundle's `models/`, if weights came with it, and the folders in it with weights of its other networks."""
-    return sorted(record.parent for record in Path(models).glob(f"**/{RECORD}"))
+    records = [*Path(models).glob(RECORD), *Path(models).glob(f"*/{RECORD}")]  # those put aside lie one level deeper
+    return sorted(record.parent for record in records)
 
 
 def shipped_files(models: str | Path) -> list[Path]:

@@ -126,7 +126,27 @@ def test_what_disagrees_is_doubted(parameters: Parameters, doubt: str) -> None:
             )
         ),
         *(("", f"T1 {words}", True) for words in ("i.v. KM", "nach i.v. KM", "iv KM", "without FS post contrast")),
-        *(("", f"T1 {words}", None) for words in ("W/O & W CONTRAST", "WO AND W GD")),  # what a study is called
+        *(
+            ("", f"T1 {words}", None)  # what a study is called
+            for words in (
+                "W/O & W CONTRAST",
+                "WO AND W GD",
+                "WITH AND WITHOUT CONTRAST",
+                "W/WO CONTRAST",
+                "W & W/O GAD",
+            )
+        ),
+        *(
+            ("", f"T1 {words}", True)
+            for words in (
+                "ohne Fettsättigung nach KM",
+                "sans sat graisse avec gado",
+                "sans fatsat apres gado",
+                "senza saturazione del grasso con mdc",
+                "W/O FATSAT C+",
+            )
+        ),
+        *((agent, "T1", False) for agent in ("PRE CONTRAST SCAN", "PRE T1", "plain MRI", "native T1")),
         *((agent, "T1", True) for agent in ("NATIV + KM", "before and after Gadovist", "Pre-filled Gadavist")),
         ("PRE AND POST", "T1", True),
         ("", "T1 FS +C W/O FS", True),
