@@ -88,7 +88,7 @@ BUNDLES = {
         narrow={"channels": [2, 4, 8]},
         networks=({"network": "attention_unet"}, {"network": "unet"}, {"network": "resunet"}),
         like_one={"loss": 2e-3, "kernels": 2e-3},  # biases before a norm have no gradient but rounding
-        train_overlays=("pretrain_virtual", "finetune+resume"),
+        train_overlays=("pretrain_virtual", "warm_start", "finetune+resume"),
         inference_overlays=("evaluate+choose_minimum_lesion",),
         shipped={
             **{"network": "attention_unet", "channels": WIDTHS, "patch_size": [96, 96, 96], "modality_dropout": 0.3},

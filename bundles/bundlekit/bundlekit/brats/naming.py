@@ -52,8 +52,10 @@ _T1CE |= {"t1-post": "T1ce"}
 _OTHERS = {"t1pre": "T1", "t1_pre": "T1", "t1-pre": "T1", "t2_flair": "FLAIR", "t2-flair": "FLAIR", "t2flair": "FLAIR"}
 _OF_2023 = {"t1n": "T1", "t1c": "T1ce", "t2w": "T2", "t2f": "FLAIR"}
 
-SCHEMES = (
-    NamingScheme("2018-2021", "_", {"t1": "T1", **_T1CE, "t2": "T2", "flair": "FLAIR", "seg": "label"} | _OTHERS, 4),
+SCHEMES = (  # "_T2w" is BIDS's, too, so that it says nothing about the year
+    NamingScheme(
+        "2018-2021", "_", {"t1": "T1", **_T1CE, "t2": "T2", "t2w": "T2", "flair": "FLAIR", "seg": "label"} | _OTHERS, 4
+    ),
     NamingScheme("2023+", "-", {**_OF_2023, **_T1CE, "seg": "label"} | _OTHERS, 3),
     NamingScheme("2023+", "_", {**_OF_2023, "seg": "label"}, 3),
 )
