@@ -77,6 +77,9 @@ def test_another_network_lies_beside_the_bundles_own(bundles: Path, trained: Pat
     assert other == models / "wide" / "model.pt"
     assert shipped_folders(models) == [models, other.parent]
     check_shipped(other)
+    kept = keep_aside(models, ("model.pt", "settings.json", "SHA256SUMS"))
+    assert (kept / "SHA256SUMS").is_file()
+    assert shipped_folders(models) == [models, other.parent], "what is put aside is of this machine"
     with pytest.raises(ValueError, match="expected the name of a folder in models/"):
         tools.ship.ship("brats_resunet", str(trained), folder="../wide")
 

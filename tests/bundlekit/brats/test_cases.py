@@ -587,12 +587,15 @@ def test_files_of_unknown_names_beside_cases_are_told(tmp_path: Path, caplog: py
     assert "in folders without a known case are not taken" in caplog.text
 
 
-def test_a_lone_label_ends_no_inference(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_case(tmp_path / "a")
-    write_case(tmp_path / "b")
-    for file in (tmp_path / "b").iterdir():
+def lone_label(folder: Path) -> None:
+    for file in write_case(folder).iterdir():
         if "seg" not in file.name:
             file.unlink()
+
+
+def test_a_lone_label_ends_no_inference(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_case(tmp_path / "a")
+    lone_label(tmp_path / "b")
     assert names(find_cases(tmp_path, labelled=False)) == ["a"]
     assert "a segmentation without a scan, which is left aside" in caplog.text
     with pytest.raises(BundleError, match="a segmentation without a scan"):
@@ -601,10 +604,7 @@ def test_a_lone_label_ends_no_inference(tmp_path: Path, caplog: pytest.LogCaptur
 
 def test_a_lone_label_hides_no_4d_scans(tmp_path: Path) -> None:
     write_decathlon(tmp_path / "data")
-    write_case(tmp_path / "results")
-    for file in (tmp_path / "results").iterdir():
-        if "seg" not in file.name:
-            file.unlink()
+    lone_label(tmp_path / "results")
     assert names(find_cases(tmp_path, labelled=False)) == ["BRATS_001"]
 
 
